@@ -1,0 +1,22 @@
+"""Everything that knows a Hugging Face model."""
+
+from captum_mllm.models.families import Family, register_family
+from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.layout import Layout, Piece
+from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.processors import image_only, load_processor
+from captum_mllm.models.query import Query
+from captum_mllm.models.states import States
+
+__all__ = [
+    "MLLM",
+    "Family",
+    "ImageTextInput",
+    "Layout",
+    "Piece",
+    "Query",
+    "States",
+    "image_only",
+    "load_processor",
+    "register_family",
+]

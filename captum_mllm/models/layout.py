@@ -1,0 +1,154 @@
+"""Where each image token lies in the picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+Box = tuple[float, float, float, float]
+Size = tuple[int, int]
+
+
+def size_of(pictures: Tensor) -> Size:
+    """Height and width of pictures (..., H, W)."""
+    height, width = pictures.shape[-2:]
+    return height, width
+
+
+@dataclass(frozen=True)
+class Piece:
+    r"""A grid of image tokens, in raster order, that covers one box of the picture.
+
+    Args:
+        rows (int): rows of tokens.
+        columns (int): columns of tokens.
+        box (tuple[float, float, float, float]): left, top, right and bottom edge of the part that
+            the grid shows, in pixels of the original picture. It may reach beyond the picture
+            where the model sees padding.
+    """
+
+    rows: int
+    columns: int
+    box: Box
+
+    @property
+    def n_tokens(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def density(self) -> float:
+        """Tokens per pixel of the picture."""
+        left, top, right, bottom = self.box
+        return self.n_tokens / ((right - left) * (bottom - top))
+
+
+@dataclass(frozen=True)
+class Layout:
+    r"""The pieces of one picture, in the order of its image tokens.
+
+    A fixed square encoder has one piece, an encoder that cuts the picture into tiles has one for
+    each tile and one for the thumbnail. Pieces may overlap, and need not cover the picture.
+
+    Args:
+        size (tuple[int, int]): height and width of the picture in pixels.
+        pieces (tuple[Piece, ...]): the pieces.
+
+    Examples::
+        >>> import torch
+        >>> layout = Layout((2, 4), (Piece(1, 2, (0, 0, 4, 2)),))
+        >>> layout.paint(torch.tensor([1.0, 2.0]))
+        tensor([[1., 2.]])
+        >>> layout.paint(torch.tensor([1.0, 2.0]), size=(1, 4))
+        tensor([[1.0000, 1.2500, 1.7500, 2.0000]])
+    """
+
+    size: Size
+    pieces: tuple[Piece, ...]
+
+    @cached_property
+    def n_tokens(self) -> int:
+        return sum(piece.n_tokens for piece in self.pieces)
+
+    @cached_property
+    def grid(self) -> Size:
+        """Rows and columns of a map of the whole picture as fine as its finest piece.
+
+        Where the tokens of that piece do not fall on the cells of such a map it is twice as fine,
+        so that little is lost between them.
+        """
+        height, width = self.size
+        finest = max(self.pieces, key=lambda piece: piece.density)
+        left, top, right, bottom = finest.box
+        rows = _cells(finest.rows, top, bottom, height)
+        columns = _cells(finest.columns, left, right, width)
+        return rows, columns
+
+    def paint(self, values: Tensor, size: Size | None = None) -> Tensor:
+        r"""Lay a value for each token out as a map of the whole picture.
+
+        Each piece is enlarged into its box by bilinear interpolation. Where pieces overlap their
+        mean counts, each weighed by its tokens per area, so that a thumbnail does not blur what
+        its tiles tell apart; where none reaches the map is zero. A single piece that covers the
+        picture is reproduced as it is when ``size`` is its own.
+
+        Args:
+            values (Tensor): one value for each image token, shape (..., n_tokens).
+            size (tuple[int, int], optional): rows and columns of the map.
+                Default: ``grid``, as fine as the finest piece.
+
+        Returns:
+            Tensor: maps of shape (..., *size), of the dtype and on the device of ``values``.
+
+        Raises:
+            ValueError: if the last dimension of ``values`` is not ``n_tokens``.
+        """
+        if values.shape[-1] != self.n_tokens:
+            raise ValueError(
+                f"got {values.shape[-1]} values, expected {self.n_tokens}, one for each image token"
+            )
+        rows, columns = size or self.grid
+        dtype = torch.promote_types(values.dtype, torch.float32)
+        painted = values.new_zeros((*values.shape[:-1], rows, columns), dtype=dtype)
+        cover = values.new_zeros((rows, columns), dtype=dtype)
+        parts = values.to(dtype).split([piece.n_tokens for piece in self.pieces], dim=-1)
+        for piece, part in zip(self.pieces, parts):
+            left, top, right, bottom = piece.box
+            down = _interpolation(rows, piece.rows, top, bottom, self.size[0]).to(painted)
+            across = _interpolation(columns, piece.columns, left, right, self.size[1]).to(painted)
+            grid = part.unflatten(-1, (piece.rows, piece.columns))
+            weight = piece.density / self.pieces[0].density
+            painted = painted + weight * (down @ grid @ across.mT)
+            cover = cover + weight * (down.sum(1)[:, None] * across.sum(1))
+        return (painted / torch.where(cover > 0, cover, 1.0)).to(values.dtype)
+
+
+def _cells(tokens: int, start: float, end: float, length: int) -> int:
+    """Cells of a map along a side, one for each token if that puts tokens on cells."""
+    pitch = (end - start) / tokens
+    cells = length / pitch
+    aligned = all(abs(place - round(place)) < 1e-6 for place in (cells, start / pitch))
+    return round(cells) if aligned else max(round(2 * cells), 1)
+
+
+@lru_cache(maxsize=512)
+def _interpolation(cells: int, tokens: int, start: float, end: float, length: int) -> Tensor:
+    """Weights (cells, tokens) that sample a row of tokens, laid from start to end, at each cell.
+
+    A row is all zero where the centre of its cell lies outside of the piece, and sums to one
+    elsewhere.
+    """
+    centres = (torch.arange(cells, dtype=torch.float64) + 0.5) * length / cells
+    # Rounding keeps a grid sampled at its own centres exact.
+    position = ((centres - start) * tokens / (end - start) - 0.5).mul(2**20).round().div(2**20)
+    inside = (centres >= start) & (centres <= end)
+    position = position.clamp(0, tokens - 1)
+    lower = position.floor()
+    fraction = position - lower
+    weights = torch.zeros(cells, tokens, dtype=torch.float64)
+    index = torch.arange(cells)
+    weights[index, lower.long()] = 1 - fraction
+    weights[index, (lower.long() + 1).clamp(max=tokens - 1)] += fraction
+    return weights * inside[:, None]

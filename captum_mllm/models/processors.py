@@ -1,0 +1,87 @@
+"""Load a processor, also where torchvision, which only its video half needs, is not installed."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, TypeVar
+
+import transformers
+from transformers import AutoProcessor, ImageProcessingMixin, ProcessorMixin
+from transformers.utils import is_torchvision_available
+
+ProcessorClass = TypeVar("ProcessorClass", bound=type[ProcessorMixin])
+
+
+def image_only(processor_class: ProcessorClass) -> ProcessorClass:
+    r"""The same processor without its slot for a video processor.
+
+    Video processors need torchvision, so a processor that has a slot for one (Qwen-VL, InternVL,
+    LLaVA-OneVision, SmolVLM ...) cannot be built without it, not even for pictures. What the
+    returned class saves names the original class, so the folder loads anywhere.
+
+    Args:
+        processor_class (type): a subclass of :class:`transformers.ProcessorMixin`.
+
+    Returns:
+        type: a subclass of ``processor_class``, or itself where it has no video slot.
+    """
+    if "video_processor" not in processor_class.get_attributes():
+        return processor_class
+
+    def get_attributes(cls: type[ProcessorMixin]) -> list[str]:
+        return [name for name in processor_class.get_attributes() if name != "video_processor"]
+
+    members = {
+        "get_attributes": classmethod(get_attributes),
+        "__module__": processor_class.__module__,
+        "__doc__": processor_class.__doc__,
+    }
+    return type(processor_class.__name__, (processor_class,), members)  # type: ignore[return-value]
+
+
+def load_processor(name_or_folder: str | Path, **kwargs: Any) -> ProcessorMixin:
+    r"""``AutoProcessor.from_pretrained``, for pictures alone where torchvision is missing.
+
+    Args:
+        name_or_folder (str or Path): a name on the Hugging Face hub or a folder made by
+            ``save_pretrained``.
+        **kwargs (Any): passed on to ``from_pretrained``.
+
+    Returns:
+        ProcessorMixin: the processor of a multimodal model.
+
+    Raises:
+        ValueError: if what lies there is not a processor of pictures and text.
+    """
+    processor_class = None
+    if not is_torchvision_available():
+        processor_class = _processor_class(name_or_folder, kwargs)
+    if processor_class is not None:
+        processor = image_only(processor_class).from_pretrained(name_or_folder, **kwargs)
+    else:
+        processor = AutoProcessor.from_pretrained(name_or_folder, **kwargs)
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise ValueError(
+            f"{str(name_or_folder)!r} holds a {type(processor).__name__}, expected a processor of "
+            "pictures and text (an image processor and a tokenizer). Is it a multimodal model?"
+        )
+    return processor
+
+
+def _processor_class(
+    name_or_folder: str | Path, kwargs: dict[str, Any]
+) -> type[ProcessorMixin] | None:
+    """The processor class with a video slot that the folder names; None if it names none."""
+    readers = (ProcessorMixin.get_processor_dict, ImageProcessingMixin.get_image_processor_dict)
+    for read in readers:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                config, _ = read(str(name_or_folder), **kwargs)
+        except OSError:
+            continue
+        found = getattr(transformers, config.get("processor_class") or "", None)
+        if found is not None:
+            return found if "video_processor" in found.get_attributes() else None
+    return None

@@ -1,0 +1,70 @@
+"""The question and the answer under explanation: all of a pass but the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from captum_mllm.models.layout import Size
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    r"""A question, its teacher-forced answer, and what stays fixed while a picture changes.
+
+    It is not a tensor, so Captum passes it through ``additional_forward_args`` untouched. Made by
+    :meth:`captum_mllm.MLLM.prepare`.
+
+    Args:
+        prompt (str): the text of the chat template, with one placeholder for each picture.
+        answer_ids (tuple[int, ...]): the tokens of the answer.
+        spans (tuple[tuple[int, int], ...]): where the user's own texts lie in ``prompt``.
+        native (tuple[tuple[int, int], ...]): height and width of each picture as it was given;
+            a picture of another size is that picture at another scale.
+        pictures (tuple[Tensor or None, ...]): the pictures that stay fixed, (3, H, W) in [0, 1];
+            None for each picture that is an input of the explained function.
+        with_prompt (bool): whether the words of the prompt are explained before those of the
+            answer. Default: False, the answer alone.
+    """
+
+    prompt: str
+    answer_ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    native: tuple[Size, ...]
+    pictures: tuple[Tensor | None, ...]
+    with_prompt: bool = False
+
+    @property
+    def explained(self) -> tuple[int, ...]:
+        """Indices of the pictures that are inputs of the explained function."""
+        return tuple(index for index, fixed in enumerate(self.pictures) if fixed is None)
+
+    @property
+    def inputs_key(self) -> tuple[Any, ...]:
+        """Equal for queries that make the same pass through the model."""
+        return (self.prompt, self.answer_ids, self.native, tuple(map(id, self.pictures)))
+
+    def including_prompt(self) -> Query:
+        """The same query with the words of the prompt explained too."""
+        return replace(self, with_prompt=True)
+
+    def all_pictures(self, given: Sequence[Tensor]) -> list[Tensor]:
+        """The pictures in the order of the prompt, (B, 3, H, W) each, fixed ones repeated.
+
+        Raises:
+            ValueError: if the number of pictures is not that of the explained ones.
+        """
+        if len(given) != len(self.explained):
+            raise ValueError(
+                f"got {len(given)} picture tensor(s), expected {len(self.explained)}, one for each "
+                "picture that the query leaves open"
+            )
+        remaining = iter(given)
+        like = given[0]
+        return [
+            next(remaining) if fixed is None else fixed.to(like).expand(len(like), -1, -1, -1)
+            for fixed in self.pictures
+        ]

@@ -1,0 +1,89 @@
+"""What hidden states say of the vocabulary, without ever holding all of it for all of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+# Logits held at a time, 8 MiB in float32.
+CHUNK = 2**21
+
+
+class Predictions(NamedTuple):
+    r"""Next-token probabilities of R hidden states.
+
+    Args:
+        probability (Tensor): of the asked token, float32, shape (R,).
+        top_ids (Tensor): the most probable tokens, best first, shape (R, k).
+        top_probability (Tensor): their probabilities, float32, shape (R, k).
+    """
+
+    probability: Tensor
+    top_ids: Tensor
+    top_probability: Tensor
+
+
+class Vocabulary:
+    r"""The output embedding of a language model, asked for a few of its rows or in chunks.
+
+    Args:
+        head (nn.Module): the output embedding, with a ``weight`` of shape (V, d).
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        self.head: Any = head
+
+    @property
+    def size(self) -> int:
+        return int(self.head.weight.shape[0])
+
+    @torch.no_grad()
+    def scores(self, states: Tensor, ids: Tensor) -> Tensor:
+        r"""Logits of a few tokens.
+
+        Args:
+            states (Tensor): hidden states after the final norm, shape (..., d).
+            ids (Tensor): vocabulary indices, repeated ones are computed once, shape (n,).
+
+        Returns:
+            Tensor: float32, shape (..., n).
+        """
+        distinct, inverse = ids.to(self.head.weight.device).unique(return_inverse=True)
+        rows = self.head.weight[distinct].to(states.device).float()
+        scores = states.float() @ rows.mT
+        if getattr(self.head, "bias", None) is not None:
+            scores = scores + self.head.bias[distinct].to(scores)
+        return scores[..., inverse.to(states.device)]
+
+    @torch.no_grad()
+    def rankings(self, states: Tensor, k: int) -> Tensor:
+        r"""The k most probable tokens of each state, best first, shape (R, k) for (R, d)."""
+        if not len(states):
+            return torch.empty(0, k, dtype=torch.long, device=states.device)
+        # Each chunk of logits is gone before the next is made.
+        return torch.cat([self._logits(chunk).topk(k).indices for chunk in self._chunks(states)])
+
+    @torch.no_grad()
+    def predictions(self, states: Tensor, ids: Tensor, k: int) -> Predictions:
+        r"""The probability of a token for each of (R, d) states, and the k most probable."""
+        found = [
+            self._predict(self._logits(chunk), wanted, min(k, self.size))
+            for chunk, wanted in zip(self._chunks(states), self._chunks(ids))
+        ]
+        return Predictions(*map(torch.cat, zip(*found)))
+
+    @staticmethod
+    def _predict(logits: Tensor, ids: Tensor, k: int) -> Predictions:
+        total = logits.logsumexp(-1, keepdim=True)
+        best = logits.topk(k)
+        probability = (logits.gather(-1, ids[:, None]) - total).exp()[:, 0]
+        return Predictions(probability, best.indices, (best.values - total).exp())
+
+    def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split(max(CHUNK // self.size, 1))
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """All logits of a few states, in float32."""
+        return self.head(states.to(self.head.weight)).float().to(states.device)

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import transformers
+from transformers.utils import is_torchvision_available
+
+from captum_mllm.models import image_only, load_processor
+from tests.models.tiny_models import FAMILIES, save, tokenizer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_processor_loads_with_what_it_had(family: str, tmp_path: Path) -> None:
+    save(family, tmp_path)
+    processor = load_processor(tmp_path)
+    assert processor.chat_template
+    assert processor.image_token
+    assert (tmp_path / "processor_config.json").read_text().count("ImageOnly") == 0
+
+
+def test_a_processor_without_a_video_slot_stays_as_it_is() -> None:
+    assert image_only(transformers.LlavaProcessor) is transformers.LlavaProcessor
+
+
+def test_the_video_slot_goes_and_the_name_stays() -> None:
+    reduced = image_only(transformers.Qwen2VLProcessor)
+    assert reduced.get_attributes() == ["image_processor", "tokenizer"]
+    assert reduced.__name__ == "Qwen2VLProcessor"
+    assert "video_processor" in transformers.Qwen2VLProcessor.get_attributes()
+
+
+def test_a_tokenizer_alone_is_refused(tmp_path: Path) -> None:
+    tokenizer().save_pretrained(tmp_path)
+    transformers.LlamaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="expected a processor of pictures and text"):
+        load_processor(tmp_path)
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision builds the video half")
+def test_without_torchvision_the_whole_processor_cannot_be_built(tmp_path: Path) -> None:
+    save("qwen2_vl", tmp_path)
+    with pytest.raises((ImportError, OSError, ValueError)):
+        transformers.AutoProcessor.from_pretrained(tmp_path)
