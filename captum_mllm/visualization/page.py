@@ -1,0 +1,193 @@
+"""One self-contained HTML page that shows an explanation, with nothing to load from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from string import Template
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from captum_mllm.visualization.colormap import diverging_colors, sequential_colors
+from captum_mllm.visualization.page_data import ScaleView, page_data
+
+__all__ = ["ScaleView", "embed_page", "render_page"]
+
+_LONGEST_SIDE = 1600
+_UNSEEN = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def render_page(
+    *,
+    picture: Image.Image,
+    prompt_tokens: Sequence[str],
+    answer_tokens: Sequence[str],
+    words: Sequence[Sequence[int]],
+    image_attr: np.ndarray,
+    token_attr: np.ndarray | None = None,
+    output_probs: np.ndarray | None = None,
+    top_predictions: Sequence[Sequence[tuple[str, float]]] | None = None,
+    scales: Sequence[ScaleView] = (),
+    method: str = "",
+    model: str = "",
+    title: str = "captum_mllm",
+) -> str:
+    r"""
+    Render an explanation of an answer about a picture as one HTML document.
+
+    The page shows the picture under the map of the word that the reader points at, and shades every
+    earlier word by its weight. It loads nothing, and its content security policy lets nothing run
+    but its own script. Token text is shown as text, whatever it holds. What is None or empty is
+    left out of the page.
+
+    A word of several tokens shows the mean of their maps and of their weights, the product of their
+    probabilities, and the predictions of its first token. The weight of an earlier word is the sum
+    over its tokens. The page can be switched from words to tokens.
+
+    Args:
+        picture (PIL.Image.Image): The picture that was explained. Shown with a longest side of at
+            most 1600 pixels, without its metadata.
+        prompt_tokens (Sequence[str]): The P tokens of the prompt; may be empty.
+        answer_tokens (Sequence[str]): The T tokens of the answer, at least one.
+        words (Sequence[Sequence[int]]): Indices of the answer tokens that make each word. Taken
+            together they are 0, 1, ..., T - 1.
+        image_attr (np.ndarray): A map of the picture for each answer token, of shape (T, h, w), of
+            any sign and size, laid over the whole picture. Zero is drawn as nothing. The page keeps
+            8 bits of each value.
+        token_attr (np.ndarray or None): Weight of each prompt token, then of each answer token, of
+            shape (T, P + T). Row t is 0 from column P + t on. Default: None
+        output_probs (np.ndarray or None): Probability of each answer token, of shape (T,), in
+            [0, 1]. Default: None
+        top_predictions (Sequence[Sequence[tuple[str, float]]] or None): For each answer token, the
+            tokens that the model found most probable and their probabilities, best first; the page
+            shows up to 8. Default: None
+        scales (Sequence[ScaleView]): Maps and probabilities at single scales. Default: ()
+        method (str): The attribution method, for the reader. Default: ""
+        model (str): The model's name, for the reader. Default: ""
+        title (str): Title of the page. Default: "captum_mllm"
+
+    Returns:
+        str: An HTML document. It can be encoded as UTF-8 whatever the tokens hold.
+
+    Raises:
+        TypeError: If tokens are not strings, ``picture`` is not a PIL image or an array is not of
+            real numbers.
+        ValueError: If shapes, indices or ranges are not as described, or a value is not finite.
+
+    Examples::
+
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> page = render_page(
+        ...     picture=Image.new("RGB", (32, 24), "teal"),
+        ...     prompt_tokens=["Describe", " it", "."],
+        ...     answer_tokens=[" A", " te", "al", " wall"],
+        ...     words=[[0], [1, 2], [3]],
+        ...     image_attr=np.linspace(0, 1, 4 * 3 * 4).reshape(4, 3, 4),
+        ... )
+        >>> page.startswith("<!doctype html>"), "://" in page
+        (True, False)
+    """
+    if not isinstance(picture, Image.Image):
+        raise TypeError(f"picture is a {type(picture).__name__}; give a PIL.Image.Image.")
+    if 0 in picture.size:
+        raise ValueError(f"picture has size {picture.size}; give one with at least one pixel.")
+    data = page_data(
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        words=words,
+        image_attr=image_attr,
+        token_attr=token_attr,
+        output_probs=output_probs,
+        top_predictions=top_predictions,
+        scales=scales,
+    )
+    colors = diverging_colors() if data["signed"] else sequential_colors()
+    data["colors"] = _base64(colors.tobytes())
+    data["ratio"] = picture.width / picture.height
+    data["method"], data["model"] = method, model
+    style = _asset("page.css")
+    script = "\n".join(_asset(name) for name in ("page_heatmap.js", "page_tokens.js", "page.js"))
+    return Template(_asset("page.html")).substitute(
+        title=escape(_UNSEEN.sub("\ufffd", title)),
+        policy=(
+            f"default-src 'none'; img-src data:; style-src '{_source_hash(style)}'; "
+            f"script-src '{_source_hash(script)}'; base-uri 'none'; form-action 'none'"
+        ),
+        style=style,
+        script=script,
+        picture=_data_uri(picture),
+        data=_json(data),
+    )
+
+
+def embed_page(html: str, height: int = 720) -> str:
+    r"""
+    Wrap a page in a frame that isolates it, for a notebook's ``_repr_html_``.
+
+    The frame may run the page's script and nothing more: it cannot reach the notebook around it.
+
+    Args:
+        html (str): A whole HTML document, as from :func:`render_page`.
+        height (int): Height of the frame in CSS pixels, at least 1. Default: 720
+
+    Returns:
+        str: An ``iframe`` element.
+
+    Raises:
+        ValueError: If ``height`` is less than 1.
+
+    Examples::
+
+        >>> embed_page("<p>A</p>", height=90).partition(" sandbox")[0]
+        '<iframe srcdoc="&lt;p&gt;A&lt;/p&gt;"'
+    """
+    if height < 1:
+        raise ValueError(
+            f"height is {height}; give the height of the frame in CSS pixels, at least 1."
+        )
+    return (
+        f'<iframe srcdoc="{escape(html)}" sandbox="allow-scripts" '
+        'title="Explanation of an answer about a picture" '
+        f'style="width: 100%; height: {height}px; border: 0"></iframe>'
+    )
+
+
+def _data_uri(picture: Image.Image) -> str:
+    """PNG where it is the smaller (drawings, screenshots), JPEG elsewhere (photographs)."""
+    pixels = Image.fromarray(np.asarray(picture.convert("RGB")))
+    pixels.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+    files = []
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 90, "subsampling": 0})):
+        buffer = io.BytesIO()
+        pixels.save(buffer, kind, **options)
+        files.append((len(buffer.getvalue()), kind, buffer.getvalue()))
+    _, kind, content = min(files)
+    return f"data:image/{kind};base64,{_base64(content)}"
+
+
+def _json(data: dict[str, Any]) -> str:
+    """JSON in ASCII that holds no character with a meaning in HTML."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _source_hash(source: str) -> str:
+    """The name by which a content security policy allows an inline style or script."""
+    return f"sha256-{_base64(hashlib.sha256(source.encode()).digest())}"
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _asset(name: str) -> str:
+    return resources.files("captum_mllm.visualization").joinpath(name).read_text(encoding="utf-8")
