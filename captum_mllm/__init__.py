@@ -1,0 +1,24 @@
+"""Captum for multimodal LLMs: what each word of an answer rests on."""
+
+from captum_mllm.attr import (
+    ARC,
+    MSEA,
+    TAM,
+    LogitLens,
+    MLLMAttribution,
+    MLLMAttributionResult,
+)
+from captum_mllm.models import MLLM, ImageTextInput
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ARC",
+    "MLLM",
+    "MSEA",
+    "TAM",
+    "ImageTextInput",
+    "LogitLens",
+    "MLLMAttribution",
+    "MLLMAttributionResult",
+]

@@ -1,0 +1,108 @@
+"""ARC, the activation ranking correlation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from captum.attr import Attribution
+from torch import Tensor
+
+from captum_mllm.attr.context_suppression import ContextSuppression, context_scores
+from captum_mllm.attr.rank_biased_overlap import rank_biased_overlap
+from captum_mllm.models.layout import size_of
+from captum_mllm.models.states import States
+
+TOP_K = 50
+
+
+class ARC(ContextSuppression):
+    r"""
+    Activation ranking correlation (Liang et al., arXiv 2509.22415).
+
+    How much an earlier word j has to do with word t is the rank-biased overlap of the top-k
+    next-token predictions from which each was drawn, :math:`\rho_{tj}` (their Eq. 7). With TAM's
+    :math:`r_{tj} = \mathrm{relu}(h_j^\top w_t)`, its interference weighs
+
+    .. math::
+        w_{tj} = r_{tj} (1 - \rho_{tj}) \quad\text{or}\quad w_{tj} = r_{tj}\, \rho_{tj}
+
+    The paper's abstract suppresses what is irrelevant and keeps what coheres (the first); the
+    second takes words that compete for the same place as the interference. Its text attribution is
+    :math:`\rho_{tj} r_{tj}`.
+
+    Args:
+        attribution_method (Attribution): the base, LogitLens or MSEA around it in the paper.
+        top_k (int, optional): length of the rankings. Default: None, 50 or the vocabulary's size
+            where that is smaller.
+        persistence (float): p of the rank-biased overlap, in (0, 1). Default: 0.9
+        suppress (str): which words count as interference, "irrelevant" or "relevant" ones.
+            Default: "irrelevant"
+        image_agreement (bool): also weigh each image token by the overlap of its own top-k
+            predictions with those of the word. It computes, in chunks, the logits of every image
+            token. Default: False
+        normalize (bool): map image and text scores to [0, 1] together. Default: True
+        filter_size (int, optional): side of the window of a rank Gaussian filter.
+            Default: None, no filter.
+
+    Raises:
+        TypeError: if the method is not an attribution on an MLLM.
+        ValueError: for a ``top_k`` that is not in 1 ... vocabulary size, a ``persistence`` outside
+            of (0, 1), or an unknown ``suppress``.
+
+    Examples::
+        >>> from PIL import Image
+        >>> from captum_mllm import ARC, MLLM, MSEA, ImageTextInput, LogitLens
+        >>> from captum_mllm.demo import demo_picture
+        >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
+        >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+        >>> image, query = mllm.prepare(inp, target="a red circle")
+        >>> arc = ARC(MSEA(LogitLens(mllm)), top_k=10)
+        >>> arc.attribute(image, additional_forward_args=(query,), scales=(1.0, 1.5)).shape
+        torch.Size([3, 1, 224, 224])
+    """
+
+    def __init__(
+        self,
+        attribution_method: Attribution,
+        top_k: int | None = None,
+        persistence: float = 0.9,
+        suppress: Literal["irrelevant", "relevant"] = "irrelevant",
+        image_agreement: bool = False,
+        normalize: bool = True,
+        filter_size: int | None = None,
+    ) -> None:
+        super().__init__(attribution_method, normalize, filter_size)
+        size = self.forward_func.vocabulary.size
+        if top_k is not None and not 1 <= top_k <= size:
+            raise ValueError(f"top_k={top_k}, expected 1 to the vocabulary's size, {size}")
+        if not 0 < persistence < 1:
+            raise ValueError(f"persistence={persistence}, expected a number in (0, 1)")
+        if suppress not in ("irrelevant", "relevant"):
+            raise ValueError(f"suppress={suppress!r}, expected 'irrelevant' or 'relevant'")
+        self.top_k = top_k or min(TOP_K, size)
+        self.persistence = persistence
+        self.suppress = suppress
+        self.image_agreement = image_agreement
+
+    def weights(self, states: States) -> Tensor:
+        correlation = self.correlation(states)
+        if self.suppress == "irrelevant":
+            correlation = 1 - correlation
+        return context_scores(self.forward_func, states) * correlation
+
+    def relevance(self, states: States) -> Tensor:
+        return context_scores(self.forward_func, states) * self.correlation(states)
+
+    def correlation(self, states: States) -> Tensor:
+        r"""The rank-biased overlap of each token's ranking with each token's, (N, N) in [0, 1]."""
+        rankings = self.forward_func.vocabulary.rankings(states.predicting[0], self.top_k)
+        return rank_biased_overlap(rankings, rankings, self.persistence).float()
+
+    def refine(self, maps: Tensor, states: States) -> Tensor:
+        if not self.image_agreement:
+            return maps
+        vocabulary = self.forward_func.vocabulary
+        words = vocabulary.rankings(states.predicting[0], self.top_k)
+        tokens = vocabulary.rankings(states.image[0][0], self.top_k)
+        agreement = rank_biased_overlap(words, tokens, self.persistence).to(maps)
+        return maps * states.layouts[0].paint(agreement, size_of(maps)).unsqueeze(1)

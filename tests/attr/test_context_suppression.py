@@ -1,0 +1,242 @@
+"""Context suppression against a slow twin, and on hand-wired models whose right maps are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from captum.attr import Saliency
+from torch import Tensor
+
+from captum_mllm.attr import ARC, MSEA, TAM, LogitLens, rank_biased_overlap, suppress_context
+from tests.attr.toy_mllm import ToyMLLM
+from tests.attr.toy_networks import ConvolutionalClassifier
+
+PICTURE = torch.zeros(1, 3, 8, 8)
+
+
+def slow_suppression(maps: Tensor, context: Tensor, weights: Tensor) -> Tensor:
+    """Map by map and cell by cell in float64."""
+    cleaned = torch.zeros_like(maps, dtype=torch.float64)
+    for t, own in enumerate(maps.double()):
+        interference = torch.zeros_like(own)
+        for j, other in enumerate(context.double()):
+            interference += weights[t, j].double() * other
+        energy = float((interference * interference).sum())
+        share = float((own * interference).sum()) / energy if energy > 0 else 0.0
+        for place in range(own.numel()):
+            left = own.flatten()[place] - max(share, 0.0) * interference.flatten()[place]
+            cleaned[t].view(-1)[place] = max(float(left), 0.0)
+    return cleaned
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (1, 3, 4), (1,)])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_slow_twin(shape: tuple[int, ...], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(4, *shape, generator=generator)
+    context = torch.rand(6, *shape, generator=generator)
+    weights = torch.rand(4, 6, generator=generator)
+    weights[1] = 0
+    torch.testing.assert_close(
+        suppress_context(maps, context, weights).double(),
+        slow_suppression(maps, context, weights),
+        rtol=1e-4,
+        atol=2e-5,
+    )
+
+
+def test_the_scale_of_the_weights_does_not_matter() -> None:
+    maps, context, weights = torch.rand(2, 9), torch.rand(3, 9), torch.rand(2, 3)
+    expected = suppress_context(maps, context, weights)
+    for factor in (1e-20, 1e20):
+        torch.testing.assert_close(suppress_context(maps, context, weights * factor), expected)
+
+
+def test_full_cancellation_leaves_nothing() -> None:
+    maps = torch.rand(20, 30, 30) * 1e3
+    assert not suppress_context(maps, maps, torch.eye(20)).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    maps, context, weights = torch.rand(2, 9) * 200, torch.rand(3, 9) * 200, torch.rand(2, 3)
+    cleaned = suppress_context(maps.to(dtype), context.to(dtype), weights.to(dtype))
+    assert cleaned.dtype == dtype
+    torch.testing.assert_close(
+        cleaned.float(), suppress_context(maps, context, weights), rtol=2e-2, atol=4
+    )
+
+
+def test_empty_context_and_zero_maps_are_defined() -> None:
+    maps = torch.tensor([[1.0, -1.0]])
+    assert suppress_context(maps, torch.zeros(0, 2), torch.zeros(1, 0)).tolist() == [[1, 0]]
+    zero = torch.zeros(2, 4)
+    assert torch.equal(suppress_context(zero, zero, torch.ones(2, 2)), zero)
+    assert suppress_context(torch.zeros(0, 4), zero, torch.zeros(0, 2)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (torch.ones(2, 3), "expected \\(N, \\*map\\)"),
+        (-torch.ones(2, 2), "at least 0"),
+        (torch.full((2, 2), torch.nan), "finite"),
+    ],
+)
+def test_bad_weights_are_refused(weights: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        suppress_context(torch.rand(2, 5), torch.rand(2, 5), weights)
+
+
+# A vocabulary of four orthogonal words in four dimensions: a state says how strongly it speaks of
+# each. The picture has an object of word 0 on the left and one of word 1 on the right; the tokens
+# on the right also speak, falsely, of word 2, as much as they speak of word 1.
+CAT, DOG, RED, THE = range(4)
+HEAD = torch.eye(4)
+LEFT, RIGHT = torch.tensor([2.0, 0, 0, 0]), torch.tensor([0, 3.0, 3.0, 0])
+SEEN = torch.stack([LEFT, torch.zeros(4), RIGHT]).expand(2, 3, 4)
+
+
+def toy(predicting: list[list[float]], ids: list[int], n_words: int = 1) -> ToyMLLM:
+    states = torch.tensor(predicting)
+    words = torch.eye(4)[ids[:n_words]]
+    return ToyMLLM(HEAD, lambda picture: SEEN, words, states, ids)
+
+
+def test_the_lens_reads_the_words_off_the_states() -> None:
+    mllm = toy([[0, 0, 0, 1.0], [1.0, 0, 0, 0], [0, 1.0, 0, 0]], [THE, CAT, DOG])
+    maps = LogitLens(mllm).attribute(PICTURE, additional_forward_args=(mllm.query(),))
+    assert maps[:, 0].tolist() == [[[2, 0, 0]] * 2, [[0, 0, 3]] * 2]
+
+
+# "the cat dog red": what says DOG says RED as well, so DOG's map interferes with RED's.
+PREDICTING = [[0, 0, 0, 1.0], [1.0, 0, 0, 0], [0, 2.0, 1.0, 0], [0, 1.0, 2.0, 0]]
+
+
+def test_tam_takes_from_a_word_what_an_earlier_word_accounts_for() -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+    tam = TAM(LogitLens(mllm), normalize=False, filter_size=None)
+    maps = tam.attribute(PICTURE, additional_forward_args=(mllm.query(),))[:, 0]
+    assert maps.tolist() == [[[2, 0, 0]] * 2, [[0, 0, 3]] * 2, [[0, 0, 0]] * 2]
+
+
+def test_arc_weighs_the_interference_by_the_overlap_of_the_rankings() -> None:
+    # RED competes with DOG (same two words on top) and has nothing in common with CAT.
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+    lens = LogitLens(mllm)
+    query = (mllm.query(),)
+    states = mllm.states(PICTURE, *query)
+    arc = ARC(lens, top_k=1, persistence=0.5)
+    rankings = torch.tensor([[THE], [CAT], [DOG], [RED]])
+    torch.testing.assert_close(
+        arc.correlation(states), rank_biased_overlap(rankings, rankings, 0.5).float()
+    )
+    # Of one-word rankings none overlap, so all interference is irrelevant, or none is relevant.
+    options = {"top_k": 1, "normalize": False}
+    irrelevant = ARC(lens, suppress="irrelevant", **options)
+    relevant = ARC(lens, suppress="relevant", **options)
+    assert not irrelevant.attribute(PICTURE, additional_forward_args=query)[2].any()
+    assert relevant.attribute(PICTURE, additional_forward_args=query)[2].max() == 3
+    # Text: RED's evidence in DOG's state counts only as far as the rankings agree.
+    assert TAM(lens).attribute_text(PICTURE, query)[2].tolist() == [0, 0, 1, 0]
+    assert arc.attribute_text(PICTURE, query)[2].tolist() == [0, 0, 0, 0]
+    two = ARC(lens, top_k=2, persistence=0.5)
+    overlap = rank_biased_overlap(torch.tensor([[DOG, RED]]), torch.tensor([[RED, DOG]]), 0.5)
+    torch.testing.assert_close(two.attribute_text(PICTURE, query)[2, 2], overlap[0, 0].float())
+
+
+def test_image_agreement_gates_each_token_by_its_own_ranking() -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+    query = (mllm.query(),)
+    plain = ARC(LogitLens(mllm), top_k=1, normalize=False)
+    gated = ARC(LogitLens(mllm), top_k=1, normalize=False, image_agreement=True)
+    before = plain.attribute(PICTURE, additional_forward_args=query)[:, 0]
+    after = gated.attribute(PICTURE, additional_forward_args=query)[:, 0]
+    # On the left CAT comes first, as it does where it is said; the right ranks DOG before RED.
+    assert torch.equal(after[0], before[0])
+    assert torch.equal(after[1], before[1])
+    states = mllm.states(PICTURE, *query)
+    assert mllm.vocabulary.rankings(states.image[0][0], 1).flatten()[2] == DOG
+
+
+def test_a_repeated_word_does_not_suppress_itself() -> None:
+    mllm = toy([[0, 0, 0, 1.0], [1.0, 0, 0, 0], [1.0, 0, 0, 0]], [THE, CAT, CAT])
+    tam = TAM(LogitLens(mllm), normalize=False, filter_size=None)
+    maps = tam.attribute(PICTURE, additional_forward_args=(mllm.query(),))
+    assert torch.equal(maps[0], maps[1])
+    assert maps[1].max() == 2
+
+
+def test_a_word_that_rests_on_text_has_a_faint_map() -> None:
+    strong, weak = PREDICTING, [[0, 0, 0, 1.0], [1.0, 8.0, 0, 0], [0, 2.0, 1.0, 0]]
+    lens = [toy(strong, [THE, CAT, DOG, RED]), toy(weak, [THE, CAT, DOG])]
+    maps = [
+        TAM(LogitLens(mllm), filter_size=None).attribute(
+            PICTURE, additional_forward_args=(mllm.query(),)
+        )[1]
+        for mllm in lens
+    ]
+    # DOG was already said by the state of CAT, with 8 against 3 in the picture.
+    assert maps[0].max() == 1
+    assert maps[1].max() == 3 / 8
+
+
+def test_msea_averages_the_scales() -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+
+    def see(picture: Tensor) -> Tensor:
+        return SEEN * (picture.shape[-1] / 8)
+
+    mllm.see = see
+    maps = MSEA(LogitLens(mllm)).attribute(
+        PICTURE,
+        scales=(0.5, 1.0, 2.0),
+        output_size="largest",
+        additional_forward_args=(mllm.query(),),
+    )
+    torch.testing.assert_close(maps[0, 0], torch.tensor([[2.0, 0, 0]] * 2) * 3.5 / 3)
+
+
+def test_a_target_selects_one_word_of_the_answer() -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+    tam, query = TAM(LogitLens(mllm)), (mllm.query(),)
+    every = tam.attribute(PICTURE, additional_forward_args=query)
+    for place, target in enumerate([(0, CAT), (1, DOG), (-1, RED)]):
+        one = tam.attribute(PICTURE, target=target, additional_forward_args=query)
+        assert torch.equal(one, every[place : place + 1])
+    for target in [(0, DOG), (3, CAT), 1, (0,), [(0, CAT)]]:
+        with pytest.raises(ValueError, match="with the answer's own token"):
+            tam.attribute(PICTURE, target=target, additional_forward_args=query)
+
+
+def test_the_words_of_the_prompt_can_be_explained_too() -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED], n_words=2)
+    tam, query = TAM(LogitLens(mllm)), mllm.query()
+    every = tam.attribute(PICTURE, additional_forward_args=(query.including_prompt(),))
+    assert len(every) == 4
+    assert torch.equal(every[2:], tam.attribute(PICTURE, additional_forward_args=(query,)))
+    text = tam.attribute_text(PICTURE, (query.including_prompt(),))
+    assert text.shape == (4, 4)
+    assert not text.triu().any()
+
+
+def test_what_is_not_an_attribution_on_an_mllm_is_refused() -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+    for method in (mllm, None, Saliency(ConvolutionalClassifier()), LogitLens):
+        with pytest.raises(TypeError, match="expected an"):
+            TAM(method)
+    with pytest.raises(TypeError, match="wrap the model as MLLM"):
+        LogitLens(ConvolutionalClassifier())
+    with pytest.raises(ValueError, match="top_k=5, expected 1 to the vocabulary's size, 4"):
+        ARC(LogitLens(mllm), top_k=5)
+    with pytest.raises(ValueError, match=r"persistence=1\.0"):
+        ARC(LogitLens(mllm), persistence=1.0)
+    with pytest.raises(ValueError, match="suppress='all'"):
+        ARC(LogitLens(mllm), suppress="all")
+    with pytest.raises(ValueError, match="kernel_size must be odd"):
+        TAM(LogitLens(mllm), filter_size=2)
+    assert ARC(LogitLens(mllm)).top_k == 4
+    with pytest.raises(ValueError, match="one picture at a time"):
+        TAM(LogitLens(mllm)).attribute(torch.zeros(2, 3, 8, 8), None, (mllm.query(),))
+    with pytest.raises(TypeError, match=r"the query that MLLM\.prepare gives"):
+        TAM(LogitLens(mllm)).attribute(PICTURE)

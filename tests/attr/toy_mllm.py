@@ -1,0 +1,65 @@
+"""A multimodal model whose hidden states are set by hand, so that the right maps are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_mllm.models.layout import Layout, Piece, size_of
+from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.query import Query
+from captum_mllm.models.states import States
+from captum_mllm.models.vocabulary import Vocabulary
+
+
+class ToyMLLM(MLLM):
+    """An MLLM without a network: image states come from a function of the picture.
+
+    Args:
+        head (Tensor): output embedding (V, d).
+        see (Callable): a picture (1, 3, H, W) to image states (h, w, d).
+        words (Tensor): states of the words of the prompt (P, d).
+        predicting (Tensor): states of the rows that predict all P + T tokens (P + T, d).
+        ids (list[int]): those tokens.
+    """
+
+    def __init__(
+        self,
+        head: Tensor,
+        see: Callable[[Tensor], Tensor],
+        words: Tensor,
+        predicting: Tensor,
+        ids: list[int],
+    ) -> None:
+        nn.Module.__init__(self)
+        self.head = nn.Linear(head.shape[1], head.shape[0], bias=False).to(head.dtype)
+        self.head.weight.data.copy_(head)
+        self.see = see
+        self.words, self.predicting, self.ids = words, predicting, ids
+        self._passes = None
+        self.passes = 0
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.head)
+
+    def query(self) -> Query:
+        answer = tuple(self.ids[len(self.words) :])
+        return Query("", answer, (), ((8, 8),), (None,))
+
+    def states(self, *args: Any, layer: int | None = None) -> States:
+        self.passes += 1
+        picture = args[0]
+        image = self.see(picture)
+        rows, columns, width = image.shape
+        height, breadth = size_of(picture)
+        return States(
+            image=(image.reshape(1, rows * columns, width),),
+            layouts=(Layout((height, breadth), (Piece(rows, columns, (0, 0, breadth, height)),)),),
+            words=self.words[None],
+            predicting=self.predicting[None],
+            ids=torch.tensor(self.ids),
+        )
