@@ -1,0 +1,211 @@
+"""The command line: thin, no maths."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from PIL import Image
+from transformers.utils import logging as transformers_logging
+
+from captum_mllm import (
+    ARC,
+    MLLM,
+    MSEA,
+    TAM,
+    ImageTextInput,
+    LogitLens,
+    MLLMAttribution,
+    MLLMAttributionResult,
+    __version__,
+)
+from captum_mllm.demo import DEMO_PROMPT, demo_picture
+
+DEMO_MODEL = "demo/qwen2-vl"
+DEFAULT_PROMPT = "Describe the image."
+# The scales each method runs at unless others are asked for.
+METHODS: dict[str, tuple[float, ...]] = {
+    "arc": (0.5, 1.0, 1.5, 2.0),
+    "tam": (1.0,),
+    "logit-lens": (1.0,),
+}
+
+EXAMPLES = """examples:
+  captum-mllm explain
+  captum-mllm explain street.jpg --model Qwen/Qwen2-VL-2B-Instruct --dtype bfloat16 --device cuda
+  captum-mllm explain street.jpg --model ./my-finetuned-llava --answer "A red bus."
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    r"""Run the command line.
+
+    Args:
+        arguments (Sequence[str], optional): the arguments. Default: those of the process.
+
+    Returns:
+        int: 0, or 2 after an error of the input, which is printed.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, TypeError, OSError, RuntimeError, Image.DecompressionBombError) as error:
+        print(f"captum-mllm: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def explain(options: argparse.Namespace) -> None:
+    """Explain one picture and leave a page, a sheet of maps and the result in a folder."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    bundled = options.model.startswith("demo/")
+    picture = options.picture or demo_picture()
+    prompt = options.prompt or (DEMO_PROMPT if bundled else DEFAULT_PROMPT)
+    with Image.open(picture) as image:
+        inp = ImageTextInput(image, prompt)
+    _say(options, f"Loading {options.model} ...")
+    mllm = MLLM.from_pretrained(options.model, dtype=options.dtype).to(options.device)
+    method, arguments = build_method(mllm, options.method, options.scales)
+    _say(options, f"Explaining {picture} ...")
+    result = MLLMAttribution(method).attribute(
+        inp,
+        target=options.answer,
+        gen_args={"max_new_tokens": options.max_new_tokens} if options.answer is None else None,
+        show_progress=not options.quiet,
+        **arguments,
+    )
+    _write(result, Path(options.output))
+    _report(result, Path(options.output))
+
+
+def build_method(
+    mllm: MLLM, name: str, scales: tuple[float, ...] | None
+) -> tuple[Attribution, dict[str, Any]]:
+    r"""The method of that name, with MSEA in it where there is more than the one scale 1.
+
+    Args:
+        mllm (MLLM): the model.
+        name (str): one of ``METHODS``.
+        scales (tuple[float, ...], optional): the scales. Default: None, the method's own.
+
+    Returns:
+        tuple[Attribution, dict[str, Any]]: the method and the arguments of its ``attribute``.
+    """
+    scales = scales or METHODS[name]
+    base: Attribution = LogitLens(mllm)
+    arguments: dict[str, Any] = {}
+    if scales != (1.0,):
+        base, arguments = MSEA(base), {"scales": scales}
+    wrappers = {"arc": ARC, "tam": TAM}
+    return (wrappers[name](base) if name in wrappers else base), arguments
+
+
+def _write(result: MLLMAttributionResult, folder: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    folder.mkdir(parents=True, exist_ok=True)
+    result.save_html(folder / "page.html")
+    result.save(folder / "result.safetensors")
+    plot = result.plot_words()
+    assert plot is not None
+    plot[0].savefig(folder / "words.png", dpi=120)
+
+
+def _report(result: MLLMAttributionResult, folder: Path) -> None:
+    print(f"Answer: {' '.join(result.output_words)}")
+    print(f"Method: {result.method}")
+    for scale in result.scales:
+        if scale.output_probs is not None:
+            sure = float(scale.output_probs.log().mean().exp())
+            print(f"  scale {scale.scale:g}: the answer's tokens have probability {sure:.3f}")
+    print("Look at it:")
+    for name, what in (
+        ("page.html", "the page, for any browser"),
+        ("words.png", "a map for each word"),
+        ("result.safetensors", "the result, for MLLMAttributionResult.load"),
+    ):
+        print(f"  {folder / name}  {what}")
+
+
+def _say(options: argparse.Namespace, text: str) -> None:
+    if not options.quiet:
+        print(text, file=sys.stderr)
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}, expected numbers with commas between them, such as 0.5,1,2"
+        ) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="captum-mllm",
+        description="What each word of a multimodal LLM's answer rests on: the picture and the "
+        "earlier words.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"captum-mllm {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "explain",
+        help="explain the answer to one picture",
+        description="Explain every word of an answer. Without arguments, on the model and the "
+        "picture that come with the package.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=explain)
+    add = command.add_argument
+    add("picture", nargs="?", help="a picture file (default: the bundled scene)")
+    add("--prompt", help=f"the question (default: {DEFAULT_PROMPT!r})")
+    add(
+        "--model",
+        default=DEMO_MODEL,
+        help="a name on the Hugging Face hub, a folder, or demo/NAME (default: %(default)s)",
+    )
+    add("--answer", help="the answer to explain (default: what the model answers)")
+    add(
+        "--method",
+        choices=tuple(METHODS),
+        default="arc",
+        help="how words are explained (default: %(default)s)",
+    )
+    add(
+        "--scales",
+        type=_scales,
+        metavar="S,S,...",
+        help="sizes at which the picture is seen, relative to its own (default: 0.5,1,1.5,2 for "
+        "arc, else 1)",
+    )
+    add("--max-new-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
+    add("--device", default="cpu", type=torch.device, help="default: %(default)s")
+    add(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="default: %(default)s",
+    )
+    add(
+        "--output",
+        default="explanation",
+        metavar="FOLDER",
+        help="where the page, the maps and the result go (default: %(default)s)",
+    )
+    add("--quiet", action="store_true", help="no progress, only the answer and the paths")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

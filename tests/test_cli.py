@@ -1,0 +1,133 @@
+"""The command line on every family, with pictures of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.ExifTags import Base
+
+from captum_mllm import MLLMAttributionResult
+from captum_mllm.cli import main
+from tests.models.tiny_models import FAMILIES, save
+
+SIZES = {"square": (96, 96), "wide": (60, 200), "tall": (180, 70)}
+KINDS = ["RGB", "RGBA", "grey", "palette", "16-bit", "EXIF-rotated"]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {family: save(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+
+
+def write_picture(path: Path, kind: str, size: tuple[int, int]) -> Path:
+    levels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    picture = Image.fromarray(levels)
+    exif = Image.Exif()
+    if kind == "RGBA":
+        picture.putalpha(Image.fromarray(levels[..., 0]))
+    elif kind == "grey":
+        picture = picture.convert("L")
+    elif kind == "palette":
+        picture = picture.quantize(64)
+    elif kind == "16-bit":
+        picture = Image.fromarray(levels[..., 0].astype(np.uint16) * 257)
+    elif kind == "EXIF-rotated":
+        exif[Base.Orientation] = 6
+    picture.save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_explain_takes_every_kind_of_picture(
+    family: str, kind: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    # Kinds and shapes take turns, so that each family sees all of both.
+    shape = list(SIZES)[(KINDS.index(kind) + list(FAMILIES).index(family)) % 3]
+    picture = write_picture(tmp_path / "picture.png", kind, SIZES[shape])
+    output = tmp_path / "out"
+    arguments = ["explain", str(picture), "--model", str(folders[family]), "--answer", "a cat"]
+    assert main([*arguments, "--scales", "1,1.5", "--output", str(output), "--quiet"]) == 0
+    result = MLLMAttributionResult.load(output / "result.safetensors")
+    height, width = SIZES[shape]
+    expected = (height, width) if kind == "EXIF-rotated" else (width, height)
+    assert result.picture.size == expected
+    assert result.output_words == ["a", "cat"]
+    assert [scale.scale for scale in result.scales] == [1.0, 1.5]
+    assert "<!doctype html>" in (output / "page.html").read_text(encoding="utf-8").lower()
+    with Image.open(output / "words.png") as sheet:
+        assert min(sheet.size) > 100
+
+
+@pytest.mark.parametrize("method", ["arc", "tam", "logit-lens"])
+def test_methods(
+    method: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = write_picture(tmp_path / "picture.png", "RGB", (96, 96))
+    arguments = ["explain", str(picture), "--model", str(folders["llava"]), "--answer", "a cat"]
+    assert main([*arguments, "--method", method, "--output", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert "Answer: a cat" in out
+    assert "Loading" in err
+    named = {"arc": "ARC(MSEA(LogitLens))", "tam": "TAM(LogitLens)", "logit-lens": "LogitLens"}
+    assert f"Method: {named[method]}\n" in out
+    assert ("scale 0.5" in out) == (method == "arc")
+
+
+def test_half_precision_and_the_models_own_answer(folders: dict[str, Path], tmp_path: Path) -> None:
+    picture = write_picture(tmp_path / "picture.png", "RGB", (96, 96))
+    arguments = ["explain", str(picture), "--model", str(folders["qwen2_vl"]), "--quiet"]
+    options = ["--dtype", "bfloat16", "--max-new-tokens", "3", "--output", str(tmp_path / "out")]
+    assert main([*arguments, *options]) == 0
+    result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
+    assert 1 <= len(result.output_tokens) <= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.png"], "absent.png"),
+        (["{folder}/note.txt"], "cannot identify image"),
+        (["{folder}/cut.jpg"], "the picture cannot be read"),
+        (["{folder}/picture.png", "--prompt", " "], "the prompt is empty"),
+        (["{folder}/picture.png", "--answer", ""], "the answer to explain is empty"),
+        (["{folder}/picture.png", "--scales", "0,1"], "scales must be finite and above 0"),
+        (["{folder}/picture.png", "--model", "{folder}/absent"], "absent"),
+        (["{folder}/picture.png", "--model", "demo/absent"], "absent"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str],
+    message: str,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture = write_picture(tmp_path / "picture.png", "RGB", (96, 96))
+    Image.open(picture).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:700])
+    (tmp_path / "note.txt").write_text("not a picture")
+    given = [part.format(folder=tmp_path) for part in arguments]
+    defaults = ["--model", str(folders["llava"]), "--answer", "a", "--output", str(tmp_path / "o")]
+    assert main(["explain", "--quiet", *defaults, *given]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error
+
+
+def test_bad_arguments_end_with_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["explain", "--scales", "1,x"], ["explain", "--method", "magic"], []):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+    assert "expected numbers with commas" in capsys.readouterr().err
+
+
+def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["explain", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+        assert "examples:" in capsys.readouterr().out
