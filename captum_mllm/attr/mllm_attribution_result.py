@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captum_mllm.attr import result_file
 from captum_mllm.models.pixels import to_pil, to_tensor
-from captum_mllm.models.words import Word
+from captum_mllm.models.words import Word, group_words
 from captum_mllm.visualization import heatmap
 from captum_mllm.visualization.page import ScaleView, embed_page, render_page
 
@@ -230,26 +230,39 @@ class MLLMAttributionResult(LLMAttributionResult):
         # The page walks through the answer; the words of the prompt are context there.
         skipped = len(self.output_tokens) - (len(self.input_tokens) - self.n_prompt)
         words = [[token - skipped for token in word] for word in self.words if word[0] >= skipped]
+        prompt, weights = self._prompt_words(self.token_attr[skipped:])
+        image_attr = self.image_attr[skipped:]
+        # Beside maps of evidence alone, evidence against a word would change the colours' meaning.
+        lowest = 0.0 if image_attr.min() >= 0 else None
+        scales = [
+            ScaleView(
+                scale.scale,
+                scale.image_attr[skipped:].clamp(min=lowest, max=torch.inf).numpy(),
+                None if scale.output_probs is None else scale.output_probs[skipped:].numpy(),
+            )
+            for scale in self.scales
+        ]
         return render_page(
             picture=self.picture,
-            prompt_tokens=self.input_tokens[: self.n_prompt],
+            prompt_tokens=prompt,
             answer_tokens=self.output_tokens[skipped:],
             words=words,
-            image_attr=self.image_attr[skipped:].numpy(),
-            token_attr=self.token_attr[skipped:].numpy(),
+            image_attr=image_attr.numpy(),
+            token_attr=weights.numpy(),
             output_probs=self.output_probs[skipped:].numpy(),
             top_predictions=self.top_predictions[skipped:],
-            scales=[
-                ScaleView(
-                    scale.scale,
-                    scale.image_attr[skipped:].numpy(),
-                    None if scale.output_probs is None else scale.output_probs[skipped:].numpy(),
-                )
-                for scale in self.scales
-            ],
+            scales=scales,
             method=self.method,
             model=self.model,
         )
+
+    def _prompt_words(self, weights: Tensor) -> tuple[list[str], Tensor]:
+        """The prompt by words, each with the weights of its tokens together."""
+        tokens = self.input_tokens[: self.n_prompt]
+        words = group_words(tokens)
+        texts = ["".join(tokens[token] for token in word) for word in words]
+        columns = [weights[:, list(word)].sum(1) for word in words]
+        return texts, torch.column_stack([*columns, weights[:, self.n_prompt :]])
 
     def save_html(self, path: str | Path) -> None:
         r"""Write the page: the picture, its maps and the words, to look at in any browser.

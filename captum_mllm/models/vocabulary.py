@@ -48,11 +48,12 @@ class Vocabulary:
             ids (Tensor): vocabulary indices, repeated ones are computed once, shape (n,).
 
         Returns:
-            Tensor: float32, shape (..., n).
+            Tensor: float32, or float64 if the states are, shape (..., n).
         """
+        dtype = torch.promote_types(states.dtype, torch.float32)
         distinct, inverse = ids.to(self.head.weight.device).unique(return_inverse=True)
-        rows = self.head.weight[distinct].to(states.device).float()
-        scores = states.float() @ rows.mT
+        rows = self.head.weight[distinct].to(states.device, dtype)
+        scores = states.to(dtype) @ rows.mT
         if getattr(self.head, "bias", None) is not None:
             scores = scores + self.head.bias[distinct].to(scores)
         return scores[..., inverse.to(states.device)]
@@ -85,5 +86,6 @@ class Vocabulary:
         return rows.split(max(CHUNK // self.size, 1))
 
     def _logits(self, states: Tensor) -> Tensor:
-        """All logits of a few states, in float32."""
-        return self.head(states.to(self.head.weight)).float().to(states.device)
+        """All logits of a few states, in float32 at least."""
+        logits = self.head(states.to(self.head.weight))
+        return logits.to(states.device, torch.promote_types(logits.dtype, torch.float32))

@@ -38,7 +38,8 @@ def group_words(texts: Sequence[str]) -> list[Word]:
     r"""The tokens that make each word.
 
     A token goes on with the word before it if it adds no space between them and both sides are
-    letters or digits, or if it adds no text at all (a part of a character).
+    letters or digits, or if what stands before it is no text of its own: a part of a character, or
+    spaces alone.
 
     Args:
         texts (Sequence[str]): the texts of consecutive tokens.
@@ -60,7 +61,7 @@ def group_words(texts: Sequence[str]) -> list[Word]:
             words[-1].append(index)
         else:
             words.append([index])
-        pending = text == ""
+        pending = not text.strip(" ")
         before = text or before
     return [tuple(word) for word in words]
 
