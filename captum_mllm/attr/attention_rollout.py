@@ -1,0 +1,296 @@
+"""Attention weights, attention rollout and gradient-weighted rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from captum.attr import Attribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_mllm._captum import format_output, format_tensor_into_tuples
+from captum_mllm.attr.forward_function import multimodal_model, only_query
+from captum_mllm.attr.target_logits import check_one_picture, explained_logits, target_logits
+from captum_mllm.models.attentions import Attention, record_attention
+from captum_mllm.models.encoding import Encoding
+from captum_mllm.models.layout import Layout
+from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.picture_tokens import PictureTokens, decoder_tokens, vision_tokens
+from captum_mllm.models.query import Query
+from captum_mllm.models.targets import split_target
+from captum_mllm.models.towers import decoder_layers, pick_layers, vision_layers
+
+Mode = Literal["raw", "rollout", "gradient"]
+HeadFusion = Literal["mean", "max", "min"]
+Tower = Literal["decoder", "vision"]
+# The calls of a layer, and for each the gradient with respect to what its heads return.
+Layer = tuple[Sequence[Attention], Sequence[Tensor | None]]
+
+
+class AttentionRollout(Attribution):
+    r"""
+    Attention of each word of an answer to the tokens of the picture: raw, rolled out through the
+    layers, or weighted by gradients.
+
+    With :math:`A_l` the attention of layer l, its heads fused, and :math:`e_t` the row that
+    predicts word t,
+
+    - ``"raw"`` is the mean over the layers of :math:`e_t^\top A_l`;
+    - ``"rollout"`` follows what a token passes on from layer to layer, with :math:`\rho` for the
+      share of the residual connection,
+
+      .. math::
+          e_t^\top \prod_{l=L}^{1} \big(\rho I + (1 - \rho) A_l\big)
+
+      (Abnar & Zuidema, ACL 2020, arXiv 2005.00928, Eq. 1);
+    - ``"gradient"`` is the same with the attention of each head times its positive gradient,
+      :math:`A_l = \mathrm{mean}_h\, \mathrm{relu}(\nabla A_{lh}) A_{lh}`, for the word's logit. At
+      :math:`\rho = 1/2` it is, but for a factor of :math:`2^{-L}`, the relevance of Chefer et al.
+      (ICCV 2021, arXiv 2103.15679, Eq. 5 and 6).
+
+    With ``tower="vision"`` the row does not end at the image tokens: what the decoder gives each of
+    them is shared by its patches, and goes the same way through the attention of the vision tower.
+
+    A row is multiplied through the layers from the last to the first, with attention computed in
+    chunks from queries and keys, so that memory grows linearly with the length of the sequence.
+    The model may be loaded with any attention implementation, which is put back.
+
+    Args:
+        forward_func (MLLM): the multimodal model.
+        mode (str): "raw", "rollout" or "gradient". Default: "rollout"
+        layers (Sequence[int], optional): the layers of the tower that count; negative ones count
+            from the last. Default: None, all; of a vision tower all that the language model sees.
+        head_fusion (str): "mean", "max" or "min" over the heads. Rows fused by the largest or
+            smallest weight are scaled to a sum of 1, but not in mode "gradient". Default: "mean"
+        residual (float): share of the residual connection, from 0 to 1; not used by mode "raw".
+            Default: 0.5
+        tower (str): where the row ends: at the image tokens of the "decoder", or at the patches of
+            the "vision" tower. Default: "decoder"
+
+    Raises:
+        TypeError: if ``forward_func`` is not an :class:`~captum_mllm.MLLM`.
+        ValueError: for an option that is not named above, or a layer that the tower does not have.
+
+    Examples::
+        >>> from PIL import Image
+        >>> from captum_mllm import MLLM, ImageTextInput
+        >>> from captum_mllm.attr.attention_rollout import AttentionRollout
+        >>> from captum_mllm.demo import demo_picture
+        >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
+        >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+        >>> image, query = mllm.prepare(inp, target="a red circle")
+        >>> AttentionRollout(mllm).attribute(image, additional_forward_args=(query,)).shape
+        torch.Size([3, 1, 14, 14])
+    """
+
+    explains_every_token = True
+
+    def __init__(
+        self,
+        forward_func: MLLM,
+        mode: Mode = "rollout",
+        layers: Sequence[int] | None = None,
+        head_fusion: HeadFusion = "mean",
+        residual: float = 0.5,
+        tower: Tower = "decoder",
+    ) -> None:
+        super().__init__(multimodal_model(forward_func))
+        _check_option("mode", mode, ("raw", "rollout", "gradient"))
+        _check_option("head_fusion", head_fusion, ("mean", "max", "min"))
+        _check_option("tower", tower, ("decoder", "vision"))
+        if not 0 <= residual <= 1:
+            raise ValueError(f"residual={residual}, expected a share from 0 to 1")
+        self.mode = mode
+        self.head_fusion = head_fusion
+        self.residual = residual
+        self.tower = tower
+        self.decoder_layers = decoder_layers(forward_func.model)
+        self.vision_layers: list[nn.Module] = []
+        if tower == "vision":
+            self.vision_layers = vision_layers(forward_func.model)
+        if layers is not None and tower == "vision":
+            self.vision_layers = pick_layers(self.vision_layers, layers, "vision tower")
+        elif layers is not None:
+            self.decoder_layers = pick_layers(self.decoder_layers, layers, "language model")
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        return False
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        r"""
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): the picture, (B, 3, H, W) in [0, 1], or a tuple
+                of pictures where the query leaves several open.
+            target (tuple or list[tuple], optional): ``(t, token_id)``, step t of the answer, for
+                all B pictures or for each of them; only mode "gradient" depends on the token.
+                Default: None, every explained token of the query, for one picture, from one
+                forward pass.
+            additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
+
+        Returns:
+            Tensor or tuple[Tensor, ...]: weights at least 0, of shape (T, 1, h, w) for every token
+            or (B, 1, h, w) for a target, on the grid of the tower's tokens. Float32 at least.
+
+        Raises:
+            ValueError: for a picture outside of [0, 1], or several pictures without a target.
+            RuntimeError: if a layer has no attention weights.
+        """
+        is_tuple = isinstance(inputs, tuple)
+        query = only_query(additional_forward_args)
+        pictures = format_tensor_into_tuples(inputs)
+        with torch.no_grad():
+            _, weights, tokens = self._run(pictures, query, target, self.vision_layers)
+            maps = tuple(
+                part.layout.paint(part.gather(weights.T).mT.flatten(0, 1)).unsqueeze(1)
+                for part in tokens
+            )
+        return format_output(is_tuple, maps)
+
+    @torch.no_grad()
+    def attribute_text(
+        self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any = None
+    ) -> Tensor:
+        r"""
+        Weight of each earlier word for each explained token, in the decoder.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): the picture, (1, 3, H, W) in [0, 1], or a tuple
+                of pictures where the query leaves several open.
+            additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
+
+        Returns:
+            Tensor: of shape (T, P + T) for P words of the prompt and T of the answer, at least 0,
+            and 0 for a token itself and those after it.
+        """
+        query = only_query(additional_forward_args)
+        pictures = format_tensor_into_tuples(inputs)
+        encoding, weights, _ = self._run(pictures, query, None, [])
+        text = weights.unflatten(1, (encoding.windows, -1)).mean(1)
+        # A word of the answer stands one behind the row that predicts it; the last one nowhere.
+        positions = torch.cat([encoding.word_positions, encoding.answer_rows[:-1] + 1])
+        found = F.pad(text[:, positions.to(text.device)], (0, 1))
+        return found.tril(found.shape[1] - found.shape[0] - 1)
+
+    def attribute_future(self) -> Callable[..., Any]:
+        raise NotImplementedError("attribute_future is not implemented for AttentionRollout")
+
+    def _run(
+        self,
+        pictures: tuple[Tensor, ...],
+        query: Query,
+        target: Any,
+        vision: Sequence[nn.Module],
+    ) -> tuple[Encoding, Tensor, tuple[PictureTokens, ...]]:
+        """A pass, the weights (R, states) where the rows end, and the pictures among the states."""
+        mllm: MLLM = self.forward_func
+        pictures, _ = mllm._arguments((*pictures, query))
+        if target is None:
+            check_one_picture(len(pictures[0]))
+        by_gradient = self.mode == "gradient"
+        layers = [*self.decoder_layers, *vision]
+        logits: Sequence[Tensor | None] = [None]
+        with mllm._evaluating(), record_attention(mllm.model, layers, by_gradient) as record:
+            encoding = mllm._encode(pictures, query)
+            if by_gradient:
+                explained = explained_logits(mllm, encoding, query)
+                logits = list(target_logits(explained, target, encoding, query))
+            else:
+                mllm.model.base_model(**encoding.inputs, use_cache=False)
+        tokens = ends = decoder_tokens(encoding, query)
+        n_patches = sum(call.n_states for call in record.calls[-1])
+        if vision:
+            ends = vision_tokens(encoding, query, mllm.model.config, n_patches)
+        start = _predicting_rows(encoding, query, target).to(
+            record.calls[0][0].query.device, torch.promote_types(mllm.dtype, torch.float32)
+        )
+        rolled = []
+        # Rows that no gradient tells apart go together.
+        for rows, logit in zip(start.split(1) if by_gradient else [start], logits):
+            passed = list(zip(record.calls, record.gradients(logit)))
+            weights = self._roll(rows, passed[: len(self.decoder_layers)])
+            if vision:
+                weights = _to_patches(weights, tokens, ends, n_patches)
+                weights = self._roll(weights, passed[len(self.decoder_layers) :])
+            rolled.append(weights)
+        return encoding, torch.cat(rolled), ends
+
+    def _roll(self, weights: Tensor, layers: Sequence[Layer]) -> Tensor:
+        """From weights (R, states) above the layers to those below."""
+        if self.mode == "raw":
+            return torch.stack([self._pass_down(weights, *layer) for layer in layers]).mean(0)
+        for layer in reversed(layers):
+            attended = self._pass_down(weights, *layer)
+            weights = self.residual * weights + (1 - self.residual) * attended
+        return weights
+
+    def _pass_down(
+        self, weights: Tensor, calls: Sequence[Attention], gradients: Sequence[Tensor | None]
+    ) -> Tensor:
+        """Through one layer, whose calls take the states in turn."""
+        parts = weights.split([call.n_states for call in calls], dim=1)
+        passed = [
+            call.pass_down(part.unflatten(1, (len(call.query), -1)), self._fuse, gradient)
+            for part, call, gradient in zip(parts, calls, gradients)
+        ]
+        return torch.cat([part.flatten(1) for part in passed], dim=1)
+
+    def _fuse(self, attention: Tensor) -> Tensor:
+        """From (b, H, m, n) to (b, m, n)."""
+        if self.head_fusion == "mean":
+            return attention.mean(1)
+        fused = attention.amax(1) if self.head_fusion == "max" else attention.amin(1)
+        if self.mode == "gradient":
+            return fused
+        total = fused.sum(-1, keepdim=True)
+        return fused / torch.where(total > 0, total, 1.0)
+
+
+def _predicting_rows(encoding: Encoding, query: Query, target: Any) -> Tensor:
+    """One at the rows that predict: (T, states), or (1, states) for a target of each picture."""
+    rows = encoding.explained_rows(query)
+    count, length = encoding.inputs["input_ids"].shape
+    if target is None:
+        return F.one_hot(rows, length).repeat(1, count)
+    steps, _ = split_target(target, count // encoding.windows, len(rows), rows.device)
+    chosen = rows[steps].repeat_interleave(encoding.windows)
+    return F.one_hot(chosen, length).flatten()[None]
+
+
+def _to_patches(
+    weights: Tensor,
+    tokens: Sequence[PictureTokens],
+    patches: Sequence[PictureTokens],
+    n_patches: int,
+) -> Tensor:
+    """From weights of image tokens to those of the patches of which each was made."""
+    shared = weights.new_zeros(n_patches, len(weights))
+    for above, below in zip(tokens, patches):
+        finer = below.layout.pieces[0].rows // above.layout.pieces[0].rows
+        source = torch.cat(_token_of_patch(above.layout, finer)).to(weights.device)
+        shared[below.positions] = above.gather(weights.T)[:, source] / finer**2
+    return shared.T
+
+
+def _token_of_patch(layout: Layout, finer: int) -> list[Tensor]:
+    """Index of the token of each patch of each piece, patches in raster order."""
+    found, start = [], 0
+    for piece in layout.pieces:
+        grid = start + torch.arange(piece.n_tokens).unflatten(0, (piece.rows, piece.columns))
+        found.append(grid.repeat_interleave(finer, 0).repeat_interleave(finer, 1).flatten())
+        start += piece.n_tokens
+    return found
+
+
+def _check_option(name: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise ValueError(f"{name}={given!r}, expected one of {', '.join(map(repr, known))}")

@@ -1,0 +1,257 @@
+"""Grad-CAM on the tokens of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from captum.attr import LayerAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_mllm._captum import format_output, format_tensor_into_tuples
+from captum_mllm.attr.forward_function import multimodal_model, only_query
+from captum_mllm.attr.target_logits import explained_logits, target_logits
+from captum_mllm.models.encoding import Encoding
+from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.picture_tokens import PictureTokens, decoder_tokens, vision_tokens
+from captum_mllm.models.query import Query
+from captum_mllm.models.towers import (
+    decoder_layers,
+    is_decoder_module,
+    pick_layers,
+    vision_layers,
+)
+
+Variant = Literal["grad_cam", "grad_cam++"]
+
+
+class TokenGradCam(LayerAttribution):
+    r"""
+    Grad-CAM and Grad-CAM++ on the tokens of a picture, in the decoder or in the vision tower.
+
+    With :math:`A_i` the state of token i behind the layer and :math:`G_i` the gradient of the
+    target's logit with respect to it, each channel k weighs as much as its mean gradient,
+
+    .. math::
+        L_i = \mathrm{relu}\Big(\sum_k w_k A_{ik}\Big), \qquad w_k = \frac{1}{N} \sum_i G_{ik}
+
+    (Selvaraju et al., ICCV 2017, arXiv 1610.02391, Eq. 1 and 2). Grad-CAM++ (Chattopadhay et al.,
+    WACV 2018, arXiv 1710.11063, Eq. 10 and 19) takes
+
+    .. math::
+        w_k = \sum_i \alpha_{ik}\, \mathrm{relu}(G_{ik}), \qquad
+        \alpha_{ik} = \frac{G_{ik}^2}{2 G_{ik}^2 + G_{ik}^3 \sum_j \mathrm{relu}(A_{jk})}
+
+    which presumes maps behind a relu. The states of a transformer are signed, so the sum runs
+    over their positive parts, as it would there; it keeps every :math:`\alpha` in (0, 1/2].
+
+    Captum's :class:`~captum.attr.LayerGradCam` takes dimension 1 for channels and all others for
+    space, so on tokens (B, N, d) it returns one value for each channel. Here tokens are put where
+    they lie in the picture: merge blocks and attention windows are undone, class tokens left out,
+    and tiles and windows laid over each other.
+
+    Args:
+        forward_func (MLLM): the multimodal model.
+        layer (int, str or nn.Module, optional): the index of a layer of the language model;
+            ``"vision.3"`` for layer 3 of the vision tower, where negative ones count from the last
+            that the language model sees; or a module of either. Default: None, the middle layer of
+            the language model. The gradient at image tokens is what the layers above still read
+            from them: near the top they read little, near the bottom the tokens are not yet in
+            the terms of the answer.
+        variant (str): "grad_cam" or "grad_cam++". Default: "grad_cam"
+
+    Raises:
+        TypeError: if ``forward_func`` is not an :class:`~captum_mllm.MLLM`, or ``layer`` is of
+            another type.
+        ValueError: for a layer that the model does not have or an unknown ``variant``; and for the
+            last layer of the language model, behind which no token reads the image tokens any
+            more, so that their gradient is exactly zero.
+
+    Examples::
+        >>> from PIL import Image
+        >>> from captum_mllm import MLLM, ImageTextInput
+        >>> from captum_mllm.attr.token_grad_cam import TokenGradCam
+        >>> from captum_mllm.demo import demo_picture
+        >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
+        >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+        >>> image, query = mllm.prepare(inp, target="a red circle")
+        >>> TokenGradCam(mllm).attribute(image, additional_forward_args=(query,)).shape
+        torch.Size([3, 1, 14, 14])
+        >>> TokenGradCam(mllm, layer="vision.-1").attribute(
+        ...     image, target=(2, query.answer_ids[2]), additional_forward_args=(query,)
+        ... ).shape
+        torch.Size([1, 1, 14, 14])
+    """
+
+    explains_every_token = True
+
+    def __init__(
+        self,
+        forward_func: MLLM,
+        layer: int | str | nn.Module | None = None,
+        variant: Variant = "grad_cam",
+    ) -> None:
+        mllm = multimodal_model(forward_func)
+        if variant not in ("grad_cam", "grad_cam++"):
+            raise ValueError(f"variant={variant!r}, expected 'grad_cam' or 'grad_cam++'")
+        super().__init__(mllm, _find_layer(mllm, layer))
+        self.variant = variant
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        r"""
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): the picture, (B, 3, H, W) in [0, 1], or a tuple
+                of pictures where the query leaves several open.
+            target (tuple or list[tuple], optional): ``(t, token_id)``, the logit of a token at
+                step t of the answer, for all B pictures or for each of them. Default: None, every
+                explained token of the query, for one picture, from one forward pass.
+            additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
+
+        Returns:
+            Tensor or tuple[Tensor, ...]: maps at least 0, of shape (T, 1, h, w) for every token or
+            (B, 1, h, w) for a target, on the grid of the layer's tokens. Float32 at least.
+
+        Raises:
+            ValueError: for a picture outside of [0, 1], several pictures without a target, a layer
+                whose states are not those of the image's tokens, or one from which nothing leads
+                to the answer.
+        """
+        is_tuple = isinstance(inputs, tuple)
+        query = only_query(additional_forward_args)
+        mllm: MLLM = self.forward_func
+        pictures, _ = mllm._arguments((*format_tensor_into_tuples(inputs), query))
+        with torch.no_grad(), mllm._evaluating(), _differentiable_from(self.layer) as seen:
+            encoding = mllm._encode(pictures, query)
+            logits = explained_logits(mllm, encoding, query)
+            states = _states(seen, self.layer)
+            tokens = self._tokens(encoding, query, states)
+            activations = [_wide(part.gather(states.detach())) for part in tokens]
+            maps: list[list[Tensor]] = [[] for _ in tokens]
+            for logit in target_logits(logits, target, encoding, query):
+                gradients = self._gradients(logit, states, tokens)
+                if not any(gradient.any() for gradient in gradients):
+                    # Words before the picture owe it nothing, but the last of the answer does.
+                    self._check_influence(logits[:, -1].sum(), states, tokens)
+                for found, activation, gradient in zip(maps, activations, gradients):
+                    weights = self._channel_weights(activation, gradient)
+                    found.append(torch.einsum("bnd,bd->bn", activation, weights).relu())
+        painted = (part.layout.paint(torch.cat(found)) for part, found in zip(tokens, maps))
+        return format_output(is_tuple, tuple(each.detach().unsqueeze(1) for each in painted))
+
+    def attribute_future(self) -> Callable[..., Any]:
+        raise NotImplementedError("attribute_future is not implemented for TokenGradCam")
+
+    def _tokens(
+        self, encoding: Encoding, query: Query, states: Tensor
+    ) -> tuple[PictureTokens, ...]:
+        model, n_states = self.forward_func.model, states[..., 0].numel()
+        if is_decoder_module(model, self.layer):
+            return decoder_tokens(encoding, query, n_states)
+        return vision_tokens(encoding, query, model.config, n_states)
+
+    def _channel_weights(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        """The weight of each channel, (B, d), from states and their gradient (B, N, d)."""
+        if self.variant == "grad_cam":
+            return gradient.mean(1)
+        total = activation.relu().sum(1, keepdim=True)
+        positive = gradient.relu()
+        # The square cancels, and where the gradient is not positive its weight does not count.
+        return (positive / (2 + positive * total)).sum(1)
+
+    @staticmethod
+    def _gradients(
+        logit: Tensor, states: Tensor, tokens: tuple[PictureTokens, ...]
+    ) -> list[Tensor]:
+        """The gradient of a logit at the tokens of each picture, (B, N, d)."""
+        if not logit.requires_grad:
+            return [_wide(torch.zeros_like(part.gather(states))) for part in tokens]
+        (gradient,) = torch.autograd.grad(logit, states, retain_graph=True, materialize_grads=True)
+        return [_wide(part.gather(gradient)) for part in tokens]
+
+    def _check_influence(
+        self, logit: Tensor, states: Tensor, tokens: tuple[PictureTokens, ...]
+    ) -> None:
+        if not any(gradient.any() for gradient in self._gradients(logit, states, tokens)):
+            raise ValueError(
+                "the gradient of the answer is exactly zero at the image tokens that come out of "
+                f"this {type(self.layer).__name__}: nothing behind it reads them; give an earlier "
+                "layer"
+            )
+
+
+def _find_layer(mllm: MLLM, layer: int | str | nn.Module | None) -> nn.Module:
+    if isinstance(layer, nn.Module):
+        return layer
+    if isinstance(layer, str):
+        tower, _, number = layer.partition(".")
+        if tower != "vision" or not number.removeprefix("-").isdecimal():
+            raise ValueError(
+                f"layer={layer!r}, expected 'vision.3' for layer 3 of the vision tower, or the "
+                "index of a layer of the language model"
+            )
+        return pick_layers(vision_layers(mllm.model), [int(number)], "vision tower")[0]
+    layers = decoder_layers(mllm.model)
+    if layer is None:
+        layer = (len(layers) - 1) // 2
+    elif isinstance(layer, bool) or not isinstance(layer, int):
+        raise TypeError(
+            f"got a layer of type {type(layer).__name__}, expected the index of a layer of the "
+            "language model, 'vision.3' for one of the vision tower, or a module"
+        )
+    (found,) = pick_layers(layers, [layer], "language model")
+    if found is layers[-1]:
+        raise ValueError(
+            f"layer={layer} is the last of the language model: behind it each token goes to its "
+            "own prediction alone, so the gradient at the image tokens is exactly zero; give an "
+            f"earlier one, up to {len(layers) - 2}, or one of the vision tower, such as 'vision.-1'"
+        )
+    return found
+
+
+@contextmanager
+def _differentiable_from(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """The outputs of a layer, as leaves of a graph that begins behind them."""
+    seen: list[Tensor] = []
+
+    def cut(module: nn.Module, given: Any, output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        if not isinstance(states, Tensor) or states.ndim < 2:
+            raise ValueError(
+                f"the layer, a {type(module).__name__}, returns a {type(states).__name__}, "
+                "expected the states of tokens; give a layer of a tower, not the tower"
+            )
+        # The graph starts here: what lies below is not differentiated and costs no memory.
+        torch.set_grad_enabled(True)
+        states = states.detach().requires_grad_()
+        seen.append(states)
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    # First of all hooks, so that those that collect hidden states collect these.
+    handle = layer.register_forward_hook(cut, prepend=True)
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            yield seen
+    finally:
+        handle.remove()
+
+
+def _states(seen: list[Tensor], layer: nn.Module) -> Tensor:
+    if len(seen) != 1:
+        raise ValueError(
+            f"the layer, a {type(layer).__name__}, runs {len(seen)} times in a pass, expected "
+            "once; is it part of this model?"
+        )
+    return seen[0]
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

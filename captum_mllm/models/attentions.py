@@ -1,0 +1,266 @@
+"""The attention of a pass, kept so that any of its rows can be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+IMPLEMENTATION = "captum_mllm"
+# Attention weights held at a time, 64 MiB in float32.
+CHUNK = 2**24
+
+Fusion = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Attention:
+    r"""One call of an attention function, for b sequences of n tokens with H heads.
+
+    What is kept grows linearly with n. The weights do not, so they are computed from it, for the
+    rows that are asked for.
+
+    Args:
+        query (Tensor): shape (b, H, n, e).
+        key (Tensor): shape (b, G, n, e); each of G heads serves H / G heads of ``query``.
+        value (Tensor): shape (b, G, n, v).
+        mask (Tensor, optional): True where a row may look, or what is added to its scores, of
+            shape (b or 1, H or 1, n, n).
+        causal (bool): whether a row looks at no later token.
+        scaling (float): factor on the scores.
+        softcap (float, optional): bound of the scores, ``softcap * tanh(scores / softcap)``.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    causal: bool
+    scaling: float
+    softcap: float | None
+
+    @property
+    def n_states(self) -> int:
+        """How many states the call has, over all sequences."""
+        return self.query.shape[0] * self.query.shape[2]
+
+    def detach(self) -> Attention:
+        """The same without a graph."""
+        states = {name: getattr(self, name).detach() for name in ("query", "key", "value")}
+        return replace(self, **states)
+
+    def weights(self, rows: Tensor) -> Tensor:
+        r"""Attention weights of R rows, at least float32, each sums to 1; shape (b, H, R, n)."""
+        dtype = torch.promote_types(self.query.dtype, torch.float32)
+        key = self._shared(self.key).to(dtype)
+        scores = self.query[:, :, rows].to(dtype) @ key.mT * self.scaling
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        allowed = None
+        if self.mask is not None:
+            allowed = self.mask[:, :, rows, : scores.shape[-1]]
+        elif self.causal:
+            allowed = rows[:, None] >= torch.arange(scores.shape[-1], device=rows.device)
+        if allowed is not None and allowed.dtype == torch.bool:
+            # Finite, for the sake of padding rows that may look nowhere.
+            scores = scores.masked_fill(~allowed, torch.finfo(dtype).min)
+        elif allowed is not None:
+            scores = scores + allowed
+        return scores.softmax(-1)
+
+    def gradients(self, rows: Tensor, of_output: Tensor) -> Tensor:
+        r"""Gradient with respect to the weights of R rows, :math:`g_i^\top v_j`.
+
+        Args:
+            rows (Tensor): indices of the rows.
+            of_output (Tensor): gradient with respect to the heads' outputs, (b, n, H, v).
+
+        Returns:
+            Tensor: at least float32, shape (b, H, R, n).
+        """
+        dtype = torch.promote_types(of_output.dtype, torch.float32)
+        value = self._shared(self.value).to(dtype)
+        return of_output[:, rows].transpose(1, 2).to(dtype) @ value.mT
+
+    def pass_down(self, weights: Tensor, fuse: Fusion, of_output: Tensor | None = None) -> Tensor:
+        r"""Hand the weights of states down to the states that they attend to.
+
+        Args:
+            weights (Tensor): R weights for each state, shape (R, b, n).
+            fuse (Callable): from the attention of all heads, (b, H, m, n), to (b, m, n).
+            of_output (Tensor, optional): gradient with respect to the heads' outputs; the
+                attention is multiplied with its positive gradient before it is fused.
+
+        Returns:
+            Tensor: :math:`w A`, shape (R, b, n), on the device of ``weights``.
+        """
+        batch, heads, length = self.query.shape[:3]
+        device = weights.device
+        weights = weights.to(self.query.device)
+        passed = torch.zeros_like(weights)
+        rows = weights.flatten(0, 1).any(0).nonzero()[:, 0]
+        for chunk in rows.split(max(CHUNK // (batch * heads * length), 1)):
+            attention = self.weights(chunk)
+            if of_output is not None:
+                attention = attention * self.gradients(chunk, of_output).relu()
+            fused = fuse(attention).to(weights.dtype)
+            passed = passed + torch.einsum("rbm,bmn->rbn", weights[..., chunk], fused)
+        return passed.to(device)
+
+    def output(self) -> Tensor:
+        """What the heads return, (b, n, H, v)."""
+        batch, heads, length = self.query.shape[:3]
+        rows = torch.arange(length, device=self.query.device)
+        value = self._shared(self.value)
+        parts = [
+            self.weights(chunk).to(value.dtype) @ value
+            for chunk in rows.split(max(CHUNK // (batch * heads * length), 1))
+        ]
+        return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
+
+    def _shared(self, states: Tensor) -> Tensor:
+        """The head of keys or values that each head of queries uses."""
+        return states.repeat_interleave(self.query.shape[1] // states.shape[1], dim=1)
+
+
+class AttentionRecord:
+    r"""The attention of some layers in one pass.
+
+    A layer has one call or, where a vision tower takes its pictures or windows in turn, several.
+
+    Args:
+        layers (Sequence[nn.Module]): the layers.
+        differentiable (bool): make the pass differentiable from the first of these layers on.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], differentiable: bool) -> None:
+        self.differentiable = differentiable
+        self.calls: list[list[Attention]] = [[] for _ in layers]
+        self.outputs: list[list[Tensor]] = [[] for _ in layers]
+        self._layer_of = {
+            module: index for index, layer in enumerate(layers) for module in layer.modules()
+        }
+
+    def add(self, module: nn.Module, call: Attention, output: Tensor) -> Tensor:
+        """Keep a call if it is of one of the layers; returns its output."""
+        index = self._layer_of.get(module)
+        if index is None:
+            return output
+        if self.differentiable and not output.requires_grad:
+            # Nothing below is differentiated, so its graph need not be built.
+            torch.set_grad_enabled(True)
+            output = output.detach().requires_grad_()
+        self.calls[index].append(call.detach())
+        self.outputs[index].append(output)
+        return output
+
+    def gradients(self, scalar: Tensor | None) -> list[list[Tensor | None]]:
+        """Of a scalar, with respect to the output of each call; None for each if it is None."""
+        if scalar is None:
+            return [[None] * len(outputs) for outputs in self.outputs]
+        outputs = [output for outputs in self.outputs for output in outputs]
+        found = iter(
+            torch.autograd.grad(scalar, outputs, retain_graph=True, materialize_grads=True)
+        )
+        return [[next(found) for _ in outputs] for outputs in self.outputs]
+
+    def check(self) -> None:
+        """Refuse layers whose attention went another way."""
+        missing = sum(not calls for calls in self.calls)
+        if missing:
+            raise RuntimeError(
+                f"{missing} of {len(self.calls)} layers made no attention weights through the "
+                "AttentionInterface of transformers: either they have no softmax attention, or "
+                "their model does not let its attention be set"
+            )
+
+
+_record: ContextVar[AttentionRecord | None] = ContextVar("attention_record", default=None)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it, which adds to the record of the pass."""
+    for name in ("position_bias", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(f"attention with {name!r} cannot be recorded")
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    call = Attention(
+        query=query,
+        key=key,
+        value=value,
+        mask=attention_mask,
+        causal=attention_mask is None and bool(is_causal) and query.shape[2] > 1,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        softcap=softcap,
+    )
+    if softcap is None:
+        kernel = AttentionInterface()["sdpa"]
+        output, _ = kernel(
+            module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal
+        )
+    else:
+        output = call.output()
+    record = _record.get()
+    return (output if record is None else record.add(module, call, output)), None
+
+
+AttentionInterface.register(IMPLEMENTATION, _attend)
+AttentionMaskInterface.register(IMPLEMENTATION, AttentionMaskInterface()["sdpa"])
+
+
+@contextmanager
+def record_attention(
+    model: PreTrainedModel, layers: Sequence[nn.Module], differentiable: bool = False
+) -> Iterator[AttentionRecord]:
+    r"""Record the attention of a pass, whichever implementation the model was loaded with.
+
+    Within it the model runs the attention registered as ``"captum_mllm"``; afterwards each part
+    of the model has the implementation that it had before, after an exception too.
+
+    Args:
+        model (PreTrainedModel): the model.
+        layers (Sequence[nn.Module]): layers of the model.
+        differentiable (bool): make the pass differentiable from the first of these layers on, also
+            under ``torch.no_grad``. Default: False
+
+    Yields:
+        AttentionRecord: filled by the pass.
+
+    Raises:
+        RuntimeError: after the pass, if a layer made no attention weights that could be recorded.
+    """
+    record = AttentionRecord(layers, differentiable)
+    before = _implementations(model.config)
+    token = _record.set(record)
+    try:
+        model.set_attn_implementation(IMPLEMENTATION)
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            yield record
+    finally:
+        _record.reset(token)
+        model.set_attn_implementation(before)
+    record.check()
+
+
+def _implementations(config: Any) -> dict[str, Any]:
+    """The attention implementation of each part, as ``set_attn_implementation`` takes it."""
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    nested = {name: _implementations(part) for name, part in parts.items() if part is not None}
+    return {"": config._attn_implementation, **nested}

@@ -1,0 +1,65 @@
+"""The layers of the two towers of a multimodal LLM: the vision tower and the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+# What the families call the list of blocks of their vision tower.
+_LISTS = ("blocks", "layers", "layer")
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    r"""The layers of the language model, first to last."""
+    decoder: Any = model.get_decoder()
+    return list(decoder.layers)
+
+
+def vision_layers(model: PreTrainedModel) -> list[nn.Module]:
+    r"""The layers of the vision tower that the language model sees, first to last.
+
+    LLaVA takes its features from a layer before the last, so what follows that layer has no
+    influence on any answer, and is left out.
+
+    Raises:
+        ValueError: if the model has no list of layers where a vision tower has it.
+    """
+    tower = model.get_encoder(modality="image")
+    for name, module in tower.named_modules():
+        if isinstance(module, nn.ModuleList) and name.split(".")[-1] in _LISTS:
+            return list(module)[: _count_seen(model.config, len(module))]
+    raise ValueError(
+        f"no list of layers is found in the vision tower, a {type(tower).__name__}; give the layer "
+        "as a module"
+    )
+
+
+def pick_layers(layers: Sequence[nn.Module], indices: Sequence[int], tower: str) -> list[nn.Module]:
+    r"""Some of the layers, in the order in which they run, each once.
+
+    Raises:
+        ValueError: if there is no index, or one that none of the layers has.
+    """
+    count = len(layers)
+    if not len(indices) or not all(-count <= index < count for index in indices):
+        raise ValueError(
+            f"got {list(indices)}, expected indices of the {count} layers of the {tower} that the "
+            f"answer comes from, {-count} to {count - 1}"
+        )
+    return [layers[index] for index in sorted({index % count for index in indices})]
+
+
+def is_decoder_module(model: PreTrainedModel, module: nn.Module) -> bool:
+    r"""Whether a module of the model is part of the language model."""
+    decoder: Any = model.get_decoder()
+    return any(module is part for part in decoder.modules())
+
+
+def _count_seen(config: Any, count: int) -> int:
+    taken = getattr(config, "vision_feature_layer", -1)
+    taken = [taken] if isinstance(taken, int) else taken
+    # Hidden state 0 is the embedding, so that of index k is the output of layer k - 1.
+    return max(index if index >= 0 else count + 1 + index for index in taken)
