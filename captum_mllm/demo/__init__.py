@@ -1,0 +1,52 @@
+r"""Small trained models that ship with the package, so that everything runs offline in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+#: The names of the models that ship.
+DEMO_MODELS: tuple[str, ...] = ("qwen2-vl",)
+
+#: What the demo models are trained to be asked.
+DEMO_PROMPT = "Describe the image."
+
+
+def demo_folder(name: str) -> Path:
+    r"""The folder of a demo model, for any ``from_pretrained``.
+
+    Args:
+        name (str): One of :data:`DEMO_MODELS`.
+
+    Returns:
+        Path: The folder.
+
+    Raises:
+        ValueError: If no model of that name ships.
+
+    Examples::
+
+        >>> demo_folder("qwen2-vl").name
+        'qwen2-vl'
+    """
+    if name not in DEMO_MODELS:
+        raise ValueError(f"No demo model is called {name!r}; there are {', '.join(DEMO_MODELS)}.")
+    return _HERE / name
+
+
+def demo_picture() -> Path:
+    r"""A picture that the demo models can describe: three shapes, 224 x 224 pixels.
+
+    Returns:
+        Path: The file, a PNG.
+
+    Examples::
+
+        >>> demo_picture().name
+        'scene.png'
+    """
+    return _HERE / "scene.png"
+
+
+__all__ = ["DEMO_MODELS", "DEMO_PROMPT", "demo_folder", "demo_picture"]
