@@ -1,0 +1,106 @@
+"""A caption, its words, and the map of each of its tokens, beside the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from captum_mllm.metrics.aligned_maps import check_maps
+from captum_mllm.metrics.otsu import grey_levels
+
+Kind = Literal["noun", "function", "other"]
+
+
+@dataclass(frozen=True)
+class Word:
+    r"""
+    A word of a caption.
+
+    Args:
+        kind (str): ``"noun"``; ``"function"`` for conjunctions, determiners, pronouns, modal and
+            other words that no part of a picture shows; ``"other"`` for all else, which is not
+            scored (adjectives, prepositions, numbers, verbs).
+        tokens (tuple[int, ...]): Indices of its tokens in the caption.
+        category (int, optional): The noun's label in the label image, from 0 upwards; None for a
+            noun that is none of its categories.
+            Default: None
+
+    Raises:
+        ValueError: If the kind is not one of these, there are no tokens or a negative one, the
+            category is negative, or a word that is not a noun has one.
+    """
+
+    kind: Kind
+    tokens: tuple[int, ...]
+    category: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {get_args(Kind)}, got {self.kind!r}")
+        if not self.tokens or min(self.tokens) < 0:
+            raise ValueError(
+                f"tokens must be one or more indices from 0 upwards, got {self.tokens}"
+            )
+        if self.category is not None and self.kind != "noun":
+            raise ValueError(
+                f"only nouns have a category, got {self.category} for a word of kind {self.kind!r}"
+            )
+        if self.category is not None and self.category < 0:
+            raise ValueError(f"category must be a label from 0 upwards, got {self.category}")
+
+
+@dataclass(frozen=True, eq=False)
+class ExplainedCaption:
+    r"""
+    A picture's caption as :func:`~captum_mllm.metrics.token_iou` scores it.
+
+    Args:
+        maps (Tensor): The map of each token, of shape (T, h, w): uint8, or of a floating-point
+            dtype in [0, 1], which becomes 256 grey levels. For values of another range see
+            :func:`~captum_mllm.metrics.grey_levels`.
+        words (tuple[Word, ...]): The words in their order.
+        labels (Tensor): The category of each pixel, of shape (H, W) and an integer dtype.
+
+    Raises:
+        TypeError: If a tensor has a wrong dtype.
+        ValueError: If a tensor has a wrong shape or values out of range, or a word has a token
+            without a map.
+
+    Examples::
+
+        >>> import torch
+        >>> words = (Word("function", (0,)), Word("noun", (1, 2), category=7))
+        >>> caption = ExplainedCaption(torch.rand(3, 4, 4), words, torch.full((8, 8), 7))
+        >>> caption.maps.dtype
+        torch.uint8
+    """
+
+    maps: Tensor
+    words: tuple[Word, ...]
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        maps, labels = check_maps(self.maps), self.labels
+        if maps.dim() != 3:
+            raise ValueError(f"maps must have shape (T, h, w), got {tuple(maps.shape)}")
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+            given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+            raise TypeError(f"labels must be a Tensor of integers, got {given}")
+        if labels.dim() != 2 or not labels.numel():
+            raise ValueError(
+                f"labels must have shape (H, W) with at least one pixel, got {tuple(labels.shape)}"
+            )
+        if labels.device != maps.device:
+            raise ValueError(
+                f"maps and labels must be on one device, got {maps.device} and {labels.device}"
+            )
+        for word in self.words:
+            if max(word.tokens) >= len(maps):
+                raise ValueError(f"{word} has a token beyond the {len(maps)} maps of the caption")
+        # A frozen value: its fields are settled here once.
+        object.__setattr__(self, "maps", grey_levels(maps))
+        object.__setattr__(self, "labels", labels.to(torch.int64))
+        object.__setattr__(self, "words", tuple(self.words))

@@ -1,0 +1,216 @@
+"""How well maps point at what a mask marks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_mllm.metrics.aligned_maps import align, check_masks, positive_mass
+from captum_mllm.metrics.otsu import otsu_threshold
+from captum_mllm.metrics.precision import in_double, safe_ratio
+
+
+def intersection_over_union(maps: Tensor, masks: Tensor) -> Tensor:
+    r"""
+    Intersection over union of each map's foreground, cut out by Otsu's threshold, with its mask.
+
+    Args:
+        maps (Tensor): Of shape (..., h, w), of a floating-point dtype or uint8. Resized to the
+            masks, bilinear.
+        masks (Tensor): What the maps should mark, of shape (..., H, W), bool or 0 and 1. Leading
+            dimensions as many as those of ``maps``, each of the same size or 1.
+
+    Returns:
+        Tensor: One score per map in [0, 1], of shape (...), in float64 (float32 on MPS). 0 for a
+        constant map, which has no foreground, and for an empty mask.
+
+    Raises:
+        TypeError: If one of them has a wrong type.
+        ValueError: If there are values that are not finite, masks that are not binary, or shapes
+            that do not fit together.
+
+    Examples::
+
+        >>> import torch
+        >>> mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+        >>> mask[:, :2, :2] = True
+        >>> float(intersection_over_union(mask.float(), mask))
+        1.0
+        >>> float(intersection_over_union(torch.ones(1, 4, 4), mask))
+        0.0
+    """
+    maps, masks = align(maps, masks)
+    foreground = maps > otsu_threshold(maps)[..., None, None]
+    both = (foreground & masks).sum((-2, -1))
+    either = (foreground | masks).sum((-2, -1))
+    return safe_ratio(in_double(both), in_double(either))
+
+
+def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
+    r"""
+    Whether the largest value of each map lies in its mask.
+
+    Where several cells share the largest value, the share of them in the mask: what picking one
+    of them at random would score on average. A constant map points nowhere and scores 0.
+
+    Source: "Top-down Neural Attention by Excitation Backprop" (Zhang et al., ECCV 2016), without
+    its tolerance in pixels.
+
+    Args:
+        maps (Tensor): Of shape (..., h, w), of a floating-point dtype or uint8. Resized to the
+            masks, bilinear.
+        masks (Tensor): What the maps should mark, of shape (..., H, W), bool or 0 and 1. Leading
+            dimensions as many as those of ``maps``, each of the same size or 1.
+
+    Returns:
+        Tensor: One score per map in [0, 1], of shape (...), in float64 (float32 on MPS). 0 for a
+        constant map (one of a single cell is) and for an empty mask.
+
+    Raises:
+        TypeError: If one of them has a wrong type.
+        ValueError: If there are values that are not finite, masks that are not binary, or shapes
+            that do not fit together.
+
+    Examples::
+
+        >>> import torch
+        >>> mask = torch.tensor([[[True, False, False]]])
+        >>> maps = torch.tensor([[[0.9, 0.1, 0.0]], [[0.1, 0.9, 0.0]], [[1.0, 1.0, 1.0]]])
+        >>> pointing_game(maps, mask)
+        tensor([1., 0., 0.], dtype=torch.float64)
+    """
+    maps, masks = align(maps, masks)
+    largest = maps.amax((-2, -1), keepdim=True)
+    varied = largest > maps.amin((-2, -1), keepdim=True)
+    peaks = (maps == largest) & varied
+    hits = (peaks & masks).sum((-2, -1))
+    return safe_ratio(in_double(hits), in_double(peaks.sum((-2, -1))))
+
+
+def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
+    r"""
+    Relevance mass accuracy: the share of each map's positive values that lies in its mask.
+
+    Source: "CLEVR-XAI: A Benchmark Dataset for the Ground Truth Evaluation of Neural Network
+    Explanations" (Arras, Osman, Samek, Information Fusion 2022).
+
+    Args:
+        maps (Tensor): Of shape (..., h, w), of a floating-point dtype or uint8. Negative values
+            count as 0. Resized to the masks, bilinear.
+        masks (Tensor): What the maps should mark, of shape (..., H, W), bool or 0 and 1. Leading
+            dimensions as many as those of ``maps``, each of the same size or 1: maps
+            (T, 1, h, w) and masks (1, K, H, W) give the mass of T maps on K objects.
+
+    Returns:
+        Tensor: One score per map in [0, 1], of shape (...), in float64 (float32 on MPS). The
+        mask's share of the picture for a constant map above 0; 0 for a map without positive
+        values and for an empty mask.
+
+    Raises:
+        TypeError: If one of them has a wrong type.
+        ValueError: If there are values that are not finite, masks that are not binary, or shapes
+            that do not fit together.
+
+    Examples::
+
+        >>> import torch
+        >>> relevance_mass(torch.tensor([[3.0, 1.0, -2.0]]), torch.tensor([[1, 0, 0]]))
+        tensor(0.7500, dtype=torch.float64)
+    """
+    maps, masks = align(maps, masks)
+    mass = positive_mass(maps)
+    return safe_ratio((mass * masks).sum((-2, -1)), mass.sum((-2, -1)))
+
+
+def relevance_rank(maps: Tensor, masks: Tensor) -> Tensor:
+    r"""
+    Relevance rank accuracy: the share of each map's K largest values that lies in its mask of K
+    cells.
+
+    Where cells share the K-th largest value, they count in proportion, so that the order in which
+    they are stored does not matter and a constant map scores what chance does.
+
+    Source: as for :func:`relevance_mass`.
+
+    Args:
+        maps (Tensor): Of shape (..., h, w), of a floating-point dtype or uint8. Resized to the
+            masks, bilinear.
+        masks (Tensor): What the maps should mark, of shape (..., H, W), bool or 0 and 1. Leading
+            dimensions as many as those of ``maps``, each of the same size or 1.
+
+    Returns:
+        Tensor: One score per map in [0, 1], of shape (...), in float64 (float32 on MPS). The
+        mask's share of the picture for a constant map; 0 for an empty mask.
+
+    Raises:
+        TypeError: If one of them has a wrong type.
+        ValueError: If there are values that are not finite, masks that are not binary, or shapes
+            that do not fit together.
+
+    Examples::
+
+        >>> import torch
+        >>> relevance_rank(torch.tensor([[0.9, 0.2, 0.8, 0.1]]), torch.tensor([[1, 1, 0, 0]]))
+        tensor(0.5000, dtype=torch.float64)
+    """
+    maps, masks = align(maps, masks)
+    size = masks.sum((-2, -1))
+    largest_size = int(size.max()) if size.numel() else 0
+    descending = maps.flatten(-2).topk(max(largest_size, 1), dim=-1).values
+    leading = torch.broadcast_shapes(maps.shape[:-2], size.shape)
+    place = (size - 1).clamp_min(0).expand(leading)[..., None]
+    smallest = descending.expand(*leading, -1).gather(-1, place)[..., None]
+    above, tied = maps > smallest, maps == smallest
+    places_left = size - above.sum((-2, -1))
+    share = safe_ratio(in_double(places_left), in_double(tied.sum((-2, -1))))
+    hits = in_double((above & masks).sum((-2, -1)))
+    hits = hits + share * in_double((tied & masks).sum((-2, -1)))
+    return safe_ratio(hits, in_double(size))
+
+
+def interference_leakage(
+    maps: Tensor, earlier_masks: Tensor, masks: Tensor | None = None
+) -> Tensor:
+    r"""
+    The share of each map's positive values that lies on objects named before the explained word.
+
+    Words that stand before a token leave their traces in its map. A map that is free of them has
+    no more on these objects than on any other place that the word does not speak of.
+
+    Args:
+        maps (Tensor): Maps of words, of shape (..., h, w), of a floating-point dtype or uint8.
+            Negative values count as 0. Resized to the masks, bilinear.
+        earlier_masks (Tensor): Of shape (..., H, W), bool or 0 and 1: the union of the objects
+            that were named before each word. Leading dimensions as many as those of ``maps``,
+            each of the same size or 1.
+        masks (Tensor, optional): The object that each word speaks of, of a shape that fits
+            ``earlier_masks``. What lies on it is not leakage, even if it was named before or
+            overlaps with what was.
+            Default: None
+
+    Returns:
+        Tensor: One share per map in [0, 1], of shape (...), in float64 (float32 on MPS); the lower
+        the better. 0 where nothing was named before, and for a map without positive values.
+
+    Raises:
+        TypeError: If one of them has a wrong type.
+        ValueError: If there are values that are not finite, masks that are not binary, or shapes
+            that do not fit together.
+
+    Examples::
+
+        >>> import torch
+        >>> map_of_word = torch.tensor([[1.0, 3.0, 0.0]])
+        >>> interference_leakage(map_of_word, torch.tensor([[1, 0, 0]]))
+        tensor(0.2500, dtype=torch.float64)
+    """
+    earlier = check_masks(earlier_masks, "earlier_masks")
+    if masks is not None:
+        own = check_masks(masks)
+        if own.dim() != earlier.dim() or own.shape[-2:] != earlier.shape[-2:]:
+            raise ValueError(
+                f"masks of shape {tuple(own.shape)} and earlier_masks of shape "
+                f"{tuple(earlier.shape)} must have the same dimensions"
+            )
+        earlier = earlier & ~own
+    return relevance_mass(maps, earlier)
