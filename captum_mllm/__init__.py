@@ -4,9 +4,11 @@ from captum_mllm.attr import (
     ARC,
     MSEA,
     TAM,
+    AttentionRollout,
     LogitLens,
     MLLMAttribution,
     MLLMAttributionResult,
+    TokenGradCam,
 )
 from captum_mllm.models import MLLM, ImageTextInput
 
@@ -17,8 +19,10 @@ __all__ = [
     "MLLM",
     "MSEA",
     "TAM",
+    "AttentionRollout",
     "ImageTextInput",
     "LogitLens",
     "MLLMAttribution",
     "MLLMAttributionResult",
+    "TokenGradCam",
 ]

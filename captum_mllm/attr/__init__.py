@@ -1,6 +1,7 @@
 """Attribution methods, and the pure functions that they are made of."""
 
 from captum_mllm.attr.arc import ARC
+from captum_mllm.attr.attention_rollout import AttentionRollout
 from captum_mllm.attr.context_suppression import ContextSuppression, suppress_context
 from captum_mllm.attr.logit_lens import LogitLens
 from captum_mllm.attr.mllm_attribution import MLLMAttribution
@@ -9,17 +10,20 @@ from captum_mllm.attr.msea import MSEA, ScaleAttribution
 from captum_mllm.attr.rank_biased_overlap import rank_biased_overlap
 from captum_mllm.attr.rank_gaussian_filter import rank_gaussian_filter
 from captum_mllm.attr.tam import TAM
+from captum_mllm.attr.token_grad_cam import TokenGradCam
 
 __all__ = [
     "ARC",
     "MSEA",
     "TAM",
+    "AttentionRollout",
     "ContextSuppression",
     "LogitLens",
     "MLLMAttribution",
     "MLLMAttributionResult",
     "ScaleAttribution",
     "ScaleResult",
+    "TokenGradCam",
     "rank_biased_overlap",
     "rank_gaussian_filter",
     "suppress_context",

@@ -193,14 +193,14 @@ class AttentionRollout(Attribution):
     ) -> tuple[Encoding, Tensor, tuple[PictureTokens, ...]]:
         """A pass, the weights (R, states) where the rows end, and the pictures among the states."""
         mllm: MLLM = self.forward_func
-        pictures, _ = mllm._arguments((*pictures, query))
+        pictures, _ = mllm.arguments((*pictures, query))
         if target is None:
             check_one_picture(len(pictures[0]))
         by_gradient = self.mode == "gradient"
         layers = [*self.decoder_layers, *vision]
         logits: Sequence[Tensor | None] = [None]
-        with mllm._evaluating(), record_attention(mllm.model, layers, by_gradient) as record:
-            encoding = mllm._encode(pictures, query)
+        with mllm.evaluating(), record_attention(mllm.model, layers, by_gradient) as record:
+            encoding = mllm.encode(pictures, query)
             if by_gradient:
                 explained = explained_logits(mllm, encoding, query)
                 logits = list(target_logits(explained, target, encoding, query))

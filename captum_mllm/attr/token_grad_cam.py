@@ -128,9 +128,9 @@ class TokenGradCam(LayerAttribution):
         is_tuple = isinstance(inputs, tuple)
         query = only_query(additional_forward_args)
         mllm: MLLM = self.forward_func
-        pictures, _ = mllm._arguments((*format_tensor_into_tuples(inputs), query))
-        with torch.no_grad(), mllm._evaluating(), _differentiable_from(self.layer) as seen:
-            encoding = mllm._encode(pictures, query)
+        pictures, _ = mllm.arguments((*format_tensor_into_tuples(inputs), query))
+        with torch.no_grad(), mllm.evaluating(), _differentiable_from(self.layer) as seen:
+            encoding = mllm.encode(pictures, query)
             logits = explained_logits(mllm, encoding, query)
             states = _states(seen, self.layer)
             tokens = self._tokens(encoding, query, states)

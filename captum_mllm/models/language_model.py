@@ -147,7 +147,7 @@ class LanguageModel(nn.Module):
             for name in ("input_ids", "position_ids", "mm_token_type_ids", "token_type_ids"):
                 if arguments.get(name) is not None:
                     arguments[name] = arguments[name][..., cached:]
-        with self.mllm._evaluating():
+        with self.mllm.evaluating():
             return self.mllm.model(
                 **arguments, past_key_values=past_key_values, use_cache=bool(use_cache)
             )
@@ -162,7 +162,7 @@ class LanguageModel(nn.Module):
         # A placeholder without a picture behind it would break every later pass.
         arguments.setdefault("suppress_tokens", [self.mllm.image_token_id])
         model: Any = self.mllm.model
-        with self.mllm._evaluating():
+        with self.mllm.evaluating():
             return model.generate(**arguments)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **inputs: Any) -> dict[str, Any]:

@@ -127,9 +127,9 @@ class MLLM(nn.Module):
         Returns:
             Tensor: of shape (B, T, V).
         """
-        pictures, query = self._arguments(args)
-        encoding = self._encode(pictures, query)
-        with self._evaluating():
+        pictures, query = self.arguments(args)
+        encoding = self.encode(pictures, query)
+        with self.evaluating():
             rows = encoding.explained_rows(query)
             logits = self.model(**encoding.inputs, logits_to_keep=rows, use_cache=False).logits
         return logits.unflatten(0, (-1, encoding.windows)).mean(1)
@@ -199,12 +199,12 @@ class MLLM(nn.Module):
         Raises:
             ValueError: for a layer that the model does not have.
         """
-        pictures, query = self._arguments(args)
+        pictures, query = self.arguments(args)
         key = (tuple(map(_identity, pictures)), query.inputs_key, layer)
         if self._passes is not None and key in self._passes:
             return self._passes[key][0]
-        encoding = self._encode(pictures, query)
-        with self._evaluating():
+        encoding = self.encode(pictures, query)
+        with self.evaluating():
             hidden = self._hidden(encoding.inputs, layer)
         states = gather_states(hidden.unflatten(0, (-1, encoding.windows)), encoding, query)
         if self._passes is not None:
@@ -214,17 +214,17 @@ class MLLM(nn.Module):
 
     def layouts(self, *args: Any) -> tuple[Layout, ...]:
         r"""Where the tokens of each explained picture lie, without a pass through the model."""
-        pictures, query = self._arguments(args)
-        encoding = self._encode(pictures, query)
+        pictures, query = self.arguments(args)
+        encoding = self.encode(pictures, query)
         return tuple(encoding.layouts[index] for index in query.explained)
 
     def explained_ids(self, *args: Any) -> Tensor:
         r"""Vocabulary indices of the explained tokens, without a pass through the model."""
-        pictures, query = self._arguments(args)
+        pictures, query = self.arguments(args)
         answer = torch.tensor(query.answer_ids, device=pictures[0].device)
         if not query.with_prompt:
             return answer
-        return torch.cat([self._encode(pictures, query).word_ids, answer])
+        return torch.cat([self.encode(pictures, query).word_ids, answer])
 
     @torch.no_grad()
     def target_probability(
@@ -241,7 +241,7 @@ class MLLM(nn.Module):
         Returns:
             Tensor: float32, of shape (B,), or (T,) for one picture where no target is given.
         """
-        _, query = self._arguments(args)
+        _, query = self.arguments(args)
         states = self.states(*args, layer=layer)
         start = 0 if query.with_prompt else states.n_words
         predicting, ids = states.predicting[:, start:], states.ids[start:]
@@ -276,7 +276,19 @@ class MLLM(nn.Module):
         finally:
             self._passes = None
 
-    def _arguments(self, args: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], Query]:
+    def arguments(self, args: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], Query]:
+        r"""The pictures and the query among the arguments of ``forward``, checked.
+
+        Args:
+            args (tuple): the pictures, then the query.
+
+        Returns:
+            tuple[tuple[Tensor, ...], Query]: the two apart.
+
+        Raises:
+            TypeError: if the last is no query.
+            ValueError: if a picture is none.
+        """
         if len(args) < 2 or not isinstance(args[-1], Query):
             raise TypeError(
                 "expected the picture and a Query; pass additional_forward_args=(query,) with the "
@@ -286,7 +298,16 @@ class MLLM(nn.Module):
             check_pictures(picture)
         return args[:-1], args[-1]
 
-    def _encode(self, pictures: Sequence[Tensor], query: Query) -> Encoding:
+    def encode(self, pictures: Sequence[Tensor], query: Query) -> Encoding:
+        r"""The wrapped model's inputs for a query, and where everything lies in them.
+
+        Args:
+            pictures (Sequence[Tensor]): the pictures that the query leaves open.
+            query (Query): the question and the answer.
+
+        Returns:
+            Encoding: differentiable in pictures that require a gradient.
+        """
         differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in pictures)
         encoding = encode(
             query.all_pictures(pictures),
@@ -329,14 +350,14 @@ class MLLM(nn.Module):
     def _generate(
         self, pictures: Sequence[Tensor], query: Query, options: dict[str, Any]
     ) -> tuple[int, ...]:
-        inputs = self._encode(pictures, query).inputs
+        inputs = self.encode(pictures, query).inputs
         # A placeholder without a picture behind it would break every later pass.
         placeholders = {"suppress_tokens": [self.image_token_id]}
         settings = {**GREEDY, **placeholders, "max_new_tokens": MAX_NEW_TOKENS, **options}
         if settings["do_sample"]:
             settings = {name: value for name, value in settings.items() if value is not None}
         model: Any = self.model
-        with self._evaluating():
+        with self.evaluating():
             output = model.generate(**inputs, **settings)
         answer = output[0, inputs["input_ids"].shape[1] :].tolist()
         special = set(self.tokenizer.all_special_ids)
@@ -365,8 +386,8 @@ class MLLM(nn.Module):
         return tuple(ids)
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Without dropout, and with every module's training flag as before afterwards."""
+    def evaluating(self) -> Iterator[None]:
+        r"""Within it, there is no dropout; afterwards every training flag is as before."""
         training = [module for module in self.model.modules() if module.training]
         if not training:
             yield

@@ -102,7 +102,7 @@ torch.set_num_threads(1)
 from captum_mllm import ARC, MLLM, MSEA, ImageTextInput, LogitLens, MLLMAttribution
 from tests.attr.test_mllm_attribution import large_vocabulary
 mllm, inp, query = large_vocabulary()
-inputs = mllm._encode((inp.to_tensor(),), query).inputs
+inputs = mllm.encode((inp.to_tensor(),), query).inputs
 with torch.no_grad():
     mllm.model(**inputs, logits_to_keep=1)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

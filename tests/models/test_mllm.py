@@ -190,7 +190,7 @@ def test_the_users_model_is_left_as_it_was(family: str) -> None:
     mllm = MLLM(model, processor)
     image, query = prepared(mllm)
     # transformers keeps hooks of its own from the first pass on.
-    model(**mllm._encode((image,), query).inputs)
+    model(**mllm.encode((image,), query).inputs)
     before = snapshot(mllm)
     mllm(image, query)
     mllm.states(image, query, layer=0)

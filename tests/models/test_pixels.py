@@ -24,9 +24,9 @@ def test_differentiable_pixels_equal_the_processors(
     image, query = mllm.prepare(ImageTextInput(picture, "what ?"), target="a cat")
     if scale != 1:
         image = torch.nn.functional.interpolate(image, scale_factor=scale, mode="bilinear")
-    own = mllm._encode((image.requires_grad_(),), query).inputs["pixel_values"]
+    own = mllm.encode((image.requires_grad_(),), query).inputs["pixel_values"]
     with torch.no_grad():
-        processors = mllm._encode((image,), query).inputs["pixel_values"]
+        processors = mllm.encode((image,), query).inputs["pixel_values"]
     assert own.shape == processors.shape
     assert own.requires_grad
     # Back to pixels in [0, 1]: normalisation divides by about this much.
@@ -67,9 +67,9 @@ def test_fixed_squares_follow_the_processors_options(
     mllm = MLLM(model, processor)
     picture = torch.rand(3, *size, generator=torch.Generator().manual_seed(1))
     image, query = mllm.prepare(ImageTextInput(picture, "what ?"), target="a cat")
-    own = mllm._encode((image.requires_grad_(),), query).inputs["pixel_values"]
+    own = mllm.encode((image.requires_grad_(),), query).inputs["pixel_values"]
     with torch.no_grad():
-        processors = mllm._encode((image,), query).inputs["pixel_values"]
+        processors = mllm.encode((image,), query).inputs["pixel_values"]
     assert (own - processors).abs().mean() * 0.28 <= 1 / 255
     left, top, right, bottom = mllm.layouts(image, query)[0].pieces[0].box
     if do_pad:
