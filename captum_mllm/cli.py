@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except (ValueError, TypeError, OSError, RuntimeError, Image.DecompressionBombError) as error:
-        print(f"captum-mllm: error: {error}", file=sys.stderr)
+        print(f"captum-mllm: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
@@ -66,11 +66,13 @@ def explain(options: argparse.Namespace) -> None:
     transformers_logging.disable_progress_bar()
     bundled = options.model.startswith("demo/")
     picture = options.picture or demo_picture()
-    prompt = options.prompt or (DEMO_PROMPT if bundled else DEFAULT_PROMPT)
+    prompt = options.prompt
+    if prompt is None:
+        prompt = DEMO_PROMPT if bundled else DEFAULT_PROMPT
     with Image.open(picture) as image:
         inp = ImageTextInput(image, prompt)
     _say(options, f"Loading {options.model} ...")
-    mllm = MLLM.from_pretrained(options.model, dtype=options.dtype).to(options.device)
+    mllm = _load(options)
     method, arguments = build_method(mllm, options.method, options.scales)
     _say(options, f"Explaining {picture} ...")
     result = MLLMAttribution(method).attribute(
@@ -82,6 +84,16 @@ def explain(options: argparse.Namespace) -> None:
     )
     _write(result, Path(options.output))
     _report(result, Path(options.output))
+
+
+def _load(options: argparse.Namespace) -> MLLM:
+    # What a damaged file or a missing device raises is of many types, some of them bare.
+    try:
+        return MLLM.from_pretrained(options.model, dtype=options.dtype).to(options.device)
+    except Exception as error:
+        raise ValueError(
+            f"{options.model} could not be loaded on {options.device}: {error}"
+        ) from error
 
 
 def build_method(
@@ -108,6 +120,7 @@ def build_method(
 
 def _write(result: MLLMAttributionResult, folder: Path) -> None:
     import matplotlib
+    import matplotlib.pyplot as plt
 
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +129,7 @@ def _write(result: MLLMAttributionResult, folder: Path) -> None:
     plot = result.plot_words()
     assert plot is not None
     plot[0].savefig(folder / "words.png", dpi=120)
+    plt.close(plot[0])
 
 
 def _report(result: MLLMAttributionResult, folder: Path) -> None:
@@ -145,6 +159,15 @@ def _scales(text: str) -> tuple[float, ...]:
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r}, expected numbers with commas between them, such as 0.5,1,2"
+        ) from None
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}, expected a device of PyTorch, such as cpu, cuda or cuda:1"
         ) from None
 
 
@@ -190,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
         "arc, else 1)",
     )
     add("--max-new-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
-    add("--device", default="cpu", type=torch.device, help="default: %(default)s")
+    add("--device", default="cpu", type=_device, help="default: %(default)s")
     add(
         "--dtype",
         default="float32",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.ExifTags import Base
 
@@ -40,13 +42,12 @@ def write_picture(path: Path, kind: str, size: tuple[int, int]) -> Path:
     return path
 
 
+@pytest.mark.parametrize("shape", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_explain_takes_every_kind_of_picture(
-    family: str, kind: str, folders: dict[str, Path], tmp_path: Path
+    family: str, kind: str, shape: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    # Kinds and shapes take turns, so that each family sees all of both.
-    shape = list(SIZES)[(KINDS.index(kind) + list(FAMILIES).index(family)) % 3]
     picture = write_picture(tmp_path / "picture.png", kind, SIZES[shape])
     output = tmp_path / "out"
     arguments = ["explain", str(picture), "--model", str(folders[family]), "--answer", "a cat"]
@@ -92,11 +93,19 @@ def test_half_precision_and_the_models_own_answer(folders: dict[str, Path], tmp_
         (["absent.png"], "absent.png"),
         (["{folder}/note.txt"], "cannot identify image"),
         (["{folder}/cut.jpg"], "the picture cannot be read"),
+        (["{folder}/picture.png", "--prompt", ""], "the prompt is empty"),
         (["{folder}/picture.png", "--prompt", " "], "the prompt is empty"),
         (["{folder}/picture.png", "--answer", ""], "the answer to explain is empty"),
         (["{folder}/picture.png", "--scales", "0,1"], "scales must be finite and above 0"),
         (["{folder}/picture.png", "--model", "{folder}/absent"], "absent"),
         (["{folder}/picture.png", "--model", "demo/absent"], "absent"),
+        (["{folder}/picture.png", "--model", "{folder}/weights"], "could not be loaded"),
+        (["{folder}/picture.png", "--model", "{folder}/tokenizer"], "could not be loaded"),
+        pytest.param(
+            ["{folder}/picture.png", "--device", "cuda"],
+            "could not be loaded on cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_errors_are_one_line(
@@ -110,19 +119,26 @@ def test_errors_are_one_line(
     Image.open(picture).save(tmp_path / "cut.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:700])
     (tmp_path / "note.txt").write_text("not a picture")
+    for folder, name in (("weights", "model.safetensors"), ("tokenizer", "tokenizer.json")):
+        shutil.copytree(folders["llava"], tmp_path / folder)
+        file = tmp_path / folder / name
+        file.write_bytes(file.read_bytes()[:500])
     given = [part.format(folder=tmp_path) for part in arguments]
     defaults = ["--model", str(folders["llava"]), "--answer", "a", "--output", str(tmp_path / "o")]
     assert main(["explain", "--quiet", *defaults, *given]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("captum-mllm: error: ")
     assert message in error
 
 
 def test_bad_arguments_end_with_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["explain", "--scales", "1,x"], ["explain", "--method", "magic"], []):
+    for arguments in (["explain", "--scales", "1,x"], ["explain", "--device", "gpu"], []):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2
-    assert "expected numbers with commas" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "expected numbers with commas" in error
+    assert "expected a device of PyTorch" in error
 
 
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +14,12 @@ from captum.attr import visualization as captum_visualization
 from PIL import Image
 from torch import Tensor
 
-from captum_mllm.attr import result_file
-from captum_mllm.models.pixels import to_pil, to_tensor
+from captum_mllm.attr import result_file, result_parts
+from captum_mllm.attr.scale_result import ScaleResult
 from captum_mllm.models.words import Word, group_words
 from captum_mllm.visualization import heatmap
 from captum_mllm.visualization.page import ScaleView, embed_page, render_page
+from captum_mllm.visualization.text_records import text_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,21 +27,6 @@ if TYPE_CHECKING:
 
 # A token by its position, a run of tokens by (start, end), a word by its text.
 Place = int | tuple[int, int] | str
-
-
-@dataclass(frozen=True)
-class ScaleResult:
-    r"""What one scale of MSEA saw.
-
-    Args:
-        scale (float): size of the picture relative to the original.
-        image_attr (Tensor): its maps, shape (T, h, w).
-        output_probs (Tensor or None): probability of each token at this scale, shape (T,).
-    """
-
-    scale: float
-    image_attr: Tensor
-    output_probs: Tensor | None = None
 
 
 class MLLMAttributionResult(LLMAttributionResult):
@@ -72,7 +56,7 @@ class MLLMAttributionResult(LLMAttributionResult):
         inp (InterpretableInput, optional): the input; not saved.
 
     Raises:
-        ValueError: if the shapes do not fit each other.
+        ValueError: if the shapes do not fit each other, or a number is not finite.
     """
 
     def __init__(
@@ -93,25 +77,20 @@ class MLLMAttributionResult(LLMAttributionResult):
         model: str = "",
         inp: InterpretableInput | None = None,
     ) -> None:
-        n_tokens = len(output_tokens)
-        fits = (
-            image_attr.ndim == 3
-            and 0 <= n_prompt < len(input_tokens)
-            and n_tokens in (len(input_tokens), len(input_tokens) - n_prompt)
-            and token_attr.shape == (n_tokens, len(input_tokens))
-            and output_probs.shape == (n_tokens,)
-            and len(image_attr) == len(top_predictions) == n_tokens
-            and [token for word in words for token in word] == list(range(n_tokens))
-            and all(
-                scale.image_attr.ndim == 3 and len(scale.image_attr) == n_tokens for scale in scales
-            )
+        image_attr, token_attr, output_probs = (
+            part.detach().float().cpu() for part in (image_attr, token_attr, output_probs)
         )
-        if not fits or not torch.isfinite(image_attr).all():
-            raise ValueError(
-                f"the parts of the result do not fit each other: {n_tokens} output tokens, "
-                f"{len(input_tokens)} input tokens, finite maps {tuple(image_attr.shape)}, weights "
-                f"{tuple(token_attr.shape)}, {len(top_predictions)} lists of predictions"
-            )
+        _check_parts(
+            input_tokens,
+            output_tokens,
+            image_attr,
+            token_attr,
+            output_probs,
+            n_prompt,
+            words,
+            top_predictions,
+            scales,
+        )
         super().__init__(
             input_tokens=input_tokens,
             output_tokens=output_tokens,
@@ -132,7 +111,7 @@ class MLLMAttributionResult(LLMAttributionResult):
 
     @property
     def output_words(self) -> list[str]:
-        """The answer's words, without the spaces around them."""
+        """The explained words, without the spaces around them."""
         return ["".join(self.output_tokens[i] for i in word).strip() for word in self.words]
 
     def map(self, token: Place | None = None) -> np.ndarray:
@@ -142,7 +121,8 @@ class MLLMAttributionResult(LLMAttributionResult):
         Args:
             token (int, tuple[int, int], str, optional): a token of the answer by its position
                 (negative ones count from the end), the mean of tokens m to n (noninclusive), or
-                the first word of that text. Default: None, the mean of all.
+                the first word of that text; of the answer, where the prompt has it too.
+                Default: None, the mean of all.
 
         Returns:
             numpy.ndarray: float32, of shape (H, W).
@@ -156,7 +136,7 @@ class MLLMAttributionResult(LLMAttributionResult):
         return enlarged[0, 0].numpy()
 
     def plot_image_heatmap(
-        self, show: bool = False, target_token_pos: Place | None = None, alpha: float = 0.6
+        self, show: bool = False, target_token_pos: Place | None = None, *, alpha: float = 0.6
     ) -> tuple[Figure, Axes] | None:
         r"""
         The picture with a map over it.
@@ -177,7 +157,7 @@ class MLLMAttributionResult(LLMAttributionResult):
         return heatmap.show_or_return(plot, show)
 
     def plot_words(
-        self, show: bool = False, columns: int = 5, alpha: float = 0.6
+        self, show: bool = False, *, columns: int = 5, alpha: float = 0.6
     ) -> tuple[Figure, np.ndarray] | None:
         r"""
         A sheet of the picture with the map of each word, all on one scale of colours.
@@ -205,24 +185,9 @@ class MLLMAttributionResult(LLMAttributionResult):
             list[VisualizationDataRecord]: one for each explained token.
         """
         assert self.token_attr is not None and self.output_probs is not None
-        tokens = [_escaped(token) for token in self.input_tokens]
-        records = []
-        for index, weights in enumerate(self.token_attr):
-            largest = weights.abs().max() if weights.numel() else torch.tensor(0.0)
-            name = _escaped(self.output_tokens[index])
-            records.append(
-                captum_visualization.VisualizationDataRecord(
-                    word_attributions=weights / largest if largest > 0 else weights,
-                    pred_prob=float(self.output_probs[index]),
-                    pred_class=name,
-                    true_class=name,
-                    attr_class=name,
-                    attr_score=float(weights.sum()),
-                    raw_input_ids=tokens,
-                    convergence_score=0.0,
-                )
-            )
-        return records
+        return text_records(
+            self.input_tokens, self.output_tokens, self.token_attr, self.output_probs
+        )
 
     def to_html(self) -> str:
         r"""The page as one self-contained HTML document."""
@@ -282,27 +247,7 @@ class MLLMAttributionResult(LLMAttributionResult):
         Args:
             path (str or Path): the file to write.
         """
-        tensors: dict[str, Tensor] = {
-            "image_attr": self.image_attr,
-            "token_attr": self.token_attr,
-            "output_probs": self.output_probs,
-            "picture": to_tensor(self.picture).mul(255).round().to(torch.uint8),
-        }
-        for index, scale in enumerate(self.scales):
-            tensors[f"scale.{index}.image_attr"] = scale.image_attr
-            if scale.output_probs is not None:
-                tensors[f"scale.{index}.output_probs"] = scale.output_probs
-        facts = {
-            "input_tokens": self.input_tokens,
-            "n_prompt": self.n_prompt,
-            "output_tokens": self.output_tokens,
-            "words": self.words,
-            "top_predictions": self.top_predictions,
-            "scales": [scale.scale for scale in self.scales],
-            "prompt": self.prompt,
-            "method": self.method,
-            "model": self.model,
-        }
+        tensors, facts = result_parts.take_apart(self)
         result_file.write(path, tensors, facts)
 
     @classmethod
@@ -321,31 +266,7 @@ class MLLMAttributionResult(LLMAttributionResult):
         """
         tensors, facts = result_file.read(path)
         try:
-            return cls(
-                input_tokens=facts["input_tokens"],
-                output_tokens=facts["output_tokens"],
-                image_attr=tensors["image_attr"],
-                token_attr=tensors["token_attr"],
-                output_probs=tensors["output_probs"],
-                n_prompt=facts["n_prompt"],
-                words=[tuple(word) for word in facts["words"]],
-                top_predictions=[
-                    [(token, probability) for token, probability in row]
-                    for row in facts["top_predictions"]
-                ],
-                picture=to_pil(tensors["picture"].float() / 255),
-                scales=[
-                    ScaleResult(
-                        scale,
-                        tensors[f"scale.{index}.image_attr"],
-                        tensors.get(f"scale.{index}.output_probs"),
-                    )
-                    for index, scale in enumerate(facts["scales"])
-                ],
-                prompt=facts["prompt"],
-                method=facts["method"],
-                model=facts["model"],
-            )
+            return cls(**result_parts.put_together(tensors, facts))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{str(path)!r} lacks a part of a result: {error}") from error
 
@@ -354,11 +275,15 @@ class MLLMAttributionResult(LLMAttributionResult):
         if token is None:
             return list(everything)
         if isinstance(token, str):
-            if token.strip() not in self.output_words:
+            texts = self.output_words
+            if token.strip() not in texts:
                 raise ValueError(
-                    f"there is no word {token!r} in the answer, expected one of {self.output_words}"
+                    f"there is no word {token!r} in the answer, expected one of {texts}"
                 )
-            return list(self.words[self.output_words.index(token.strip())])
+            matches = [word for word, text in zip(self.words, texts) if text == token.strip()]
+            # The words of the prompt come first; who asks for a word means the answer's.
+            skipped = len(self.output_tokens) - (len(self.input_tokens) - self.n_prompt)
+            return list(next((word for word in matches if word[0] >= skipped), matches[0]))
         chosen = list(everything[slice(*token)]) if isinstance(token, tuple) else [token]
         if not chosen or not all(-len(everything) <= index < len(everything) for index in chosen):
             raise ValueError(
@@ -368,5 +293,37 @@ class MLLMAttributionResult(LLMAttributionResult):
         return chosen
 
 
-def _escaped(token: str) -> str:
-    return html.escape(token.replace("\n", "\\n"))
+def _check_parts(
+    input_tokens: list[str],
+    output_tokens: list[str],
+    image_attr: Tensor,
+    token_attr: Tensor,
+    output_probs: Tensor,
+    n_prompt: int,
+    words: Sequence[Word],
+    top_predictions: Sequence[Sequence[tuple[str, float]]],
+    scales: Sequence[ScaleResult],
+) -> None:
+    n_tokens = len(output_tokens)
+    fits = (
+        image_attr.ndim == 3
+        and 0 <= n_prompt < len(input_tokens)
+        and n_tokens in (len(input_tokens), len(input_tokens) - n_prompt)
+        and token_attr.shape == (n_tokens, len(input_tokens))
+        and output_probs.shape == (n_tokens,)
+        and len(image_attr) == len(top_predictions) == n_tokens
+        and [token for word in words for token in word] == list(range(n_tokens))
+        and all(
+            scale.image_attr.ndim == 3 and len(scale.image_attr) == n_tokens for scale in scales
+        )
+    )
+    if not fits:
+        raise ValueError(
+            f"the parts of the result do not fit each other: {n_tokens} output tokens, "
+            f"{len(input_tokens)} input tokens, maps {tuple(image_attr.shape)}, weights "
+            f"{tuple(token_attr.shape)}, {len(top_predictions)} lists of predictions"
+        )
+    parts = {"image_attr": image_attr, "token_attr": token_attr, "output_probs": output_probs}
+    for name, part in parts.items():
+        if not part.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite, expected none")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 FORMAT = "captum_mllm result 1"
@@ -25,7 +25,8 @@ def write(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts, ensure_ascii=True)
     header = {"format": FORMAT, "facts": text, "sha256": _seal(tensors, text)}
-    save_file(tensors, str(path), metadata=header)
+    # Written by Python, the file gets the permissions that the user's files get.
+    Path(path).write_bytes(save(tensors, metadata=header))
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

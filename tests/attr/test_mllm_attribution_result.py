@@ -181,7 +181,6 @@ def test_a_sealed_file_without_a_part_is_refused(tmp_path: Path) -> None:
     "changes",
     [
         {"image_attr": torch.zeros(2, 2, 4)},
-        {"image_attr": torch.full((3, 2, 4), torch.nan)},
         {"image_attr": torch.zeros(3, 8)},
         {"token_attr": torch.zeros(3, 4)},
         {"output_probs": torch.zeros(2)},
@@ -195,6 +194,42 @@ def test_a_sealed_file_without_a_part_is_refused(tmp_path: Path) -> None:
 def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="do not fit"):
         make(**changes)
+
+
+@pytest.mark.parametrize("part", ["image_attr", "token_attr", "output_probs"])
+def test_numbers_that_are_not_finite_are_refused(part: str) -> None:
+    whole = getattr(make(), part)
+    with pytest.raises(ValueError, match=f"{part} has numbers that are not finite"):
+        make(**{part: torch.full_like(whole, torch.nan)})
+
+
+def test_half_precision_is_kept_as_float32(tmp_path: Path) -> None:
+    half = make(image_attr=make().image_attr.bfloat16(), token_attr=make().token_attr.bfloat16())
+    half.save(tmp_path / "result.safetensors")
+    read = MLLMAttributionResult.load(tmp_path / "result.safetensors")
+    assert read.image_attr.dtype == read.token_attr.dtype == torch.float32
+    assert torch.equal(read.image_attr, make().image_attr)
+
+
+def test_a_saved_file_has_the_users_permissions(tmp_path: Path) -> None:
+    make().save(tmp_path / "result.safetensors")
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "result.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_word_of_the_prompt_gives_way_to_the_answers() -> None:
+    repeated = make(
+        input_tokens=["a", " dog", "a", " <b>", "cat"],
+        output_tokens=["a", " dog", "a", " <b>", "cat"],
+        image_attr=torch.arange(5.0)[:, None, None].expand(5, 2, 4),
+        token_attr=torch.zeros(5, 5),
+        output_probs=torch.ones(5),
+        top_predictions=[[]] * 5,
+        words=[(0,), (1,), (2,), (3, 4)],
+        scales=[],
+    )
+    assert repeated.map("a").max() == 2
+    assert repeated.map("dog").max() == 1
 
 
 def test_the_page_and_the_notebook_view_are_made(tmp_path: Path) -> None:
