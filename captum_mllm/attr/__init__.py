@@ -6,9 +6,10 @@ from captum_mllm.attr.context_suppression import ContextSuppression, suppress_co
 from captum_mllm.attr.logit_lens import LogitLens
 from captum_mllm.attr.mllm_attribution import MLLMAttribution
 from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
-from captum_mllm.attr.msea import MSEA, ScaleAttribution
+from captum_mllm.attr.msea import MSEA
 from captum_mllm.attr.rank_biased_overlap import rank_biased_overlap
 from captum_mllm.attr.rank_gaussian_filter import rank_gaussian_filter
+from captum_mllm.attr.scale_attribution import ScaleAttribution
 from captum_mllm.attr.scale_result import ScaleResult
 from captum_mllm.attr.tam import TAM
 from captum_mllm.attr.token_grad_cam import TokenGradCam

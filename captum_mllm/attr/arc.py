@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from captum.attr import Attribution
 from torch import Tensor
 
@@ -11,8 +12,6 @@ from captum_mllm.attr.context_suppression import ContextSuppression, context_sco
 from captum_mllm.attr.rank_biased_overlap import rank_biased_overlap
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.states import States
-
-TOP_K = 50
 
 
 class ARC(ContextSuppression):
@@ -32,8 +31,7 @@ class ARC(ContextSuppression):
 
     Args:
         attribution_method (Attribution): the base, LogitLens or MSEA around it in the paper.
-        top_k (int, optional): length of the rankings. Default: None, 50 or the vocabulary's size
-            where that is smaller.
+        top_k (int): length of the rankings, cut to the vocabulary's size. Default: 50
         persistence (float): p of the rank-biased overlap, in (0, 1). Default: 0.9
         suppress (str): which words count as interference, "irrelevant" or "relevant" ones.
             Default: "irrelevant"
@@ -46,7 +44,7 @@ class ARC(ContextSuppression):
 
     Raises:
         TypeError: if the method is not an attribution on an MLLM.
-        ValueError: for a ``top_k`` that is not in 1 ... vocabulary size, a ``persistence`` outside
+        ValueError: for a ``top_k`` that is not a whole number from 1 on, a ``persistence`` outside
             of (0, 1), or an unknown ``suppress``.
 
     Examples::
@@ -58,13 +56,13 @@ class ARC(ContextSuppression):
         >>> image, query = mllm.prepare(inp, target="a red circle")
         >>> arc = ARC(MSEA(LogitLens(mllm)), top_k=10)
         >>> arc.attribute(image, additional_forward_args=(query,), scales=(1.0, 1.5)).shape
-        torch.Size([3, 1, 224, 224])
+        torch.Size([3, 1, 21, 21])
     """
 
     def __init__(
         self,
         attribution_method: Attribution,
-        top_k: int | None = None,
+        top_k: int = 50,
         persistence: float = 0.9,
         suppress: Literal["irrelevant", "relevant"] = "irrelevant",
         image_agreement: bool = False,
@@ -72,14 +70,13 @@ class ARC(ContextSuppression):
         filter_size: int | None = None,
     ) -> None:
         super().__init__(attribution_method, normalize, filter_size)
-        size = self.forward_func.vocabulary.size
-        if top_k is not None and not 1 <= top_k <= size:
-            raise ValueError(f"top_k={top_k}, expected 1 to the vocabulary's size, {size}")
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+            raise ValueError(f"top_k={top_k!r}, expected a whole number from 1 on")
         if not 0 < persistence < 1:
             raise ValueError(f"persistence={persistence}, expected a number in (0, 1)")
         if suppress not in ("irrelevant", "relevant"):
             raise ValueError(f"suppress={suppress!r}, expected 'irrelevant' or 'relevant'")
-        self.top_k = top_k or min(TOP_K, size)
+        self.top_k = top_k
         self.persistence = persistence
         self.suppress = suppress
         self.image_agreement = image_agreement
@@ -95,14 +92,30 @@ class ARC(ContextSuppression):
 
     def correlation(self, states: States) -> Tensor:
         r"""The rank-biased overlap of each token's ranking with each token's, (N, N) in [0, 1]."""
-        rankings = self.forward_func.vocabulary.rankings(states.predicting[0], self.top_k)
+        rankings = self._rankings(states)
         return rank_biased_overlap(rankings, rankings, self.persistence).float()
 
     def refine(self, maps: Tensor, states: States) -> Tensor:
         if not self.image_agreement:
             return maps
+        tokens = self._top(states.image[0][0])
+        agreement = rank_biased_overlap(self._rankings(states), tokens, self.persistence).to(maps)
+        layout, size = states.layouts[0], size_of(maps)
+        # Of what other scales alone see, no more is known than how the rest of the picture agrees.
+        factor = torch.where(
+            layout.coverage(size).to(maps.device),
+            layout.paint(agreement, size),
+            agreement.mean(1)[:, None, None],
+        )
+        return maps * factor.unsqueeze(1)
+
+    def _rankings(self, states: States) -> Tensor:
+        """Of each token; maps and text weights of one explanation rest on the same ones."""
+        key = ("rankings", self.top_k)
+        if key not in states.derived:
+            states.derived[key] = self._top(states.predicting[0])
+        return states.derived[key]
+
+    def _top(self, hidden: Tensor) -> Tensor:
         vocabulary = self.forward_func.vocabulary
-        words = vocabulary.rankings(states.predicting[0], self.top_k)
-        tokens = vocabulary.rankings(states.image[0][0], self.top_k)
-        agreement = rank_biased_overlap(words, tokens, self.persistence).to(maps)
-        return maps * states.layouts[0].paint(agreement, size_of(maps)).unsqueeze(1)
+        return vocabulary.rankings(hidden, min(self.top_k, vocabulary.size))

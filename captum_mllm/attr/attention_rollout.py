@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
 from captum_mllm.attr.forward_function import multimodal_model, only_query
+from captum_mllm.attr.gradients import check_inference_mode
 from captum_mllm.attr.target_logits import check_one_picture, explained_logits, target_logits
 from captum_mllm.models.attentions import Attention, record_attention
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import PictureTokens, decoder_tokens, vision_tokens
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Query, split_arguments
 from captum_mllm.models.targets import split_target
 from captum_mllm.models.towers import decoder_layers, pick_layers, vision_layers
 
@@ -104,6 +105,7 @@ class AttentionRollout(Attribution):
         if not 0 <= residual <= 1:
             raise ValueError(f"residual={residual}, expected a share from 0 to 1")
         self.mode = mode
+        self.layers = layers
         self.head_fusion = head_fusion
         self.residual = residual
         self.tower = tower
@@ -115,6 +117,10 @@ class AttentionRollout(Attribution):
             self.vision_layers = pick_layers(self.vision_layers, layers, "vision tower")
         elif layers is not None:
             self.decoder_layers = pick_layers(self.decoder_layers, layers, "language model")
+
+    @property
+    def takes_gradients(self) -> bool:
+        return self.mode == "gradient"
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -142,8 +148,9 @@ class AttentionRollout(Attribution):
             or (B, 1, h, w) for a target, on the grid of the tower's tokens. Float32 at least.
 
         Raises:
-            ValueError: for a picture outside of [0, 1], or several pictures without a target.
-            RuntimeError: if a layer has no attention weights.
+            ValueError: for a picture far outside of [0, 1], or several pictures without a target.
+            RuntimeError: if a layer has no attention weights, or in mode "gradient" under
+                ``torch.inference_mode``.
         """
         is_tuple = isinstance(inputs, tuple)
         query = only_query(additional_forward_args)
@@ -192,8 +199,9 @@ class AttentionRollout(Attribution):
         vision: Sequence[nn.Module],
     ) -> tuple[Encoding, Tensor, tuple[PictureTokens, ...]]:
         """A pass, the weights (R, states) where the rows end, and the pictures among the states."""
+        check_inference_mode(self)
         mllm: MLLM = self.forward_func
-        pictures, _ = mllm.arguments((*pictures, query))
+        pictures, _ = split_arguments((*pictures, query))
         if target is None:
             check_one_picture(len(pictures[0]))
         by_gradient = self.mode == "gradient"

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
 from captum_mllm.attr.forward_function import multimodal_model, only_query
+from captum_mllm.attr.target_logits import check_one_picture
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.targets import split_target
+from captum_mllm.models.towers import decoder_layers, pick_layers
 
 
 class LogitLens(Attribution):
@@ -36,7 +38,8 @@ class LogitLens(Attribution):
             the final norm; negative ones count from the end. Default: None, the last.
 
     Raises:
-        TypeError: if ``forward_func`` is not an :class:`~captum_mllm.MLLM`.
+        TypeError: if ``forward_func`` is not an :class:`~captum_mllm.MLLM`, or ``layer`` no index.
+        ValueError: for a layer that the model does not have.
 
     Examples::
         >>> from PIL import Image
@@ -50,9 +53,14 @@ class LogitLens(Attribution):
     """
 
     explains_every_token = True
+    in_logit_units = True
 
     def __init__(self, forward_func: MLLM, layer: int | None = None) -> None:
         super().__init__(multimodal_model(forward_func))
+        if layer is not None:
+            if isinstance(layer, bool) or not isinstance(layer, int):
+                raise TypeError(f"got layer={layer!r}, expected the index of a layer")
+            pick_layers(decoder_layers(forward_func.model), [layer], "language model")
         self.layer = layer
 
     @property
@@ -80,25 +88,24 @@ class LogitLens(Attribution):
             (B, 1, h, w) for a target, on the grid of the image tokens. Float32.
 
         Raises:
-            ValueError: for a picture outside of [0, 1], or several pictures without a target.
+            ValueError: for a picture far outside of [0, 1], several pictures without a target, or a
+                target that is none.
         """
         is_tuple = isinstance(inputs, tuple)
         pictures = format_tensor_into_tuples(inputs)
         query = only_query(additional_forward_args)
         mllm = self.forward_func
         states = mllm.states(*pictures, query, layer=self.layer)
+        ids = states.ids if query.with_prompt else states.ids[states.n_words :]
         maps = []
         for image, layout in zip(states.image, states.layouts):
             if target is None:
-                if len(image) != 1:
-                    raise ValueError(
-                        f"got {len(image)} pictures and no target; give a target for each, or "
-                        "explain one picture at a time"
-                    )
-                ids = states.ids if query.with_prompt else states.ids[states.n_words :]
+                check_one_picture(len(image))
                 scores = mllm.vocabulary.scores(image[0], ids).mT
             else:
-                _, tokens = split_target(target, len(image), len(states.ids), image.device)
+                _, tokens = split_target(
+                    target, len(image), len(ids), image.device, mllm.vocabulary.size
+                )
                 each = mllm.vocabulary.scores(image, tokens)
                 scores = each.diagonal(dim1=0, dim2=2).mT
             maps.append(layout.paint(scores).unsqueeze(1))

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
-from captum_mllm.attr.resizing import Size, plane, resize
+from captum_mllm.attr.picture_layout import resize_seen
+from captum_mllm.attr.resizing import Size, plane
+from captum_mllm.attr.scale_attribution import Attributions, ScaleAttribution
+from captum_mllm.models.layout import Layout
 
-Attributions = Tensor | tuple[Tensor, ...]
 
+class RunningMean:
+    """Weighted mean of maps, each of which counts in the cells that it knows."""
 
-class ScaleAttribution(NamedTuple):
-    r"""
-    What the wrapped method found at one scale.
+    def __init__(self, like: Tensor) -> None:
+        self.mean = torch.zeros_like(like)
+        self.total = like.new_zeros(())
+        self.known = like.new_zeros(())
+        self.count = 0
 
-    Args:
-        scale (float): The scale, relative to the input as given.
-        attributions (Tensor or tuple[Tensor, ...]): Attributions as the method gave them at this
-            scale, at their own size, detached.
-        probability (Tensor or None): Probability that the model gives the target at this scale,
-            one per example, in [0, 1]; None where it was not asked for or is not defined.
-    """
-
-    scale: float
-    attributions: Attributions
-    probability: Tensor | None
+    def add(self, value: Tensor, weight: Tensor, seen: Tensor | None) -> None:
+        """One more map, a weight for all or each of its examples, and the cells it knows."""
+        known = value.new_ones(()) if seen is None else seen.to(value)
+        weight = _per_example(weight.to(value), value) * known
+        self.total = self.total + weight
+        self.known = self.known + known
+        self.count += 1
+        # While no map has weight in a cell, the mean of those that know it; while none does, of
+        # all. The first with a better claim replaces what was there.
+        claim = torch.where(self.known > 0, known / self.known, 1 / self.count)
+        step = torch.where(self.total > 0, weight / self.total, claim)
+        mixed = torch.lerp(self.mean, value, step)
+        # A map without a say has none even if it is not finite.
+        self.mean = torch.where(step == 0, self.mean, torch.where(step == 1, value, mixed))
 
 
 class MapMean:
@@ -47,13 +54,12 @@ class MapMean:
         self.is_tuple = False
         self.dtypes: list[torch.dtype] = []
         self.sizes: list[Size | None] = []
-        self.means: list[Tensor] = []
-        self.total = torch.zeros(1, dtype=torch.float64)
-        self.count = 0
+        self.means: list[RunningMean] = []
 
     def add(self, found: ScaleAttribution, weight: Tensor) -> None:
         attributions = format_tensor_into_tuples(found.attributions)
-        if self.count == 0:
+        is_first = not self.means
+        if is_first:
             self.is_tuple = isinstance(found.attributions, tuple)
             self.dtypes = [attribution.dtype for attribution in attributions]
             self.sizes = self._sizes(attributions)
@@ -62,31 +68,21 @@ class MapMean:
                 f"got {len(attributions)} attributions at scale {found.scale:g} and "
                 f"{len(self.means)} at another: they cannot be averaged; see combine=False"
             )
-        values = [
-            self._at_output_size(attribution, size)
-            for attribution, size in zip(attributions, self.sizes, strict=True)
-        ]
-        # On the CPU, as not all devices have float64.
-        weight = weight.cpu().double().reshape(-1)
-        self.count += 1
-        self.total = self.total + weight
-        if self.count == 1:
-            self.means = values
-        for mean, value in zip(self.means, values, strict=True):
-            _validate_fit(value, mean, weight, found.scale)
-        if self.count > 1:
-            # While all weights are zero, the plain mean; the first that is not replaces it.
-            step = torch.where(self.total > 0, weight / self.total, 1 / self.count)
-            self.means = [
-                torch.lerp(mean, value, _per_example(step.to(value), value))
-                for mean, value in zip(self.means, values, strict=True)
-            ]
+        layouts = found.layouts
+        if len(layouts) != len(attributions):
+            layouts = layouts[:1] * len(attributions)
+        for index, attribution in enumerate(attributions):
+            value, seen = self._at_output_size(attribution, self.sizes[index], layouts[index])
+            if is_first:
+                self.means.append(RunningMean(value))
+            _validate_fit(value, self.means[index].mean, weight, found.scale)
+            self.means[index].add(value, weight.reshape(-1), seen)
 
     def result(self) -> Attributions:
         # Maps of whole numbers have a mean that is none.
         cast = [
-            mean.to(dtype) if dtype.is_floating_point else mean
-            for mean, dtype in zip(self.means, self.dtypes, strict=True)
+            each.mean.to(dtype) if dtype.is_floating_point else each.mean
+            for each, dtype in zip(self.means, self.dtypes, strict=True)
         ]
         return format_output(self.is_tuple, tuple(cast))
 
@@ -107,15 +103,19 @@ class MapMean:
                 sizes.append(self.output_size)
         return sizes
 
-    def _at_output_size(self, attribution: Tensor, size: Size | None) -> Tensor:
+    def _at_output_size(
+        self, attribution: Tensor, size: Size | None, layout: Layout | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The map, normalised, and the cells that the model sees if not all of them."""
         value = attribution.to(torch.promote_types(attribution.dtype, torch.float32))
+        seen = None
         if size is not None and attribution.dim() == 4:
-            value = resize(value, size, self.mode)
+            value, seen = resize_seen(value, layout, size, self.mode)
         if self.normalize is None or value.numel() == 0:
-            return value
+            return value, seen
         magnitude = value.abs().reshape(len(value) if value.dim() else 1, -1)
         extent = magnitude.amax(dim=1) if self.normalize == "max" else magnitude.sum(dim=1)
-        return value / _per_example(torch.where(extent > 0, extent, 1.0), value)
+        return value / _per_example(torch.where(extent > 0, extent, 1.0), value), seen
 
 
 def _per_example(values: Tensor, like: Tensor) -> Tensor:
@@ -130,8 +130,8 @@ def _validate_fit(value: Tensor, mean: Tensor, weight: Tensor, scale: float) -> 
             f"{tuple(mean.shape)} at another: only maps of 4 dimensions are resized and averaged; "
             "reshape tokens to a grid (N, C, h, w), or see combine=False"
         )
-    if len(weight) not in (1, len(value) if value.dim() else 1):
+    if weight.numel() not in (1, len(value) if value.dim() else 1):
         raise ValueError(
-            f"the target has {len(weight)} probabilities, but attributions of shape "
+            f"the target has {weight.numel()} probabilities, but attributions of shape "
             f"{tuple(value.shape)} do not have as many rows; give one weight per scale instead"
         )

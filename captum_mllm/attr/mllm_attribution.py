@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
 from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_mllm.attr.context_suppression import context_scores
+from captum_mllm._captum import format_tensor_into_tuples
+from captum_mllm.attr.context_suppression import ContextSuppression, context_scores
 from captum_mllm.attr.forward_function import check_attribution
-from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult, ScaleResult
-from captum_mllm.attr.msea import MSEA, ScaleAttribution
+from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
+from captum_mllm.attr.msea import MSEA
+from captum_mllm.attr.scale_attribution import ScaleAttribution
+from captum_mllm.attr.scale_result import ScaleResult
 from captum_mllm.attr.token_maps import token_maps
+from captum_mllm.attr.wrapper_chain import describe, wrapper_chain
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.pixels import to_pil
@@ -32,6 +36,8 @@ class MLLMAttribution(Attribution):
     answer, the model's own or a given one. With methods that answer for all tokens in one call
     (LogitLens, MSEA around it, TAM, ARC) that takes one forward pass for each scale; the words'
     own probabilities are read at scale 1, which takes one more where 1 is not among the scales.
+    Other methods are asked for each token in turn, and a pass for each scale tells how probable
+    the tokens are there.
 
     Args:
         attribution_method (Attribution): a method whose forward function is an MLLM.
@@ -91,23 +97,30 @@ class MLLMAttribution(Attribution):
 
         Returns:
             MLLMAttributionResult: maps of the picture (T, h, w) and weights of the earlier
-            words (T, P + T).
+            words (T, P + T): those that the method gives to text (``attribute_text`` of ARC, TAM
+            and AttentionRollout, also within other wrappers), else how strongly the state of each
+            earlier word says the token, in logits, at least 0. What each scale of MSEA saw is part
+            of it where MSEA is the method or lies directly within ARC or TAM.
 
         Raises:
+            RuntimeError: for a gradient method under ``torch.inference_mode``.
             TypeError: if ``inp`` is not an :class:`ImageTextInput`.
-            ValueError: for an empty answer, or arguments that the method refuses.
+            ValueError: for an empty answer, or arguments that clash or that the method refuses.
         """
         if not isinstance(inp, ImageTextInput):
             raise TypeError(
                 f"got an input of type {type(inp).__name__}, expected ImageTextInput(picture, text)"
             )
+        clash = {"every_picture", "target"} & set(gen_args or {})
+        if clash:
+            raise ValueError(f"gen_args holds {sorted(clash)}, which generate does not take")
         mllm: MLLM = self.forward_func
         image, query = mllm.prepare(inp, target, **(gen_args or {}))
         if include_prompt:
             query = query.including_prompt()
-        scales: list[ScaleAttribution] = []
+        scales: list[ScaleResult] = []
         with mllm.remember():
-            options = self._options(kwargs, scales)
+            options = self._options(kwargs, query, scales)
             maps = token_maps(self.attribution_method, image, query, show_progress, **options)
             states = mllm.states(image, query)
             weights = self._text(image, query, states)
@@ -132,29 +145,51 @@ class MLLMAttribution(Attribution):
                 ]
                 for ids, row in zip(predicted.top_ids.tolist(), predicted.top_probability.tolist())
             ],
-            scales=_by_scale(scales, len(tokens)),
+            scales=_once_each(scales),
             picture=to_pil(inp.images[inp.explained]),
             prompt="\n".join(inp.texts),
-            method=describe(self.attribution_method),
-            model=str(getattr(mllm.model.config, "_name_or_path", "") or "")
-            or mllm.model.config.model_type,
+            method=describe(self.attribution_method, kwargs),
+            model=_model_name(mllm.model.config),
             inp=inp,
         )
+
+    @classmethod
+    def get_name(cls) -> str:
+        return "MLLM Attribution"
 
     def attribute_future(self) -> Callable[..., Any]:
         raise NotImplementedError("attribute_future is not implemented for MLLMAttribution")
 
-    def _options(self, kwargs: dict[str, Any], scales: list[ScaleAttribution]) -> dict[str, Any]:
+    def _options(
+        self, kwargs: dict[str, Any], query: Query, scales: list[ScaleResult]
+    ) -> dict[str, Any]:
         """Arguments of the method; where MSEA is in it, its scales are kept for the result."""
-        if multi_scale(self.attribution_method) is None:
+        method = self.attribution_method
+        if not any(isinstance(found, MSEA) for found in wrapper_chain(method)):
             return kwargs
         # Maps stay as fine as the finest scale made them: they are enlarged when looked at.
-        return {"output_size": "largest", **kwargs, "on_scale": scales.append}
+        kwargs = {"output_size": "largest", **kwargs}
+        while isinstance(method, ContextSuppression):
+            method = method.attribution_method
+        if not isinstance(method, MSEA):
+            # Another wrapper may call MSEA as often as it likes, on whatever picture.
+            return kwargs
+        callback = kwargs.get("on_scale")
+
+        def on_scale(found: ScaleAttribution) -> None:
+            probability = self.forward_func.target_probability(*found.inputs, query)
+            # A context wrapper asks for the words of the prompt as well, before the explained ones.
+            maps = format_tensor_into_tuples(found.attributions)[0].sum(1)[-len(probability) :]
+            scales.append(ScaleResult(found.scale, maps.float().cpu(), probability.cpu()))
+            if callback is not None:
+                callback(found)
+
+        return {**kwargs, "on_scale": on_scale}
 
     def _text(self, image: Tensor, query: Query, states: States) -> Tensor:
-        method = self.attribution_method
-        if hasattr(method, "attribute_text"):
-            return method.attribute_text(image, additional_forward_args=(query,))
+        for method in wrapper_chain(self.attribution_method):
+            if hasattr(method, "attribute_text"):
+                return method.attribute_text(image, additional_forward_args=(query,))
         weights = context_scores(self.forward_func, states).tril(-1)
         return weights if query.with_prompt else weights[states.n_words :]
 
@@ -173,39 +208,13 @@ class MLLMAttribution(Attribution):
         return token_texts(tokenizer, words) + token_texts(tokenizer, answer)
 
 
-def _by_scale(found: Sequence[ScaleAttribution], n_tokens: int) -> list[ScaleResult]:
-    """What MSEA gave at each scale: once for all tokens, or for one token at a time."""
-    grouped: dict[float, list[ScaleAttribution]] = {}
-    for part in found:
-        grouped.setdefault(part.scale, []).append(part)
-    results = []
-    for scale, parts in sorted(grouped.items()):
-        maps = torch.cat([_first(part.attributions).sum(1) for part in parts])
-        known = [part.probability for part in parts if part.probability is not None]
-        # A context wrapper asks for the words of the prompt as well, before the explained ones.
-        results.append(
-            ScaleResult(
-                scale=scale,
-                image_attr=maps[-n_tokens:].float().cpu(),
-                output_probs=torch.cat(known)[-n_tokens:].cpu() if known else None,
-            )
-        )
-    return results
+def _once_each(scales: list[ScaleResult]) -> list[ScaleResult]:
+    """What each scale saw, smallest first; nothing where a scale came twice."""
+    distinct = len({found.scale for found in scales}) == len(scales)
+    return sorted(scales, key=lambda found: found.scale) if distinct else []
 
 
-def _first(attributions: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return attributions[0] if isinstance(attributions, tuple) else attributions
-
-
-def multi_scale(method: Any) -> MSEA | None:
-    r"""The MSEA within a chain of wrappers, if there is one."""
-    while method is not None and not isinstance(method, MSEA):
-        method = getattr(method, "attribution_method", None)
-    return method
-
-
-def describe(method: Attribution) -> str:
-    r"""A method as it is written, such as ``ARC(MSEA(LogitLens))``."""
-    inner = getattr(method, "attribution_method", None)
-    name = type(method).__name__
-    return name if inner is None else f"{name}({describe(inner)})"
+def _model_name(config: Any) -> str:
+    """The name on the hub, or of the folder: where it lies is nobody's business."""
+    name = str(getattr(config, "_name_or_path", "") or config.model_type)
+    return Path(name).name if Path(name).is_dir() else name

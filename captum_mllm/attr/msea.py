@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -19,10 +19,20 @@ from captum_mllm._captum import (
     run_forward,
     select_targets,
 )
-from captum_mllm.attr.map_mean import Attributions, MapMean, ScaleAttribution
-from captum_mllm.attr.resizing import Size, plane, resize_arguments, resize_inputs, scaled_size
+from captum_mllm.attr.gradients import gradients_for
+from captum_mllm.attr.map_mean import MapMean
+from captum_mllm.attr.picture_layout import check_on_input, picture_layouts
+from captum_mllm.attr.resizing import Size, resize_arguments, resize_inputs
+from captum_mllm.attr.scale_arguments import (
+    check_inputs,
+    check_options,
+    check_probability,
+    check_scales,
+    check_weights,
+)
+from captum_mllm.attr.scale_attribution import Attributions, ScaleAttribution
 
-__all__ = ["MSEA", "ScaleAttribution"]
+__all__ = ["MSEA"]
 
 
 class MSEA(Attribution):
@@ -43,7 +53,8 @@ class MSEA(Attribution):
     (Liang et al., 2025, https://arxiv.org/abs/2509.22415).
 
     Like :class:`captum.attr.NoiseTunnel`, it wraps any attribution method, and leaves it as it is.
-    The model must take inputs of other sizes.
+    The model must take inputs of other sizes. Where it sees only a part of a picture at some scale,
+    as :class:`~captum_mllm.MLLM` tells by its ``layouts``, that scale counts there alone.
 
     Args:
         attribution_method (Attribution): An instance of any attribution method, such as
@@ -84,6 +95,16 @@ class MSEA(Attribution):
     @property
     def multiplies_by_inputs(self) -> bool:
         return bool(self.attribution_method.multiplies_by_inputs)
+
+    @property
+    def explains_every_token(self) -> bool:
+        """Whether one call without a target gives a map for each token of an answer."""
+        return getattr(self.attribution_method, "explains_every_token", False)
+
+    @property
+    def in_logit_units(self) -> bool:
+        """Whether maps, if not normalized, are in the units of the model's logits."""
+        return getattr(self.attribution_method, "in_logit_units", False)
 
     def has_convergence_delta(self) -> bool:
         r"""
@@ -157,8 +178,7 @@ class MSEA(Attribution):
                 have no effect.
                 Default: True
             on_scale (Callable, optional): Called with a :class:`ScaleAttribution` after each
-                scale, for a look at, or a copy of, what goes into the average. Costs a forward
-                pass per scale for the probability, where it is defined.
+                scale, for a look at, or a copy of, what goes into the average.
                 Default: None
             show_progress (bool, optional): Whether to show a progress bar over the scales. It is
                 not passed on to the wrapped method.
@@ -179,11 +199,13 @@ class MSEA(Attribution):
             in the order of ``scales``.
 
         Raises:
+            RuntimeError: If the wrapped method takes gradients under ``torch.inference_mode``.
             TypeError: If ``inputs`` or what the wrapped method returns are not tensors.
             ValueError: If an argument is out of its range, no input is spatial, a scale leaves an
                 input or a segment of ``feature_mask`` without a pixel, the probability of the
-                target is wanted and not defined, ``return_convergence_delta`` is set, or the
-                attributions of two scales do not fit together.
+                target is wanted and not defined, ``return_convergence_delta`` is set, the
+                attributions of two scales do not fit together, or those of a layer do not lie on
+                the inputs.
 
         Examples::
 
@@ -202,15 +224,11 @@ class MSEA(Attribution):
             >>> maps.shape
             torch.Size([2, 1, 16, 16])
         """
-        if kwargs.get("return_convergence_delta"):
-            raise ValueError(
-                "MSEA has no convergence delta; leave return_convergence_delta out, or ask "
-                f"{self.attribution_method.get_name()} itself for it"
-            )
-        tensors = _validate_inputs(inputs)
-        scales = _validate_scales(scales, tensors)
-        scale_weights = _validate_weights(weights, len(scales))
-        _validate_options(normalize, output_size, interpolate_mode)
+        tensors = check_inputs(inputs)
+        scales = check_scales(scales, tensors)
+        scale_weights = check_weights(weights, len(scales))
+        method = self.attribution_method
+        check_options(method.get_name(), normalize, output_size, interpolate_mode, kwargs)
 
         order: Iterable[int] = range(len(scales))
         if output_size == "largest":
@@ -224,36 +242,30 @@ class MSEA(Attribution):
         for index in order:
             scale = scales[index]
             resized = resize_inputs(tensors, scale, interpolate_mode)
-            probability = None
-            if by_confidence or on_scale is not None:
-                probability = self._target_probability(resized, kwargs)
+            # Asked at most once, and only if somebody wants to know.
+            ask_probability = cache(partial(self._target_probability, resized, kwargs))
             if by_confidence:
-                _validate_probability(probability, scale)
-            attributions = self._attribute(
-                format_output(isinstance(inputs, tuple), resized),
-                resize_arguments(kwargs, tensors, scale, interpolate_mode),
-            )
-            found = ScaleAttribution(scale, attributions, probability)
+                check_probability(ask_probability(), scale)
+            arguments = resize_arguments(kwargs, tensors, scale, interpolate_mode)
+            with gradients_for(method, resized):
+                attributions = method.attribute(
+                    format_output(isinstance(inputs, tuple), resized), **arguments
+                )
+            attributions = self._detached(attributions)
+            layouts = picture_layouts(self.forward_func, resized, _additional(kwargs))
+            found = ScaleAttribution(scale, resized, attributions, layouts, ask_probability)
             if on_scale is not None:
                 on_scale(found)
             if combine:
-                weight = probability if scale_weights is None else scale_weights[index]
+                if not self.explains_every_token:
+                    check_on_input(format_tensor_into_tuples(attributions), resized, layouts)
+                weight = found.probability if scale_weights is None else scale_weights[index]
                 mean.add(found, torch.as_tensor(weight))
             else:
                 separate[index] = attributions
         return mean.result() if combine else [separate[index] for index in range(len(scales))]
 
-    def _attribute(self, inputs: Attributions, arguments: dict[str, Any]) -> Attributions:
-        """The wrapped method's attributions, detached; what it did to the inputs is undone."""
-        tensors = format_tensor_into_tuples(inputs)
-        required_grad = [tensor.requires_grad for tensor in tensors]
-        try:
-            attributions = self.attribution_method.attribute(inputs, **arguments)
-        finally:
-            # Gradient methods set this, and leave it set if the forward function raises.
-            for tensor, required in zip(tensors, required_grad, strict=True):
-                if not required:
-                    tensor.requires_grad_(False)
+    def _detached(self, attributions: Any) -> Attributions:
         as_tuple = attributions if isinstance(attributions, tuple) else (attributions,)
         for attribution in as_tuple:
             if not isinstance(attribution, Tensor):
@@ -270,7 +282,7 @@ class MSEA(Attribution):
     ) -> Tensor | None:
         """Probability of the target for each example, (N,), or None where it is not defined."""
         target = kwargs.get("target")
-        additional = format_additional_forward_args(kwargs.get("additional_forward_args")) or ()
+        additional = _additional(kwargs)
         hook = getattr(self.forward_func, "target_probability", None)
         if hook is not None:
             probability = hook(*inputs, *additional, target=target)
@@ -291,93 +303,5 @@ class MSEA(Attribution):
         return probability if probability.dim() == 1 else None
 
 
-def _validate_inputs(inputs: Any) -> tuple[Tensor, ...]:
-    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-    for tensor in tensors:
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"inputs must be a Tensor or a tuple of Tensors, got {type(tensor).__name__}"
-            )
-    if not any(tensor.dim() == 4 for tensor in tensors):
-        raise ValueError(
-            "no input is spatial: MSEA resizes tensors of shape (N, C, H, W), got "
-            f"{', '.join(str(tuple(tensor.shape)) for tensor in tensors) or 'none'}"
-        )
-    return tensors
-
-
-def _validate_scales(scales: Sequence[float], inputs: tuple[Tensor, ...]) -> list[float]:
-    try:
-        factors = [float(scale) for scale in scales]
-    except (TypeError, ValueError):
-        raise ValueError(f"scales must be a sequence of numbers, got {scales!r}") from None
-    if not factors:
-        raise ValueError("scales must hold at least one scale, got none")
-    for scale in factors:
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"scales must be finite and above 0, got {scale}")
-        for tensor in inputs:
-            size = scaled_size(tensor, scale)
-            if size is not None and min(size) < 1:
-                height, width = plane(tensor)
-                raise ValueError(
-                    f"scale {scale:g} makes an input of {height} x {width} pixels {size[0]} x "
-                    f"{size[1]}: every side needs at least 1 pixel; use a larger scale"
-                )
-    return factors
-
-
-def _validate_weights(weights: str | Sequence[float], number: int) -> Tensor | None:
-    """One weight per scale, float64, with a sum of 1; None for confidence."""
-    if isinstance(weights, str):
-        if weights not in ("uniform", "confidence"):
-            raise ValueError(
-                "weights must be 'uniform', 'confidence' or a number for each scale, got "
-                f"{weights!r}"
-            )
-        if weights == "confidence":
-            return None
-        weights = [1.0] * number
-    try:
-        values = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
-        values = torch.empty(0)
-    if values.shape != (number,):
-        raise ValueError(
-            f"weights must hold one number for each of the {number} scales, got {weights!r}"
-        )
-    if not bool(values.isfinite().all()) or bool((values < 0).any()) or not bool(values.any()):
-        raise ValueError(f"weights must be finite, not negative, and not all 0, got {weights!r}")
-    values = values / values.max()
-    return values / values.sum()
-
-
-def _validate_probability(probability: Tensor | None, scale: float) -> None:
-    if probability is None:
-        raise ValueError(
-            "weights='confidence' needs the probability of the target: pass a target that selects "
-            "one logit per example from an output (N, ..., classes), or give the forward function "
-            "a method target_probability"
-        )
-    if not bool((probability >= 0).all()):
-        raise ValueError(
-            f"the probability of the target at scale {scale:g} is below 0 or not a number: "
-            f"{probability.tolist()}"
-        )
-
-
-def _validate_options(normalize: Any, output_size: Any, interpolate_mode: Any) -> None:
-    if normalize not in (None, "max", "sum"):
-        raise ValueError(f"normalize must be None, 'max' or 'sum', got {normalize!r}")
-    if interpolate_mode not in ("bilinear", "bicubic"):
-        raise ValueError(
-            f"interpolate_mode must be 'bilinear' or 'bicubic', got {interpolate_mode!r}"
-        )
-    if output_size is None or output_size == "largest":
-        return
-    is_size = isinstance(output_size, (tuple, list)) and len(output_size) == 2
-    if not is_size or not all(isinstance(side, int) and side >= 1 for side in output_size):
-        raise ValueError(
-            "output_size must be None, 'largest' or a height and width of at least 1, got "
-            f"{output_size!r}"
-        )
+def _additional(kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    return format_additional_forward_args(kwargs.get("additional_forward_args")) or ()

@@ -37,9 +37,9 @@ def target_logits(logits: Tensor, target: Any, encoding: Encoding, query: Query)
     Raises:
         ValueError: for several pictures without a target, or a target that is none.
     """
-    count, length = logits.shape[:2]
+    count, length, vocabulary = logits.shape
     if target is not None:
-        rows, tokens = split_target(target, count, length, logits.device)
+        rows, tokens = split_target(target, count, length, logits.device, vocabulary)
         return logits[torch.arange(count, device=rows.device), rows, tokens].sum()[None]
     check_one_picture(count)
     ids = torch.tensor(query.answer_ids, device=logits.device)

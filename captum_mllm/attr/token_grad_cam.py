@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
 from captum_mllm.attr.forward_function import multimodal_model, only_query
+from captum_mllm.attr.gradients import check_inference_mode
 from captum_mllm.attr.target_logits import explained_logits, target_logits
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import PictureTokens, decoder_tokens, vision_tokens
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Query, split_arguments
 from captum_mllm.models.towers import (
     decoder_layers,
     is_decoder_module,
@@ -87,6 +88,7 @@ class TokenGradCam(LayerAttribution):
     """
 
     explains_every_token = True
+    takes_gradients = True
 
     def __init__(
         self,
@@ -121,14 +123,16 @@ class TokenGradCam(LayerAttribution):
             (B, 1, h, w) for a target, on the grid of the layer's tokens. Float32 at least.
 
         Raises:
-            ValueError: for a picture outside of [0, 1], several pictures without a target, a layer
-                whose states are not those of the image's tokens, or one from which nothing leads
-                to the answer.
+            RuntimeError: under ``torch.inference_mode``.
+            ValueError: for a picture far outside of [0, 1], several pictures without a target, a
+                layer whose states are not those of the image's tokens, or one from which nothing
+                leads to the answer.
         """
+        check_inference_mode(self)
         is_tuple = isinstance(inputs, tuple)
         query = only_query(additional_forward_args)
         mllm: MLLM = self.forward_func
-        pictures, _ = mllm.arguments((*format_tensor_into_tuples(inputs), query))
+        pictures, _ = split_arguments((*format_tensor_into_tuples(inputs), query))
         with torch.no_grad(), mllm.evaluating(), _differentiable_from(self.layer) as seen:
             encoding = mllm.encode(pictures, query)
             logits = explained_logits(mllm, encoding, query)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_mllm.models.geometry import Geometry
-from captum_mllm.models.layout import Box, Layout, Piece, size_of
-from captum_mllm.models.pixels import to_pil
+from captum_mllm.models.layout import Box, Layout, Piece, Size, size_of
+from captum_mllm.models.pixels import saturate, to_pil
+from captum_mllm.models.processing import Processed, process
 from captum_mllm.models.query import Query
 
 
@@ -28,7 +29,8 @@ class Encoding:
         windows (int): rows of each picture.
         image_positions (tuple[Tensor, ...]): positions of each picture's tokens.
         layouts (tuple[Layout, ...]): layout of each picture, over all its windows.
-        word_positions (Tensor): positions of the words of the prompt, shape (P,).
+        word_positions (Tensor): positions of the words of the prompt, shape (P,). Each has a
+            token before it, by which it is predicted.
         answer_rows (Tensor): positions of the rows that predict the answer, shape (T,).
     """
 
@@ -48,8 +50,45 @@ class Encoding:
         """Positions of the rows that predict the explained tokens."""
         if not query.with_prompt:
             return self.answer_rows
-        before = (self.word_positions - 1).clamp(min=0)
-        return torch.cat([before, self.answer_rows])
+        return torch.cat([self.word_positions - 1, self.answer_rows])
+
+
+class TokenCache(OrderedDict[tuple[Any, ...], Processed]):
+    r"""What the processor made of the last few shapes of input, all but the pixels.
+
+    Where pixels are computed from the tensors, only the shape of the pictures matters to what the
+    processor makes, and methods with gradients make many passes of the same shape.
+    """
+
+    SIZE = 8
+
+    def recall(self, key: tuple[Any, ...]) -> Processed | None:
+        if key in self:
+            self.move_to_end(key)
+        return self.get(key)
+
+    def keep(self, key: tuple[Any, ...], processed: Processed) -> None:
+        """Keep it, and forget the one that was not used for longest if there are too many."""
+        # A tensor on the meta device has a shape and no memory.
+        pixels = processed.inputs["pixel_values"].to("meta")
+        self[key] = replace(processed, inputs={**processed.inputs, "pixel_values": pixels})
+        if len(self) > self.SIZE:
+            self.popitem(last=False)
+
+
+def wants_gradient(pictures: Sequence[Tensor]) -> bool:
+    r"""Whether the pixels are to be computed from the tensors.
+
+    Raises:
+        RuntimeError: where torch would give no gradient.
+    """
+    wanted = torch.is_grad_enabled() and any(picture.requires_grad for picture in pictures)
+    if wanted and torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "gradients cannot be had within torch.inference_mode(); call a method that needs them "
+            "outside of it (torch.no_grad() does no harm)"
+        )
+    return wanted
 
 
 def encode(
@@ -58,7 +97,7 @@ def encode(
     processor: Any,
     geometry: Geometry,
     image_token_id: int,
-    differentiable: bool = False,
+    cache: TokenCache | None = None,
 ) -> Encoding:
     r"""Run the processor, and append the answer for teacher forcing.
 
@@ -68,7 +107,9 @@ def encode(
         processor (Any): the model's processor.
         geometry (Geometry): how pictures turn into tokens.
         image_token_id (int): the placeholder's index.
-        differentiable (bool): compute the pixels from the tensors instead of 8-bit pictures.
+        cache (TokenCache, optional): where it is given the pixels are computed from the tensors,
+            differentiable, and all else once for each shape. Default: None, all of it is as the
+            processor makes it of 8-bit pictures.
 
     Returns:
         Encoding: on the device of the pictures.
@@ -79,39 +120,36 @@ def encode(
     """
     boxes = _windows(pictures, query, geometry)
     cut = [_cut(picture, box) for picture, box in zip(pictures, boxes)]
-    options = _options(pictures, query, geometry)
-    n_rows = len(cut[0])
-    flat = [to_pil(picture[row]) for row in range(n_rows) for picture in cut]
-    inputs = dict(
-        processor(
-            images=[flat[row * len(cut) : (row + 1) * len(cut)] for row in range(n_rows)]
-            if len(cut) > 1
-            else flat,
-            text=[query.prompt] * n_rows,
-            return_tensors="pt",
-            **options,
-        )
-    )
-    ids = inputs["input_ids"]
-    windows = max(len(box) for box in boxes)
-    image_positions, layouts = _locate(ids[0], cut, inputs, geometry, image_token_id)
-    if differentiable:
+    options = [
+        geometry.processor_options(size_of(picture), native)
+        for picture, native in zip(pictures, query.native)
+    ]
+    settings = processor.image_processor.to_json_string()
+    key = (query.prompt, query.native, *(part.shape for part in (*pictures, *cut)), settings)
+    processed = cache.recall(key) if cache is not None else None
+    if processed is None:
+        rows = [[to_pil(picture[row]) for picture in cut] for row in range(len(cut[0]))]
+        processed = process(processor, query.prompt, rows, options, image_token_id)
+        if cache is not None:
+            cache.keep(key, processed)
+    inputs = dict(processed.inputs)
+    positions = [(processed.picture == index).nonzero()[:, 0] for index in range(len(cut))]
+    layouts = [
+        _layout(size_of(picture), inputs, index, len(positions[index]), geometry)
+        for index, picture in enumerate(cut)
+    ]
+    if cache is not None:
         inputs["pixel_values"] = _pixel_values(cut, layouts, geometry, inputs["pixel_values"])
-    layouts = tuple(
-        _merge(layout, picture, box) for layout, picture, box in zip(layouts, pictures, boxes)
-    )
-    words = _word_positions(ids[0], query, processor.tokenizer, image_token_id)
-    prompt_length = ids.shape[1]
-    n_answer = len(query.answer_ids)
+    length, n_answer = inputs["input_ids"].shape[1], len(query.answer_ids)
     inputs = _append(inputs, query.answer_ids[:-1])
     device = pictures[0].device
     return Encoding(
         inputs={name: value.to(device) for name, value in inputs.items()},
-        windows=windows,
-        image_positions=tuple(positions.to(device) for positions in image_positions),
-        layouts=layouts,
-        word_positions=words.to(device),
-        answer_rows=torch.arange(prompt_length - 1, prompt_length - 1 + n_answer, device=device),
+        windows=max(len(box) for box in boxes),
+        image_positions=tuple(found.to(device) for found in positions),
+        layouts=tuple(map(_merge, layouts, pictures, boxes)),
+        word_positions=_word_positions(processed, query, processor.tokenizer).to(device),
+        answer_rows=torch.arange(length - 1, length - 1 + n_answer, device=device),
     )
 
 
@@ -131,7 +169,8 @@ def _windows(pictures: Sequence[Tensor], query: Query, geometry: Geometry) -> li
 
 
 def _cut(pictures: Tensor, boxes: list[Box]) -> Tensor:
-    """(B, 3, H, W) to (B * windows, 3, h, w)."""
+    """(B, 3, H, W) to (B * windows, 3, h, w), in float32 at least."""
+    pictures = pictures.to(torch.promote_types(pictures.dtype, torch.float32))
     parts = [
         pictures[..., int(top) : int(bottom), int(left) : int(right)]
         for left, top, right, bottom in boxes
@@ -139,48 +178,25 @@ def _cut(pictures: Tensor, boxes: list[Box]) -> Tensor:
     return torch.stack(parts, dim=1).flatten(0, 1)
 
 
-def _options(pictures: Sequence[Tensor], query: Query, geometry: Geometry) -> dict[str, Any]:
-    found = [
-        geometry.processor_options(size_of(picture), native)
-        for picture, native in zip(pictures, query.native)
-    ]
-    explained = [found[index] for index in query.explained]
-    return explained[0] if explained else {}
-
-
-def _locate(
-    ids: Tensor,
-    cut: Sequence[Tensor],
-    inputs: dict[str, Any],
-    geometry: Geometry,
-    image_token_id: int,
-) -> tuple[list[Tensor], tuple[Layout, ...]]:
-    """Positions of each picture's tokens in a row, and their layout."""
-    positions = (ids == image_token_id).nonzero()[:, 0]
-    layouts, start = [], 0
-    for index, picture in enumerate(cut):
-        remaining = len(positions) - start if len(cut) == 1 else _run(positions[start:])
-        layout = geometry.layout(size_of(picture), inputs, index, remaining)
-        layouts.append(layout)
-        start += layout.n_tokens
-    if start != len(positions):
+def _layout(
+    size: Size, inputs: dict[str, Tensor], index: int, n_tokens: int, geometry: Geometry
+) -> Layout:
+    layout = geometry.layout(size, inputs, index, n_tokens)
+    if layout.n_tokens != n_tokens:
         raise RuntimeError(
-            f"the prompt has {len(positions)} image tokens, but the family's layout accounts for "
-            f"{start}; please report it with the model's name and the picture's size"
+            f"the prompt has {n_tokens} image tokens for a picture, but the family's layout "
+            f"accounts for {layout.n_tokens}; please report it with the model's name and the "
+            "picture's size"
         )
-    return list(positions.split([layout.n_tokens for layout in layouts])), tuple(layouts)
-
-
-def _run(positions: Tensor) -> int:
-    """Length of the run of neighbouring positions at the start."""
-    gaps = (positions.diff() != 1).nonzero()
-    return int(gaps[0]) + 1 if len(gaps) else len(positions)
+    return layout
 
 
 def _pixel_values(
     cut: Sequence[Tensor], layouts: Sequence[Layout], geometry: Geometry, expected: Tensor
 ) -> Tensor:
-    parts = [geometry.pixel_values(picture, layout) for picture, layout in zip(cut, layouts)]
+    parts = [
+        geometry.pixel_values(saturate(picture), layout) for picture, layout in zip(cut, layouts)
+    ]
     rows = len(cut[0])
     # Pictures of one prompt stand beside each other, prompt after prompt.
     values = torch.cat([part.unflatten(0, (rows, -1)) for part in parts], dim=1).flatten(0, 1)
@@ -207,9 +223,9 @@ def _shift(piece: Piece, across: float, down: float) -> Box:
     return (left + across, top + down, right + across, bottom + down)
 
 
-def _append(inputs: dict[str, Any], answer_ids: Sequence[int]) -> dict[str, Tensor]:
+def _append(inputs: dict[str, Tensor], answer_ids: Sequence[int]) -> dict[str, Tensor]:
     """Teacher forcing: the answer but its last token follows the prompt."""
-    extended = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    extended = dict(inputs)
     ids = extended["input_ids"]
     answer = torch.tensor(answer_ids, dtype=ids.dtype).expand(len(ids), -1)
     fills = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0}
@@ -221,25 +237,16 @@ def _append(inputs: dict[str, Any], answer_ids: Sequence[int]) -> dict[str, Tens
     return extended
 
 
-def _word_positions(ids: Tensor, query: Query, tokenizer: Any, image_token_id: int) -> Tensor:
+def _word_positions(processed: Processed, query: Query, tokenizer: Any) -> Tensor:
     """Positions of the tokens that lie in the user's own texts.
 
-    The prompt is tokenised once more, with the offsets of its characters, and aligned with the
-    processor's tokens, in which each placeholder has become many.
+    The first token of all is none of them: nothing stands before it, so nothing predicts it.
     """
-    plain = tokenizer(query.prompt, return_offsets_mapping=True)
-    special = set(tokenizer.all_special_ids)
-    wanted = [
-        token not in special
-        and any(start < span_end and end > span_start for span_start, span_end in query.spans)
-        for token, (start, end) in zip(plain["input_ids"], plain["offset_mapping"])
-    ]
-    text = [index for index, token in enumerate(ids.tolist()) if token != image_token_id]
-    matcher = SequenceMatcher(None, plain["input_ids"], ids[text].tolist(), autojunk=False)
-    positions = [
-        text[match.b + step]
-        for match in matcher.get_matching_blocks()
-        for step in range(match.size)
-        if wanted[match.a + step]
-    ]
-    return torch.tensor(positions, dtype=torch.long)
+    start, end = processed.offsets.unbind(1)
+    ids = processed.inputs["input_ids"][0]
+    wanted = (processed.picture < 0) & (start < end)
+    wanted &= ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, dtype=ids.dtype))
+    wanted[:1] = False
+    first, last = torch.tensor(query.spans, dtype=start.dtype).reshape(-1, 2).unbind(1)
+    within = (start[:, None] < last) & (end[:, None] > first)
+    return (wanted & within.any(1)).nonzero()[:, 0]

@@ -13,6 +13,9 @@ from transformers import PretrainedConfig
 from captum_mllm.models.layout import Box, Layout, Piece, Size, size_of
 from captum_mllm.models.pixels import normalize, resize
 
+# By how much a window may be stretched before another one is needed.
+_STRETCH = 1.05
+
 
 class Geometry(ABC):
     r"""Where the tokens of a picture lie, and what another scale of it means.
@@ -102,6 +105,11 @@ class FixedSquare(Geometry):
 
     The encoder's resolution is fixed, so a larger picture is seen through several square windows,
     each as large as the square that the model sees of the native picture.
+
+    So the scale changes what of an oblong picture is seen, and not only how well: up to scale 1
+    its middle square, as the model is used; above it all of the picture. What lies outside of the
+    square has no tokens at scale 1 or less, see :meth:`Layout.coverage`. Where the processor pads
+    pictures instead of cutting them, all of the picture is seen at every scale.
     """
 
     def windows(self, size: Size, native: Size) -> list[Box]:
@@ -109,11 +117,14 @@ class FixedSquare(Geometry):
         if height * width <= native[0] * native[1]:
             return super().windows(size, native)
         left, top, right, bottom = self._seen(native)
-        down, across = min(math.ceil(bottom - top), height), min(math.ceil(right - left), width)
+        down, across = min(bottom - top, height), min(right - left, width)
+        rows, columns = _count(height, down), _count(width, across)
+        stretch = max(height / (rows * down), width / (columns * across), 1)
+        down, across = min(round(down * stretch), height), min(round(across * stretch), width)
         return [
             (left, top, left + across, top + down)
-            for top in _spread(height, down)
-            for left in _spread(width, across)
+            for top in _spread(height, down, rows)
+            for left in _spread(width, across, columns)
         ]
 
     def layout(self, size: Size, inputs: dict[str, Tensor], index: int, n_tokens: int) -> Layout:
@@ -167,7 +178,7 @@ class Tiles(Geometry):
             return {}
         options = getattr(self.processor, "images_kwargs", {})
         count = self.image_processor.get_number_of_image_patches(*native, dict(options))
-        rows, columns = _tile_grid(native, count - 1 if count > 1 else 1)
+        rows, columns = self._grid(native, count - 1 if count > 1 else 1)
         zoom = math.sqrt((size[0] * size[1]) / (native[0] * native[1]))
         count = max(round(rows * zoom), 1) * max(round(columns * zoom), 1)
         return {"crop_to_patches": True, "min_patches": count, "max_patches": count}
@@ -179,7 +190,7 @@ class Tiles(Geometry):
         whole = Piece(side, side, (0, 0, width, height))
         if count == 1:
             return Layout(size, (whole,))
-        rows, columns = _tile_grid(size, count - 1)
+        rows, columns = self._grid(size, count - 1)
         down, across = height / rows, width / columns
         tiles = tuple(
             Piece(
@@ -198,12 +209,27 @@ class Tiles(Geometry):
         count = len(layout.pieces)
         parts = []
         if count > 1:
-            rows, columns = _tile_grid(layout.size, count - 1)
+            rows, columns = self._grid(layout.size, count - 1)
             canvas = resize(pictures, (rows * tile[0], columns * tile[1]), resample)
             cut = canvas.unflatten(3, (columns, tile[1])).unflatten(2, (rows, tile[0]))
             parts.append(cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2))
         parts.append(resize(pictures, tile, resample).unsqueeze(1))
         return normalize(torch.cat(parts, 1).flatten(0, 1), self.image_processor)
+
+    def _grid(self, size: Size, count: int) -> Size:
+        """The rows and columns of ``count`` tiles nearest to the picture's aspect ratio.
+
+        As the image processor has it, more columns win a tie if the picture is large for so many
+        tiles, and more rows otherwise.
+        """
+        tile = self.image_processor.size
+        large = size[0] * size[1] > 0.5 * tile["height"] * tile["width"] * count
+        divisors = [divisor for divisor in range(1, count + 1) if count % divisor == 0]
+        columns = min(
+            reversed(divisors) if large else divisors,
+            key=lambda divisor: abs(size[1] / size[0] - divisor / (count // divisor)),
+        )
+        return count // columns, columns
 
     def _tokens_per_side(self) -> int:
         image, patch = self.vision.image_size, self.vision.patch_size
@@ -212,22 +238,16 @@ class Tiles(Geometry):
         return int(image // patch * self.config.downsample_ratio)
 
 
-def _spread(length: int, window: int) -> list[int]:
-    """Starts of as few windows as cover the length, evenly spread."""
-    count = max(math.ceil(length / window), 1)
+def _count(length: int, window: float) -> int:
+    """As few windows as cover the length, if they may be stretched by a few percent."""
+    return max(math.ceil(length / (window * _STRETCH)), 1)
+
+
+def _spread(length: int, window: int, count: int) -> list[int]:
+    """Starts of evenly spread windows."""
     if count == 1:
-        return [0]
+        return [(length - window) // 2]
     return [round(index * (length - window) / (count - 1)) for index in range(count)]
-
-
-def _tile_grid(size: Size, count: int) -> Size:
-    """The rows and columns of ``count`` tiles nearest to the picture's aspect ratio."""
-    ratio = size[1] / size[0]
-    columns = min(
-        (divisor for divisor in range(1, count + 1) if count % divisor == 0),
-        key=lambda divisor: abs(ratio - divisor / (count // divisor)),
-    )
-    return count // columns, columns
 
 
 def _pad_square(pictures: Tensor, colour: list[float]) -> Tensor:

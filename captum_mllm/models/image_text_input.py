@@ -29,8 +29,9 @@ class ImageTextInput(InterpretableInput):
         explained (int): which of several pictures is explained. Default: 0.
 
     Raises:
-        TypeError: for a picture of a type not named above.
-        ValueError: for an empty prompt; a picture that is too small, too narrow, or has values
+        TypeError: for a picture of a type not named above, and a text that is none.
+        ValueError: for an empty prompt; a message without a role or content, or with parts that
+            are neither text nor picture; a picture that is too small, too narrow, or has values
             that are not finite or lie outside of [0, 1]; or where the number of pictures and of
             image parts differ.
 
@@ -57,11 +58,14 @@ class ImageTextInput(InterpretableInput):
             raise ValueError(f"explained={explained}, expected the index of one of {len(pictures)}")
         self.images = tuple(read_picture(picture) for picture in pictures)
         self.explained = explained
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"got a text of type {type(text).__name__}, expected str")
         if messages is None:
             parts = [{"type": "image"} for _ in pictures]
             messages = [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+        _check_messages(messages)
         self.messages = list(messages)
-        self.texts = tuple(_texts(self.messages))
+        self.texts = tuple(part["text"] for part in _parts(self.messages) if part["type"] == "text")
         self._validate()
         self.values = ["image", *self.texts]
         self.n_itp_features = self.to_tensor()[0].numel()
@@ -84,12 +88,53 @@ class ImageTextInput(InterpretableInput):
     def _validate(self) -> None:
         if not any(text.strip() for text in self.texts):
             raise ValueError("the prompt is empty, expected a question or a request to the model")
-        slots = sum(part.get("type") == "image" for part in _parts(self.messages))
+        slots = sum(part["type"] == "image" for part in _parts(self.messages))
         if slots != len(self.images):
             raise ValueError(
                 f"got {len(self.images)} picture(s) for {slots} image part(s) in the messages; "
                 "give one picture for each part {'type': 'image'}"
             )
+
+
+def replace_texts(messages: Messages, texts: Sequence[str]) -> list[dict[str, Any]]:
+    r"""The same messages with other texts, one for each text that they have."""
+    remaining = iter(texts)
+
+    def replace(part: dict[str, Any]) -> dict[str, Any]:
+        return {**part, "text": next(remaining)} if part["type"] == "text" else part
+
+    return [
+        {**message, "content": next(remaining)}
+        if isinstance(message["content"], str)
+        else {**message, "content": [replace(part) for part in message["content"]]}
+        for message in messages
+    ]
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, (list, tuple)):
+        raise TypeError(
+            f"got messages of type {type(messages).__name__}, expected a list of "
+            "{'role': ..., 'content': ...}"
+        )
+    for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+            raise ValueError(f"got the message {message!r}, expected a dict of role and content")
+        content = message["content"]
+        if not isinstance(content, (str, list, tuple)):
+            raise ValueError(
+                f"got a message with content of type {type(content).__name__}, expected a text or "
+                "a list of parts"
+            )
+        for part in [] if isinstance(content, str) else content:
+            if not isinstance(part, dict) or not (
+                part.get("type") == "image"
+                or (part.get("type") == "text" and isinstance(part.get("text"), str))
+            ):
+                raise ValueError(
+                    f"got the part {part!r} of a message, expected {{'type': 'image'}} or "
+                    "{'type': 'text', 'text': ...}"
+                )
 
 
 def _parts(messages: Messages) -> list[dict[str, Any]]:
@@ -98,7 +143,3 @@ def _parts(messages: Messages) -> list[dict[str, Any]]:
         content = message["content"]
         parts += [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
     return parts
-
-
-def _texts(messages: Messages) -> list[str]:
-    return [str(part["text"]) for part in _parts(messages) if part.get("type") == "text"]

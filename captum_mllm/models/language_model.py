@@ -160,7 +160,8 @@ class LanguageModel(nn.Module):
         arguments = self._complete(input_ids, attention_mask, inputs)
         arguments.pop("position_ids")
         # A placeholder without a picture behind it would break every later pass.
-        arguments.setdefault("suppress_tokens", [self.mllm.image_token_id])
+        suppressed = arguments.get("suppress_tokens") or []
+        arguments["suppress_tokens"] = [*suppressed, self.mllm.image_token_id]
         model: Any = self.mllm.model
         with self.mllm.evaluating():
             return model.generate(**arguments)

@@ -91,8 +91,8 @@ class Layout:
 
         Each piece is enlarged into its box by bilinear interpolation. Where pieces overlap their
         mean counts, each weighed by its tokens per area, so that a thumbnail does not blur what
-        its tiles tell apart; where none reaches the map is zero. A single piece that covers the
-        picture is reproduced as it is when ``size`` is its own.
+        its tiles tell apart; where none reaches (see :meth:`coverage`) the map is zero. A single
+        piece that covers the picture is reproduced as it is when ``size`` is its own.
 
         Args:
             values (Tensor): one value for each image token, shape (..., n_tokens).
@@ -115,14 +115,43 @@ class Layout:
         cover = values.new_zeros((rows, columns), dtype=dtype)
         parts = values.to(dtype).split([piece.n_tokens for piece in self.pieces], dim=-1)
         for piece, part in zip(self.pieces, parts):
-            left, top, right, bottom = piece.box
-            down = _interpolation(rows, piece.rows, top, bottom, self.size[0]).to(painted)
-            across = _interpolation(columns, piece.columns, left, right, self.size[1]).to(painted)
+            down, across = (weights.to(painted) for weights in self._weights(piece, rows, columns))
             grid = part.unflatten(-1, (piece.rows, piece.columns))
             weight = piece.density / self.pieces[0].density
             painted = painted + weight * (down @ grid @ across.mT)
             cover = cover + weight * (down.sum(1)[:, None] * across.sum(1))
         return (painted / torch.where(cover > 0, cover, 1.0)).to(values.dtype)
+
+    def coverage(self, size: Size | None = None) -> Tensor:
+        r"""Which cells of a map of the whole picture any image token sees.
+
+        A map is zero elsewhere, which is not to say that what lies there is irrelevant: it was cut
+        away before the model saw the picture.
+
+        Args:
+            size (tuple[int, int], optional): rows and columns of the map. Default: ``grid``.
+
+        Returns:
+            Tensor: bool, on the CPU, of shape ``size``.
+
+        Examples::
+            >>> Layout((2, 4), (Piece(2, 2, (1, 0, 3, 2)),)).coverage()
+            tensor([[False,  True,  True, False],
+                    [False,  True,  True, False]])
+        """
+        covered = torch.zeros(size or self.grid, dtype=torch.bool)
+        for piece in self.pieces:
+            down, across = self._weights(piece, *covered.shape)
+            covered |= (down.sum(1) > 0)[:, None] & (across.sum(1) > 0)
+        return covered
+
+    def _weights(self, piece: Piece, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """How a piece's rows and columns are sampled at those of the map."""
+        left, top, right, bottom = piece.box
+        return (
+            _interpolation(rows, piece.rows, top, bottom, self.size[0]),
+            _interpolation(columns, piece.columns, left, right, self.size[1]),
+        )
 
 
 def _cells(tokens: int, start: float, end: float, length: int) -> int:
@@ -134,6 +163,7 @@ def _cells(tokens: int, start: float, end: float, length: int) -> int:
 
 
 @lru_cache(maxsize=512)
+@torch.inference_mode(False)
 def _interpolation(cells: int, tokens: int, start: float, end: float, length: int) -> Tensor:
     """Weights (cells, tokens) that sample a row of tokens, laid from start to end, at each cell.
 

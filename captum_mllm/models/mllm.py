@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,22 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from captum_mllm.models.encoding import Encoding, encode
+from captum_mllm.models.answers import answer_tokens, generate_answer
+from captum_mllm.models.deep_lift import refuse_deep_lift
+from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
+from captum_mllm.models.evaluation_mode import evaluation_mode
 from captum_mllm.models.families import family_of
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.language_model import LanguageModel
 from captum_mllm.models.layout import Layout, size_of
-from captum_mllm.models.pictures import Picture, check_pictures
-from captum_mllm.models.processors import load_processor
+from captum_mllm.models.passes import Passes
+from captum_mllm.models.pictures import Picture
+from captum_mllm.models.processors import HUB_ARGUMENTS, load_processor
 from captum_mllm.models.prompt import render_prompt, text_spans
-from captum_mllm.models.query import Query
-from captum_mllm.models.states import States, gather_states
+from captum_mllm.models.query import Query, split_arguments
+from captum_mllm.models.states import States, gather_states, hidden_states
 from captum_mllm.models.targets import split_target
 from captum_mllm.models.vocabulary import Vocabulary
-
-GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-MAX_NEW_TOKENS = 64
 
 
 class MLLM(nn.Module):
@@ -78,7 +80,8 @@ class MLLM(nn.Module):
         self.geometry = family.geometry(model.config, processor)
         self.image_token_id: int = model.config.image_token_id
         self.training = model.training
-        self._passes: dict[tuple[Any, ...], tuple[States, tuple[Tensor, ...]]] | None = None
+        self._tokens = TokenCache()
+        self._passes: Passes | None = None
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, **kwargs: Any) -> MLLM:
@@ -88,7 +91,8 @@ class MLLM(nn.Module):
             name_or_folder (str or Path): a name on the Hugging Face hub, a folder made by
                 ``save_pretrained``, or ``"demo/NAME"`` for a model that comes with this package.
             **kwargs (Any): passed on to ``AutoModelForImageTextToText.from_pretrained``, for
-                example ``dtype="bfloat16"`` or ``device_map="auto"``.
+                example ``dtype="bfloat16"`` or ``device_map="auto"``. What says where and how to
+                get the files, such as ``revision`` and ``token``, goes to the processor too.
 
         Returns:
             MLLM: in evaluation mode.
@@ -98,7 +102,8 @@ class MLLM(nn.Module):
 
             name_or_folder = demo_folder(str(name_or_folder).removeprefix("demo/"))
         model = AutoModelForImageTextToText.from_pretrained(name_or_folder, **kwargs)
-        return cls(model.eval(), load_processor(name_or_folder))
+        access = {name: value for name, value in kwargs.items() if name in HUB_ARGUMENTS}
+        return cls(model.eval(), load_processor(name_or_folder, **access))
 
     @property
     def device(self) -> torch.device:
@@ -127,7 +132,8 @@ class MLLM(nn.Module):
         Returns:
             Tensor: of shape (B, T, V).
         """
-        pictures, query = self.arguments(args)
+        refuse_deep_lift(self)
+        pictures, query = split_arguments(args)
         encoding = self.encode(pictures, query)
         with self.evaluating():
             rows = encoding.explained_rows(query)
@@ -160,11 +166,13 @@ class MLLM(nn.Module):
                 picture.
         """
         prompt = render_prompt(self.processor, inp)
-        pictures = [picture.to(self.device) for picture in inp.images]
+        # Tensors of their own, also for gradients later on where they are made in inference mode.
+        with torch.inference_mode(False):
+            pictures = [picture.to(self.device, copy=True) for picture in inp.images]
         query = Query(
             prompt=prompt,
             answer_ids=(),
-            spans=text_spans(prompt, inp.texts),
+            spans=text_spans(self.processor, inp, prompt),
             native=tuple(map(size_of, pictures)),
             pictures=tuple(
                 None if every_picture or index == inp.explained else picture
@@ -173,16 +181,19 @@ class MLLM(nn.Module):
         )
         opened = tuple(pictures[index].unsqueeze(0) for index in query.explained)
         if target is None:
-            answer = self._generate(opened, query, generation)
+            inputs = self.encode(opened, query).inputs
+            with self.evaluating():
+                answer = generate_answer(self.model, inputs, self.tokenizer, generation)
         elif generation:
             raise ValueError(
                 f"got both an answer and {', '.join(generation)}, which ask the model for one; "
                 "leave out one of them"
             )
         else:
-            answer = self._tokens(target)
-        query = Query(prompt, answer, query.spans, query.native, query.pictures)
-        return (opened if every_picture else opened[0]), query
+            answer = answer_tokens(
+                target, self.tokenizer, self.vocabulary.size, self.image_token_id
+            )
+        return (opened if every_picture else opened[0]), replace(query, answer_ids=answer)
 
     @torch.no_grad()
     def states(self, *args: Any, layer: int | None = None) -> States:
@@ -199,28 +210,30 @@ class MLLM(nn.Module):
         Raises:
             ValueError: for a layer that the model does not have.
         """
-        pictures, query = self.arguments(args)
-        key = (tuple(map(_identity, pictures)), query.inputs_key, layer)
-        if self._passes is not None and key in self._passes:
-            return self._passes[key][0]
+        pictures, query = split_arguments(args)
+        passes = self._passes
+        if passes is not None and (known := passes.recall(pictures, query, layer)):
+            return known
         encoding = self.encode(pictures, query)
         with self.evaluating():
-            hidden = self._hidden(encoding.inputs, layer)
-        states = gather_states(hidden.unflatten(0, (-1, encoding.windows)), encoding, query)
-        if self._passes is not None:
-            # The pictures are kept so that no other tensor takes their identity.
-            self._passes[key] = (states, pictures)
+            found = hidden_states(self.model, encoding.inputs, layer)
+        for place, hidden in found.items():
+            states = gather_states(hidden.unflatten(0, (-1, encoding.windows)), encoding, query)
+            if passes is not None:
+                passes.keep(states, pictures, query, place)
         return states
 
     def layouts(self, *args: Any) -> tuple[Layout, ...]:
         r"""Where the tokens of each explained picture lie, without a pass through the model."""
-        pictures, query = self.arguments(args)
+        pictures, query = split_arguments(args)
+        if self._passes is not None and (known := self._passes.recall(pictures, query, None)):
+            return known.layouts
         encoding = self.encode(pictures, query)
         return tuple(encoding.layouts[index] for index in query.explained)
 
     def explained_ids(self, *args: Any) -> Tensor:
         r"""Vocabulary indices of the explained tokens, without a pass through the model."""
-        pictures, query = self.arguments(args)
+        pictures, query = split_arguments(args)
         answer = torch.tensor(query.answer_ids, device=pictures[0].device)
         if not query.with_prompt:
             return answer
@@ -241,7 +254,7 @@ class MLLM(nn.Module):
         Returns:
             Tensor: float32, of shape (B,), or (T,) for one picture where no target is given.
         """
-        _, query = self.arguments(args)
+        _, query = split_arguments(args)
         states = self.states(*args, layer=layer)
         start = 0 if query.with_prompt else states.n_words
         predicting, ids = states.predicting[:, start:], states.ids[start:]
@@ -251,7 +264,9 @@ class MLLM(nn.Module):
                     f"got {len(predicting)} pictures and no target; give a target, or one picture"
                 )
             return self.vocabulary.predictions(predicting[0], ids, 1).probability
-        rows, wanted = split_target(target, len(predicting), len(ids), ids.device)
+        rows, wanted = split_target(
+            target, len(predicting), len(ids), ids.device, self.vocabulary.size
+        )
         chosen = predicting[torch.arange(len(predicting), device=rows.device), rows]
         return self.vocabulary.predictions(chosen, wanted, 1).probability
 
@@ -266,37 +281,16 @@ class MLLM(nn.Module):
 
     @contextmanager
     def remember(self) -> Iterator[None]:
-        """Within it, a pass with the same pictures and query is made once."""
-        if self._passes is not None:
-            yield
-            return
-        self._passes = {}
+        r"""Within it, a pass with the same pictures and query is made once.
+
+        What randomises weights or changes pictures in place must not run within it, see
+        :class:`~captum_mllm.models.passes.Passes` for what goes unnoticed.
+        """
+        outer, self._passes = self._passes, self._passes or Passes(self.parameters())
         try:
             yield
         finally:
-            self._passes = None
-
-    def arguments(self, args: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], Query]:
-        r"""The pictures and the query among the arguments of ``forward``, checked.
-
-        Args:
-            args (tuple): the pictures, then the query.
-
-        Returns:
-            tuple[tuple[Tensor, ...], Query]: the two apart.
-
-        Raises:
-            TypeError: if the last is no query.
-            ValueError: if a picture is none.
-        """
-        if len(args) < 2 or not isinstance(args[-1], Query):
-            raise TypeError(
-                "expected the picture and a Query; pass additional_forward_args=(query,) with the "
-                "query that MLLM.prepare gives"
-            )
-        for picture in args[:-1]:
-            check_pictures(picture)
-        return args[:-1], args[-1]
+            self._passes = outer
 
     def encode(self, pictures: Sequence[Tensor], query: Query) -> Encoding:
         r"""The wrapped model's inputs for a query, and where everything lies in them.
@@ -308,97 +302,19 @@ class MLLM(nn.Module):
         Returns:
             Encoding: differentiable in pictures that require a gradient.
         """
-        differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in pictures)
         encoding = encode(
             query.all_pictures(pictures),
             query,
             self.processor,
             self.geometry,
             self.image_token_id,
-            differentiable,
+            self._tokens if wants_gradient(pictures) else None,
         )
         for name, value in encoding.inputs.items():
             if value.is_floating_point():
                 encoding.inputs[name] = value.to(self.dtype)
         return encoding
 
-    def _hidden(self, inputs: dict[str, Tensor], layer: int | None) -> Tensor:
-        if layer is None:
-            return self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        decoder: Any = self.model.get_decoder()
-        count = len(decoder.layers)
-        if not -count <= layer < count:
-            raise ValueError(
-                f"layer={layer}, expected one of the {count} layers of the language model, "
-                f"{-count} to {count - 1}"
-            )
-        seen: list[Tensor] = []
-
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.append(args[0] if args else kwargs["hidden_states"])
-
-        # What the next module receives: some families add visual features between layers.
-        following = [*decoder.layers, decoder.norm][layer % count + 1]
-        handle = following.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
-            self.model.base_model(**inputs, use_cache=False)
-        finally:
-            handle.remove()
-        return decoder.norm(seen[0])
-
-    @torch.no_grad()
-    def _generate(
-        self, pictures: Sequence[Tensor], query: Query, options: dict[str, Any]
-    ) -> tuple[int, ...]:
-        inputs = self.encode(pictures, query).inputs
-        # A placeholder without a picture behind it would break every later pass.
-        placeholders = {"suppress_tokens": [self.image_token_id]}
-        settings = {**GREEDY, **placeholders, "max_new_tokens": MAX_NEW_TOKENS, **options}
-        if settings["do_sample"]:
-            settings = {name: value for name, value in settings.items() if value is not None}
-        model: Any = self.model
-        with self.evaluating():
-            output = model.generate(**inputs, **settings)
-        answer = output[0, inputs["input_ids"].shape[1] :].tolist()
-        special = set(self.tokenizer.all_special_ids)
-        while answer and answer[-1] in special:
-            answer.pop()
-        if not answer:
-            raise ValueError("the model answers nothing; give the answer to explain as `target`")
-        return tuple(answer)
-
-    def _tokens(self, target: str | Sequence[int] | Tensor) -> tuple[int, ...]:
-        if isinstance(target, str):
-            ids = self.tokenizer(target, add_special_tokens=False)["input_ids"]
-        else:
-            ids = target.flatten().tolist() if isinstance(target, Tensor) else list(target)
-        if not ids:
-            raise ValueError(f"the answer to explain is empty: {target!r}; give at least one token")
-        if not all(0 <= token < self.vocabulary.size for token in ids):
-            raise ValueError(
-                f"the answer has tokens outside of the vocabulary of {self.vocabulary.size}: {ids}"
-            )
-        if self.image_token_id in ids:
-            raise ValueError(
-                f"the answer holds token {self.image_token_id}, the picture's placeholder; leave "
-                "it out"
-            )
-        return tuple(ids)
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        r"""Within it, there is no dropout; afterwards every training flag is as before."""
-        training = [module for module in self.model.modules() if module.training]
-        if not training:
-            yield
-            return
-        self.model.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
-
-
-def _identity(tensor: Tensor) -> tuple[int, int]:
-    return id(tensor), 0 if tensor.is_inference() else tensor._version
+    def evaluating(self) -> AbstractContextManager[None]:
+        r"""Within it, there is no dropout; afterwards the model is as before."""
+        return evaluation_mode(self.model)

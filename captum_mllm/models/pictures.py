@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,11 @@ Picture = Image.Image | np.ndarray | Tensor
 
 SHORTEST_SIDE = 2
 LARGEST_RATIO = 200
+# Noise of deviation 0.2 leaves [0, 1] by up to 1 at single pixels and by 0.08 on average where
+# all of them are black or white. Normalised pictures leave it by more on average.
+FARTHEST = 1.5
+LARGEST_EXCESS = 0.1
+ROUNDING = 0.01
 
 
 def read_picture(picture: Picture) -> Tensor:
@@ -50,7 +57,14 @@ def check_size(size: tuple[int, ...]) -> None:
 
 
 def check_pictures(pictures: Any) -> None:
-    r"""Refuse what is not a batch of pictures (B, 3, H, W) in [0, 1], give or take some noise."""
+    r"""Refuse what is not a batch of pictures (B, 3, H, W) in [0, 1], give or take some noise.
+
+    Methods such as :class:`captum.attr.NoiseTunnel` add noise of a deviation of 0.1 to 0.2, which
+    leaves [0, 1] a little: such pictures are let through with a warning, and clamped later on.
+
+    Raises:
+        ValueError: with a guess at what was done to the picture.
+    """
     if not isinstance(pictures, Tensor) or pictures.ndim != 4 or pictures.shape[1] != 3:
         given = tuple(pictures.shape) if isinstance(pictures, Tensor) else type(pictures).__name__
         raise ValueError(f"got {given}, expected a picture tensor of shape (B, 3, H, W)")
@@ -60,13 +74,34 @@ def check_pictures(pictures: Any) -> None:
             "8-bit pictures by 255"
         )
     check_size(tuple(pictures.shape[-2:]))
-    low, high = pictures.detach().float().aminmax()
-    # Methods that add noise leave [0, 1] a little, pictures in 8 bits or normalised ones far.
-    if not (low >= -1 and high <= 2):
+    values = pictures.detach().float()
+    low, high = values.aminmax()
+    if low >= 0 and high <= 1:
+        return
+    excess = (values - values.clamp(0, 1)).abs().mean()
+    if not (low >= -FARTHEST and high <= 1 + FARTHEST and excess <= LARGEST_EXCESS):
         raise ValueError(
-            f"got pictures with values from {low:.4g} to {high:.4g}, expected [0, 1] and no NaN; "
-            "divide 8-bit pictures by 255, and undo normalisation"
+            f"got pictures with values from {low:.4g} to {high:.4g}, expected [0, 1]; "
+            f"{_guess(float(low), float(high))}"
         )
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        warnings.warn(
+            "pictures have values outside of [0, 1], as noise of a method adds them; the model "
+            "sees 0 or 1 there",
+            stacklevel=2,
+        )
+
+
+def _guess(low: float, high: float) -> str:
+    """What was done to a picture that is far outside of [0, 1]."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "some are NaN or infinite"
+    if high > 10:
+        return "they look like 8-bit levels: divide them by 255"
+    return (
+        "they look normalised: undo it, since the model's processor does it; or, if a method adds "
+        "noise to them, lower its deviation (`stdevs` of NoiseTunnel and GradientShap) to 0.2"
+    )
 
 
 def _check_tensor(picture: Tensor) -> Tensor:
@@ -82,7 +117,8 @@ def _check_tensor(picture: Tensor) -> Tensor:
             f"got a picture of dtype {picture.dtype}, expected floating point in [0, 1]; divide "
             "an 8-bit picture by 255"
         )
-    picture = picture.detach().float()
+    # A copy, since the caller may go on to change the tensor in place.
+    picture = picture.detach().float().clone()
     if not torch.isfinite(picture).all():
         raise ValueError("the picture has pixels that are NaN or infinite, expected [0, 1]")
     low, high = picture.aminmax()

@@ -10,6 +10,19 @@ import transformers
 from transformers import AutoProcessor, ImageProcessingMixin, ProcessorMixin
 from transformers.utils import is_torchvision_available
 
+# Arguments of `from_pretrained` that say where and how to get files, the same for all of them.
+HUB_ARGUMENTS = (
+    "cache_dir",
+    "code_revision",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+
 ProcessorClass = TypeVar("ProcessorClass", bound=type[ProcessorMixin])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_mllm.models.layout import Size
+from captum_mllm.models.pictures import check_pictures
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,3 +69,29 @@ class Query:
             next(remaining) if fixed is None else fixed.to(like).expand(len(like), -1, -1, -1)
             for fixed in self.pictures
         ]
+
+
+def split_arguments(args: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], Query]:
+    r"""The pictures and the query apart that are the arguments of an ``MLLM``.
+
+    Args:
+        args (tuple): the pictures, (B, 3, H, W) each, then the query.
+
+    Raises:
+        TypeError: if the last is no query.
+        ValueError: if a picture is none, or batches differ in size.
+    """
+    if len(args) < 2 or not isinstance(args[-1], Query):
+        raise TypeError(
+            "expected the picture and a Query; pass additional_forward_args=(query,) with the "
+            "query that MLLM.prepare gives"
+        )
+    *pictures, query = args
+    for picture in pictures:
+        check_pictures(picture)
+    if len({len(picture) for picture in pictures}) > 1:
+        raise ValueError(
+            f"got batches of {[len(picture) for picture in pictures]} pictures, expected the same "
+            "number in each"
+        )
+    return tuple(pictures), query

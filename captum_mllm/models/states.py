@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.query import Query
+from captum_mllm.models.targets import is_integer
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class States:
         predicting (Tensor): the rows that predict the words of the prompt, then those that
             predict the answer, shape (B, P + T, d).
         ids (Tensor): vocabulary indices of those P + T tokens.
+        derived (dict): what was computed from them, by names of the caller's own, to be had again
+            for as long as they are kept. Default: empty
     """
 
     image: tuple[Tensor, ...]
@@ -30,6 +34,7 @@ class States:
     words: Tensor
     predicting: Tensor
     ids: Tensor
+    derived: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def n_words(self) -> int:
@@ -40,6 +45,46 @@ class States:
         """What stands for each token as context: words of the prompt by their own state, words of
         the answer by the state that predicts them, shape (B, P + T, d)."""
         return torch.cat([self.words, self.predicting[:, self.n_words :]], dim=1)
+
+
+def hidden_states(
+    model: Any, inputs: dict[str, Tensor], layer: int | None
+) -> dict[int | None, Tensor]:
+    r"""Hidden states of a pass after the final norm, (rows, S, d).
+
+    Args:
+        model (PreTrainedModel): the model.
+        inputs (dict[str, Tensor]): its inputs.
+        layer (int, optional): a layer whose output is wanted; None for that of the model alone.
+
+    Returns:
+        dict[int or None, Tensor]: the model's own under None, then the layer's.
+
+    Raises:
+        ValueError: for a layer that the model does not have.
+    """
+    if layer is None:
+        return {None: model.base_model(**inputs, use_cache=False).last_hidden_state}
+    decoder = model.get_decoder()
+    count = len(decoder.layers)
+    if not is_integer(layer) or not -count <= layer < count:
+        raise ValueError(
+            f"layer={layer}, expected one of the {count} layers of the language model, "
+            f"{-count} to {count - 1}"
+        )
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    # What the next module receives: some families add visual features between layers.
+    following = [*decoder.layers, decoder.norm][layer % count + 1]
+    handle = following.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        last = model.base_model(**inputs, use_cache=False).last_hidden_state
+    finally:
+        handle.remove()
+    return {None: last, layer: decoder.norm(seen[0])}
 
 
 def gather_states(hidden: Tensor, encoding: Encoding, query: Query) -> States:

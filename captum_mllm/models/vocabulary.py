@@ -61,19 +61,27 @@ class Vocabulary:
     @torch.no_grad()
     def rankings(self, states: Tensor, k: int) -> Tensor:
         r"""The k most probable tokens of each state, best first, shape (R, k) for (R, d)."""
-        if not len(states):
-            return torch.empty(0, k, dtype=torch.long, device=states.device)
-        # Each chunk of logits is gone before the next is made.
-        return torch.cat([self._logits(chunk).topk(k).indices for chunk in self._chunks(states)])
+        # Made before the logits: what is kept of each chunk must not stand between their places.
+        found = torch.empty(len(states), k, dtype=torch.long, device=states.device)
+        for chunk, place in zip(self._chunks(states), self._chunks(found)):
+            place.copy_(self._logits(chunk).topk(k).indices)
+        return found
 
     @torch.no_grad()
     def predictions(self, states: Tensor, ids: Tensor, k: int) -> Predictions:
         r"""The probability of a token for each of (R, d) states, and the k most probable."""
-        found = [
-            self._predict(self._logits(chunk), wanted, min(k, self.size))
-            for chunk, wanted in zip(self._chunks(states), self._chunks(ids))
-        ]
-        return Predictions(*map(torch.cat, zip(*found)))
+        k = min(k, self.size)
+        # As for rankings.
+        dtype = torch.promote_types(self.head.weight.dtype, torch.float32)
+        found = Predictions(
+            torch.empty(len(states), dtype=dtype, device=states.device),
+            torch.empty(len(states), k, dtype=torch.long, device=states.device),
+            torch.empty(len(states), k, dtype=dtype, device=states.device),
+        )
+        for chunk, wanted, *places in zip(*map(self._chunks, (states, ids, *found))):
+            for place, value in zip(places, self._predict(self._logits(chunk), wanted, k)):
+                place.copy_(value)
+        return found
 
     @staticmethod
     def _predict(logits: Tensor, ids: Tensor, k: int) -> Predictions:

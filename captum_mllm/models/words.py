@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,9 +39,11 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 def group_words(texts: Sequence[str]) -> list[Word]:
     r"""The tokens that make each word.
 
-    A token goes on with the word before it if it adds no space between them and both sides are
-    letters or digits, or if what stands before it is no text of its own: a part of a character, or
-    spaces alone.
+    A word is what a reader takes for one: a run of letters, digits and underscores with what
+    belongs to them, accents and vowel signs; also over an apostrophe or a hyphen within it
+    (``don't``, ``T-shirt``) and over the point or comma of a number (``3.5``, ``1,000``). A Chinese
+    or Japanese character is a word by itself, as is any sign, such as an emoji of several code
+    points. Spaces, and parts of a character, belong to what follows them.
 
     Args:
         texts (Sequence[str]): the texts of consecutive tokens.
@@ -49,23 +53,51 @@ def group_words(texts: Sequence[str]) -> list[Word]:
 
     Examples::
         >>> from captum_mllm.models.words import group_words
-        >>> group_words(["A", " stri", "ped", " cat", "."])
-        [(0,), (1, 2), (3,), (4,)]
+        >>> group_words(["A", " stri", "ped", " T", "-", "shirt", "."])
+        [(0,), (1, 2), (3, 4, 5), (6,)]
     """
+    kinds = "".join(map(_kind, "".join(texts)))
+    inside = {
+        place for unit in _UNIT.finditer(kinds) for place in range(unit.start() + 1, unit.end())
+    }
     words: list[list[int]] = []
-    before = ""
+    place = 0
     pending = False
     for index, text in enumerate(texts):
-        joins = pending or (before[-1:].isalnum() and text[:1].isalnum() and not _alone(text[0]))
-        if words and joins:
+        if words and (pending or place in inside):
             words[-1].append(index)
         else:
             words.append([index])
         pending = not text.strip(" ")
-        before = text or before
+        place += len(text)
     return [tuple(word) for word in words]
 
 
-def _alone(character: str) -> bool:
-    """Whether a character is a word by itself, as in Chinese and Japanese."""
-    return "\u3040" <= character <= "\u9fff"
+# A unit over the kinds of characters: a word, a flag, or a sign with what is joined to it.
+_UNIT = re.compile(
+    r"(?:[ad_][+z]*(?:(?<=[a+z])'(?=a)|-(?=[ad])|(?<=[d+z]),(?=d))?)+|rr|[^ ](?:\+|z[^ ]?)*"
+)
+
+
+def _kind(character: str) -> str:
+    """One letter for what a character does to a word."""
+    if character in "'\u2019":
+        return "'"
+    if character in "-\u2010\u2011":
+        return "-"
+    if character in ".,":
+        return ","
+    if character in "_ ":
+        return character
+    if character in "\u200c\u200d":
+        return "z"
+    if unicodedata.category(character)[0] == "M" or "\U0001f3fb" <= character <= "\U0001f3ff":
+        return "+"
+    if "\U0001f1e6" <= character <= "\U0001f1ff":
+        return "r"
+    # Chinese and Japanese write no spaces between words.
+    if "\u3040" <= character <= "\u9fff" or "\U00020000" <= character <= "\U0003ffff":
+        return "o"
+    if character.isalnum():
+        return "a" if character.isalpha() else "d"
+    return "o"

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from captum.attr import Saliency
+from captum.attr import Attribution, NoiseTunnel, Saliency
 from torch import Tensor
 
-from captum_mllm.attr import ARC, MSEA, TAM, LogitLens, rank_biased_overlap, suppress_context
+from captum_mllm.attr import (
+    ARC,
+    MSEA,
+    TAM,
+    ContextSuppression,
+    LogitLens,
+    rank_biased_overlap,
+    suppress_context,
+)
+from captum_mllm.models.vocabulary import Vocabulary
 from tests.attr.toy_mllm import ToyMLLM
 from tests.attr.toy_networks import ConvolutionalClassifier
 
@@ -48,8 +59,12 @@ def test_equals_the_slow_twin(shape: tuple[int, ...], seed: int) -> None:
 def test_the_scale_of_the_weights_does_not_matter() -> None:
     maps, context, weights = torch.rand(2, 9), torch.rand(3, 9), torch.rand(2, 3)
     expected = suppress_context(maps, context, weights)
-    for factor in (1e-20, 1e20):
+    for factor in (1e-20, 1e20, 1e-36, 1e38):
         torch.testing.assert_close(suppress_context(maps, context, weights * factor), expected)
+        # Their products would leave the range of float32, and these weights alone do.
+        torch.testing.assert_close(
+            suppress_context(maps, context * 1e10, weights.double() * factor**2), expected
+        )
 
 
 def test_full_cancellation_leaves_nothing() -> None:
@@ -181,6 +196,88 @@ def test_a_word_that_rests_on_text_has_a_faint_map() -> None:
     assert maps[1].max() == 3 / 8
 
 
+class InOtherUnits(LogitLens):
+    """The logit lens times a factor, so no longer in logits."""
+
+    in_logit_units = False
+
+    def attribute(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super().attribute(*args, **kwargs) / 1000
+
+
+@pytest.mark.parametrize("wrapper", [TAM, ARC])
+def test_maps_in_other_units_are_not_weighed_against_logits_of_text(wrapper: type[TAM]) -> None:
+    weak = [[0, 0, 0, 1.0], [1.0, 8.0, 0, 0], [0, 2.0, 1.0, 0]]
+    mllm = toy(weak, [THE, CAT, DOG])
+    call = {"additional_forward_args": (mllm.query(),)}
+
+    def largest(method: Attribution, **arguments: Any) -> float:
+        options = {"filter_size": None}
+        return float(wrapper(method, **options).attribute(PICTURE, **call, **arguments)[1].max())
+
+    once = {"scales": (1.0,)}
+    assert largest(LogitLens(mllm)) == 3 / 8
+    assert largest(MSEA(LogitLens(mllm)), **once) == 3 / 8
+    assert largest(InOtherUnits(mllm)) == 1
+    assert largest(MSEA(InOtherUnits(mllm)), **once) == 1
+    assert largest(MSEA(LogitLens(mllm)), normalize="max", **once) == 1
+    assert largest(NoiseTunnel(LogitLens(mllm)), nt_samples=2, stdevs=0.01) == 1
+    assert largest(TAM(LogitLens(mllm), filter_size=None)) == 1
+
+
+def test_maps_are_as_fine_as_the_largest_scale_makes_them() -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+    mllm.see = lambda picture: SEEN.repeat_interleave(picture.shape[-1] // 8, 0)
+    call = {"additional_forward_args": (mllm.query(),), "scales": (1.0, 2.0)}
+    assert TAM(MSEA(LogitLens(mllm))).attribute(PICTURE, **call).shape == (3, 1, 4, 3)
+    sized = TAM(MSEA(LogitLens(mllm))).attribute(PICTURE, output_size=(8, 8), **call)
+    assert sized.shape == (3, 1, 8, 8)
+
+
+def test_rankings_of_the_same_states_are_made_once() -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+    states = mllm.states(PICTURE, mllm.query())
+    arc = ARC(LogitLens(mllm), top_k=2)
+    made: list[int] = []
+
+    class Counting(Vocabulary):
+        def rankings(self, states: Tensor, k: int) -> Tensor:
+            made.append(k)
+            return super().rankings(states, k)
+
+    class Counted(ToyMLLM):
+        vocabulary = property(lambda self: Counting(self.head))
+
+    mllm.__class__ = Counted
+    first = arc.correlation(states)
+    assert torch.equal(arc.weights(states), arc.weights(states))
+    assert arc.relevance(states).shape == (4, 4)
+    assert torch.equal(arc.correlation(states), first)
+    assert made == [2]
+    ARC(LogitLens(mllm), top_k=3).correlation(states)
+    assert made == [2, 3]
+
+
+def test_top_k_is_cut_to_the_vocabulary() -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+    states = mllm.states(PICTURE, mllm.query())
+    all_of_it = ARC(LogitLens(mllm), top_k=4).correlation(states)
+    assert torch.equal(ARC(LogitLens(mllm)).correlation(states), all_of_it)
+
+
+def test_suppression_without_weights_is_abstract() -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+    with pytest.raises(TypeError, match="abstract"):
+        ContextSuppression(LogitLens(mllm))
+
+
+@pytest.mark.parametrize("arguments", [{"combine": False}, {"return_convergence_delta": True}])
+def test_what_is_not_one_map_for_each_word_is_refused(arguments: dict[str, Any]) -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+    with pytest.raises(ValueError, match="each word has one map here"):
+        ARC(MSEA(LogitLens(mllm))).attribute(PICTURE, None, (mllm.query(),), **arguments)
+
+
 def test_msea_averages_the_scales() -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
 
@@ -204,9 +301,49 @@ def test_a_target_selects_one_word_of_the_answer() -> None:
     for place, target in enumerate([(0, CAT), (1, DOG), (-1, RED)]):
         one = tam.attribute(PICTURE, target=target, additional_forward_args=query)
         assert torch.equal(one, every[place : place + 1])
-    for target in [(0, DOG), (3, CAT), 1, (0,), [(0, CAT)]]:
-        with pytest.raises(ValueError, match="with the answer's own token"):
+    for target in [(0, DOG), (3, CAT), 1, (0,), [(0, DOG)], (True, CAT), (0.0, CAT)]:
+        with pytest.raises(ValueError, match=r"expected \(t, token_id\)"):
             tam.attribute(PICTURE, target=target, additional_forward_args=query)
+
+
+def test_a_tuple_of_one_picture_gives_a_tuple() -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+    tam, query = TAM(LogitLens(mllm)), (mllm.query(),)
+    found = tam.attribute((PICTURE,), additional_forward_args=query)
+    assert isinstance(found, tuple)
+    assert len(found) == 1
+    assert torch.equal(found[0], tam.attribute(PICTURE, additional_forward_args=query))
+    assert torch.equal(tam.attribute_text((PICTURE,), query), tam.attribute_text(PICTURE, query))
+    with pytest.raises(ValueError, match="got 2 open pictures, and one is explained at a time"):
+        tam.attribute((PICTURE, PICTURE), additional_forward_args=query)
+
+
+@pytest.mark.parametrize("wrapper", [TAM, ARC])
+def test_a_batch_with_targets_is_explained_picture_by_picture(wrapper: type[TAM]) -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+    mllm.see = lambda picture: SEEN + picture.mean() * torch.tensor([1.0, 2, 0, 0])
+    method, query = wrapper(LogitLens(mllm)), (mllm.query(),)
+    batch = torch.rand(3, 3, 8, 8)
+    targets = [(0, CAT), (1, DOG), (-1, RED)]
+    found = method.attribute(batch, targets, query)
+    same = method.attribute(batch, (1, DOG), query)
+    for index, target in enumerate(targets):
+        picture = batch[index : index + 1]
+        assert torch.equal(found[index : index + 1], method.attribute(picture, target, query))
+        assert torch.equal(same[index : index + 1], method.attribute(picture, (1, DOG), query))
+    with pytest.raises(ValueError, match="got 2 targets for 3 pictures"):
+        method.attribute(batch, targets[:2], query)
+
+
+@pytest.mark.parametrize("wrapper", [TAM, ARC])
+def test_within_and_around_a_noise_tunnel(wrapper: type[TAM]) -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+    mllm.see = lambda picture: SEEN + picture.mean().clamp(0, 1)
+    noisy = {"nt_samples": 3, "stdevs": 0.1, "additional_forward_args": (mllm.query(),)}
+    around = NoiseTunnel(wrapper(LogitLens(mllm)))
+    assert around.attribute(PICTURE + 0.5, target=(1, DOG), **noisy).shape == (1, 1, 2, 3)
+    within = wrapper(NoiseTunnel(LogitLens(mllm)))
+    assert within.attribute(PICTURE + 0.5, **noisy).shape == (3, 1, 2, 3)
 
 
 def test_the_words_of_the_prompt_can_be_explained_too() -> None:
@@ -227,16 +364,16 @@ def test_what_is_not_an_attribution_on_an_mllm_is_refused() -> None:
             TAM(method)
     with pytest.raises(TypeError, match="wrap the model as MLLM"):
         LogitLens(ConvolutionalClassifier())
-    with pytest.raises(ValueError, match="top_k=5, expected 1 to the vocabulary's size, 4"):
-        ARC(LogitLens(mllm), top_k=5)
+    for top_k in (0, -1, 2.5, True, None, "3"):
+        with pytest.raises(ValueError, match=f"top_k={top_k!r}, expected a whole number"):
+            ARC(LogitLens(mllm), top_k=top_k)
     with pytest.raises(ValueError, match=r"persistence=1\.0"):
         ARC(LogitLens(mllm), persistence=1.0)
     with pytest.raises(ValueError, match="suppress='all'"):
         ARC(LogitLens(mllm), suppress="all")
     with pytest.raises(ValueError, match="kernel_size must be odd"):
         TAM(LogitLens(mllm), filter_size=2)
-    assert ARC(LogitLens(mllm)).top_k == 4
-    with pytest.raises(ValueError, match="one picture at a time"):
+    with pytest.raises(ValueError, match="no target; give a target for each, or explain one"):
         TAM(LogitLens(mllm)).attribute(torch.zeros(2, 3, 8, 8), None, (mllm.query(),))
     with pytest.raises(TypeError, match=r"the query that MLLM\.prepare gives"):
         TAM(LogitLens(mllm)).attribute(PICTURE)

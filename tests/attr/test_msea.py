@@ -379,6 +379,7 @@ def test_a_forward_function_may_tell_the_probability_of_every_token() -> None:
     wrapped = Recorder(
         network, lambda inputs: (rows * 10 if inputs.shape[-1] == 8 else rows).expand(3, 1, 2, 2)
     )
+    wrapped.explains_every_token = True
     query = object()
     result = MSEA(wrapped).attribute(
         draw_pictures(1, 3, 8, 8),

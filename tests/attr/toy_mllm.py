@@ -50,16 +50,23 @@ class ToyMLLM(MLLM):
         answer = tuple(self.ids[len(self.words) :])
         return Query("", answer, (), ((8, 8),), (None,))
 
+    def layouts(self, *args: Any) -> tuple[Layout, ...]:
+        rows, columns = self.see(args[0]).shape[:2]
+        height, width = size_of(args[0])
+        return (Layout((height, width), (Piece(rows, columns, (0, 0, width, height)),)),)
+
+    def explained_ids(self, *args: Any) -> Tensor:
+        ids = torch.tensor(self.ids)
+        return ids if args[-1].with_prompt else ids[len(self.words) :]
+
     def states(self, *args: Any, layer: int | None = None) -> States:
         self.passes += 1
-        picture = args[0]
-        image = self.see(picture)
-        rows, columns, width = image.shape
-        height, breadth = size_of(picture)
+        pictures = args[0]
+        count = len(pictures)
         return States(
-            image=(image.reshape(1, rows * columns, width),),
-            layouts=(Layout((height, breadth), (Piece(rows, columns, (0, 0, breadth, height)),)),),
-            words=self.words[None],
-            predicting=self.predicting[None],
+            image=(torch.stack([self.see(each).flatten(0, 1) for each in pictures.split(1)]),),
+            layouts=self.layouts(pictures),
+            words=self.words.expand(count, -1, -1),
+            predicting=self.predicting.expand(count, -1, -1),
             ids=torch.tensor(self.ids),
         )

@@ -126,6 +126,30 @@ BAD_PROMPTS = {
     ),
     "no part": (RGB, {"messages": [{"role": "user", "content": "hi"}]}, "for 0 image part"),
     "explained": (RGB, {"text": "what ?", "explained": 1}, "explained=1"),
+    "no content": (RGB, {"messages": [{"role": "user"}]}, "expected a dict of role and content"),
+    "no role": (RGB, {"messages": [{"content": "hi"}]}, "expected a dict of role and content"),
+    "no dict": (RGB, {"messages": ["hi"]}, "got the message 'hi'"),
+    "content None": (
+        RGB,
+        {"messages": [{"role": "user", "content": None}]},
+        "content of type NoneType",
+    ),
+    "part without text": (
+        RGB,
+        {"messages": [{"role": "user", "content": [IMAGE, {"type": "text"}]}]},
+        "got the part {'type': 'text'}",
+    ),
+    "part with a number": (
+        RGB,
+        {"messages": [{"role": "user", "content": [IMAGE, {"type": "text", "text": 5}]}]},
+        "got the part",
+    ),
+    "video": (
+        RGB,
+        {"messages": [{"role": "user", "content": [{"type": "video"}, *[IMAGE, "hi"]]}]},
+        "got the part {'type': 'video'}",
+    ),
+    "no messages": (RGB, {"messages": []}, "the prompt is empty"),
 }
 
 
@@ -145,3 +169,18 @@ def test_it_is_an_interpretable_input() -> None:
     assert not second.any()
     attributions = torch.ones(1, 3, 6, 9)
     assert inp.format_attr(attributions) is attributions
+
+
+@pytest.mark.parametrize("arguments", [{"text": 5}, {"text": ["hi"]}, {"messages": "hi"}])
+def test_prompts_of_another_type_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="type"):
+        ImageTextInput(RGB, **arguments)
+
+
+def test_a_later_change_of_the_users_picture_changes_nothing() -> None:
+    tensor, array = RGB.clone(), LEVELS.copy()
+    inputs = [ImageTextInput(tensor, "what ?"), ImageTextInput(array, "what ?")]
+    tensor.zero_()
+    array[:] = 0
+    for inp in inputs:
+        assert torch.equal(inp.images[0], RGB)

@@ -64,6 +64,23 @@ def test_painting_equals_the_slow_twin(name: str, size: tuple[int, int] | None) 
     torch.testing.assert_close(layout.paint(values, size), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [None, (7, 11), (40, 30), (1, 1)], ids=str)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_coverage_is_where_a_painted_constant_shows(
+    name: str, size: tuple[int, int] | None
+) -> None:
+    layout = LAYOUTS[name]
+    covered = layout.coverage(size)
+    assert covered.dtype == torch.bool
+    assert covered.shape == (size or layout.grid)
+    assert torch.equal(covered, slow_paint(layout, torch.ones(layout.n_tokens), covered.shape) > 0)
+
+
+def test_what_a_centre_crop_cuts_away_is_not_covered() -> None:
+    covered = LAYOUTS["centre crop"].coverage()
+    assert torch.equal(covered, torch.tensor([[0, 1, 1, 1, 1, 0]]).bool().expand(4, -1))
+
+
 def test_a_grid_that_covers_the_picture_is_reproduced_bitwise() -> None:
     layout = Layout((97, 131), (Piece(7, 9, (0, 0, 131, 97)),))
     values = torch.randn(5, 63)
@@ -95,3 +112,12 @@ def test_painting_is_differentiable() -> None:
 def test_the_wrong_number_of_values_is_an_error() -> None:
     with pytest.raises(ValueError, match="got 11 values, expected 12"):
         LAYOUTS["whole"].paint(torch.zeros(11))
+
+
+def test_weights_made_in_inference_mode_serve_gradients_later() -> None:
+    layout = Layout((31, 41), (Piece(3, 4, (0, 0, 41, 31)),))
+    with torch.inference_mode():
+        layout.paint(torch.rand(12, dtype=torch.float64), (6, 8))
+    values = torch.rand(12, dtype=torch.float64, requires_grad=True)
+    layout.paint(values, (6, 8)).sum().backward()
+    assert values.grad is not None

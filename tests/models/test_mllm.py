@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.models import Query
-from tests.models.tiny_models import FAMILIES, build, shared
+from tests.models.tiny_models import FAMILIES, shared
 
 PROMPT = "what is in the image ?"
 
@@ -168,44 +168,6 @@ def test_within_remember_an_equal_pass_is_made_once(mllm: MLLM) -> None:
         assert len(passes) == 4
     finally:
         handle.remove()
-
-
-def snapshot(mllm: MLLM) -> tuple:
-    model = mllm.model
-    return (
-        [module.training for module in model.modules()],
-        [parameter.requires_grad for parameter in model.parameters()],
-        [parameter.grad is None for parameter in model.parameters()],
-        [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
-        model.config._attn_implementation,
-        model.dtype,
-    )
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_users_model_is_left_as_it_was(family: str) -> None:
-    model, processor = build(family)
-    model.train()
-    model.get_decoder().layers[0].eval()
-    mllm = MLLM(model, processor)
-    image, query = prepared(mllm)
-    # transformers keeps hooks of its own from the first pass on.
-    model(**mllm.encode((image,), query).inputs)
-    before = snapshot(mllm)
-    mllm(image, query)
-    mllm.states(image, query, layer=0)
-    assert snapshot(mllm) == before
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("on purpose")
-
-    handle = model.get_decoder().layers[1].register_forward_hook(fail)
-    before = snapshot(mllm)
-    for call in (mllm, lambda *args: mllm.states(*args, layer=0)):
-        with pytest.raises(RuntimeError, match="on purpose"):
-            call(image, query)
-        assert snapshot(mllm) == before
-    handle.remove()
 
 
 def test_the_scale_changes_what_the_model_sees(mllm: MLLM) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
+from PIL import Image
 
 from captum_mllm import MLLM, ImageTextInput
-from captum_mllm.models.pixels import to_pil, to_tensor
+from captum_mllm.models.pixels import resize, to_pil, to_tensor
 from tests.models.tiny_models import FAMILIES, shared
 
 SIZES = [(120, 180), (200, 90), (97, 61), (56, 56)]
@@ -78,6 +81,21 @@ def test_fixed_squares_follow_the_processors_options(
         assert right - left == pytest.approx(min(size), abs=0.02 * min(size))
     else:
         assert (left, top, right, bottom) == pytest.approx((0, 0, size[1], size[0]))
+
+
+@pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_resizing_equals_that_of_pil_also_where_an_overshoot_is_cut(
+    resample: Image.Resampling,
+) -> None:
+    rng = random.Random(0)
+    for _ in range(100):
+        height, width, *size = (rng.randint(20, 200) for _ in range(4))
+        # Black and white pixels overshoot everywhere.
+        picture = torch.tensor(rng.choices([0.0, 1.0], k=height * width)).expand(3, -1)
+        picture = picture.unflatten(1, (height, width))
+        resized = to_pil(picture).resize((size[1], size[0]), resample)
+        own = resize(picture[None], (size[0], size[1]), resample)[0]
+        assert (own - to_tensor(resized)).abs().max() <= 2 / 255, (height, width, size)
 
 
 def test_eight_bits_survive_the_way_to_a_tensor_and_back() -> None:

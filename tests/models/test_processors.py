@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import transformers
 from transformers.utils import is_torchvision_available
 
+from captum_mllm import MLLM
 from captum_mllm.models import image_only, load_processor
 from tests.models.tiny_models import FAMILIES, save, tokenizer
 
@@ -35,6 +38,39 @@ def test_a_tokenizer_alone_is_refused(tmp_path: Path) -> None:
     transformers.LlamaConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="expected a processor of pictures and text"):
         load_processor(tmp_path)
+
+
+def test_where_files_come_from_is_told_to_the_processor_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = {
+        "revision": "main",
+        "token": "secret",
+        "cache_dir": str(tmp_path / "cache"),
+        "local_files_only": True,
+        "force_download": False,
+        "trust_remote_code": False,
+        "subfolder": "",
+        "proxies": None,
+    }
+    seen: dict[str, Any] = {}
+
+    def load(name: Path, **kwargs: Any) -> Any:
+        seen.update(kwargs)
+        return load_processor(name, **kwargs)
+
+    monkeypatch.setattr("captum_mllm.models.mllm.load_processor", load)
+    folder = save("llava", tmp_path)
+    mllm = MLLM.from_pretrained(folder, dtype="float64", **access)
+    assert mllm.dtype == torch.float64
+    assert seen == access
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+def test_a_processor_lies_where_its_model_lies(family: str, tmp_path: Path) -> None:
+    save(family, tmp_path / "inner")
+    mllm = MLLM.from_pretrained(tmp_path, subfolder="inner")
+    assert mllm.processor.chat_template
 
 
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision builds the video half")

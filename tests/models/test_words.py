@@ -44,7 +44,30 @@ def test_bytes_that_make_no_character_are_shown_all_the_same() -> None:
     [
         (["a", " cat", " sat"], [(0,), (1,), (2,)]),
         (["un", "believ", "able", "!"], [(0, 1, 2), (3,)]),
-        ([" it", "'", "s"], [(0,), (1,), (2,)]),
+        ([" it", "'", "s"], [(0, 1, 2)]),
+        ([" it", "\u2019", "s"], [(0, 1, 2)]),
+        ([" don", "'t", "!"], [(0, 1), (2,)]),
+        ([" '", "yes", "'", " he"], [(0,), (1,), (2,), (3,)]),
+        (["dogs", "'", " tails"], [(0,), (1,), (2,)]),
+        ([" 3", ".", "5", "."], [(0, 1, 2), (3,)]),
+        (["1", ",", "000", ",", " 2"], [(0, 1, 2), (3,), (4,)]),
+        (["5", "'", "4"], [(0,), (1,), (2,)]),
+        (["x", ".", "y"], [(0,), (1,), (2,)]),
+        ([" T", "-", "shirt"], [(0, 1, 2)]),
+        (["F", "-", "16", " -", "2"], [(0, 1, 2), (3,), (4,)]),
+        (["well", "-", " known"], [(0,), (1,), (2,)]),
+        (["snake", "_", "case"], [(0, 1, 2)]),
+        (["cafe", "\u0301", "s"], [(0, 1, 2)]),
+        (["हि", "न", "्", "द", "ी", " में"], [(0, 1, 2, 3, 4), (5,)]),
+        (
+            ["\U0001f468", "\u200d", "\U0001f469", "\u200d", "\U0001f467", "!"],
+            [(0, 1, 2, 3, 4), (5,)],
+        ),
+        (["\U0001f44d", "\U0001f3fd", "\U0001f44d"], [(0, 1), (2,)]),
+        (["\u2764", "\ufe0f", "\u2764"], [(0, 1), (2,)]),
+        (["\U0001f1e9", "\U0001f1ea", "\U0001f1eb", "\U0001f1f7"], [(0, 1), (2, 3)]),
+        (["猫", "犬", "cat"], [(0,), (1,), (2,)]),
+        (["한", "국어"], [(0, 1)]),
         (["", "", "猫", "と"], [(0, 1, 2), (3,)]),
         (["no", "\n", "yes"], [(0,), (1,), (2,)]),
         ([" 4", "2"], [(0, 1)]),
@@ -55,3 +78,12 @@ def test_bytes_that_make_no_character_are_shown_all_the_same() -> None:
 )
 def test_words(texts: list[str], words: list[tuple[int, ...]]) -> None:
     assert group_words(texts) == words
+
+
+def test_words_do_not_depend_on_how_the_text_is_cut_into_tokens() -> None:
+    text = "A T-shirt for 3.5 dogs doesn't fit: cafe\u0301 \U0001f468\u200d\U0001f469 हिन्दी."
+    expected = ["A", " T-shirt", " for", " 3.5", " dogs", " doesn't", " fit", ":", " cafe\u0301"]
+    expected += [" \U0001f468\u200d\U0001f469", " हिन्दी", "."]
+    for parts in (list(text), [part for word in expected for part in (word[:2], word[2:]) if part]):
+        words = group_words(parts)
+        assert ["".join(parts[index] for index in word) for word in words] == expected

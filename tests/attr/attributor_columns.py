@@ -1,0 +1,118 @@
+"""The kinds of models (columns) that attribution methods are tried on, with what they explain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from PIL import Image
+from torch import Tensor, nn
+
+from captum_mllm import MLLM, ImageTextInput
+from captum_mllm.demo import DEMO_PROMPT, demo_picture
+from captum_mllm.models.towers import decoder_layers, vision_layers
+from tests.attr.rectified_classifier import RectifiedClassifier
+from tests.attr.toy_networks import VisionTransformerClassifier
+from tests.models.tiny_models import build
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A model, a picture and a target; float64 throughout."""
+
+    title: str
+    network: nn.Module
+    pictures: Tensor
+    target: Any
+    extra: tuple[Any, ...] = ()
+    layers: dict[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def is_multimodal(self) -> bool:
+        return isinstance(self.network, MLLM)
+
+    @property
+    def forward_arguments(self) -> dict[str, Any]:
+        return {"target": self.target, "additional_forward_args": self.extra or None}
+
+    @property
+    def size(self) -> Size:
+        return self.pictures.shape[2], self.pictures.shape[3]
+
+    def explain(self, attribution: Attribution, **arguments: Any) -> Tensor:
+        """A method's attributions for the target, detached."""
+        arguments |= self.forward_arguments
+        return attribution.attribute(self.pictures.clone(), **arguments).detach()
+
+    def score(self, pictures: Tensor) -> Tensor:
+        """The explained number for each picture, (B,)."""
+        output = self.network(pictures, *self.extra)
+        place = self.target if isinstance(self.target, tuple) else (self.target,)
+        return output[(slice(None), *place)]
+
+    def difference(self) -> float:
+        """Of the scores of the picture and of a black one, on the path that gradients take."""
+        black = torch.zeros_like(self.pictures)
+        return self.differentiable_score(self.pictures) - self.differentiable_score(black)
+
+    def differentiable_score(self, pictures: Tensor) -> float:
+        return self.score(pictures.clone().requires_grad_()).item()
+
+
+def noise(size: Size, seed: int = 0) -> Tensor:
+    levels = torch.rand(3, *size, generator=torch.Generator().manual_seed(seed)).mul(255).round()
+    return levels.double() / 255
+
+
+def _classifier(title: str, network: nn.Module, layer: str, target: int) -> Column:
+    network = network.double()
+    layers = {"first": network.get_submodule(layer)}
+    return Column(title, network, noise((16, 24))[None], target, layers=layers)
+
+
+def _multimodal(title: str, mllm: MLLM, inp: ImageTextInput, target: str, step: int) -> Column:
+    image, query = mllm.prepare(inp, target=target)
+    layers = {"first": decoder_layers(mllm.model)[0], "vision": vision_layers(mllm.model)[0]}
+    place = (step, query.answer_ids[step])
+    return Column(title, mllm, image.double(), place, (query,), layers)
+
+
+def _tiny(title: str, family: str, size: Size) -> Column:
+    model, processor = build(family)
+    inp = ImageTextInput(noise(size), "what is it ?")
+    return _multimodal(title, MLLM(model.double(), processor), inp, "a cat", 1)
+
+
+def _bundled() -> Column:
+    mllm = MLLM.from_pretrained("demo/qwen2-vl", dtype="float64")
+    with Image.open(demo_picture()) as picture:
+        inp = ImageTextInput(picture, DEMO_PROMPT)
+        return _multimodal("bundled Qwen2-VL", mllm, inp, "a striped red star", 3)
+
+
+COLUMNS: dict[str, Callable[[], Column]] = {
+    "cnn": lambda: _classifier("CNN", RectifiedClassifier(seed=1), "last", 2),
+    "vit": lambda: _classifier("ViT classifier", VisionTransformerClassifier(), "patches", 1),
+    "qwen2_vl": lambda: _tiny("Qwen2-VL", "qwen2_vl", (56, 84)),
+    "llava": lambda: _tiny("LLaVA-1.5", "llava", (84, 84)),
+    "internvl": lambda: _tiny("InternVL", "internvl", (56, 112)),
+}
+BUNDLED = {"bundled": _bundled}
+MULTIMODAL = ("qwen2_vl", "llava", "internvl")
+
+
+@cache
+def column(name: str) -> Column:
+    return {**COLUMNS, **BUNDLED}[name]()
+
+
+def quadrants(size: Size) -> Tensor:
+    """Four segments of a picture, (1, 1, H, W)."""
+    down = (torch.arange(size[0]) * 2 // size[0])[:, None]
+    return (2 * down + torch.arange(size[1]) * 2 // size[1])[None, None]

@@ -1,0 +1,61 @@
+"""The logit lens: what it reads, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from captum_mllm import MLLM, ImageTextInput, LogitLens
+from tests.models.test_mllm import picture
+from tests.models.tiny_models import FAMILIES, shared
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_layer_is_the_default(family: str) -> None:
+    mllm = MLLM(*shared(family))
+    image, query = mllm.prepare(ImageTextInput(picture(), "what ?"), target="a cat")
+    call = {"additional_forward_args": (query,)}
+    default = LogitLens(mllm).attribute(image, **call)
+    torch.testing.assert_close(LogitLens(mllm, layer=-1).attribute(image, **call), default)
+    assert not torch.allclose(LogitLens(mllm, layer=0).attribute(image, **call), default)
+
+
+@pytest.mark.parametrize("layer", [7, 2, -3])
+def test_a_layer_that_the_model_lacks_is_refused_at_once(layer: int) -> None:
+    with pytest.raises(ValueError, match=r"indices of the 2 layers of the language model"):
+        LogitLens(MLLM(*shared("llava")), layer=layer)
+
+
+@pytest.mark.parametrize("layer", [1.5, "last", True])
+def test_a_layer_that_is_no_index_is_refused(layer: Any) -> None:
+    with pytest.raises(TypeError, match="expected the index of a layer"):
+        LogitLens(MLLM(*shared("llava")), layer=layer)
+
+
+def test_bad_targets_and_pictures_are_refused() -> None:
+    mllm = MLLM(*shared("llava"))
+    image, query = mllm.prepare(ImageTextInput(picture(84, 84), "what is this ?"), target="a cat")
+    lens, size = LogitLens(mllm), mllm.vocabulary.size
+    # The words of the prompt are not explained, so there is no third token.
+    for target in [
+        (2, 5),
+        (-3, 5),
+        (0, size),
+        (0, -1),
+        (0, 3.5),
+        (True, 5),
+        1,
+        (0,),
+        [],
+        [(0, 5)] * 2,
+    ]:
+        with pytest.raises(ValueError, match=r"expected \(t, token_id\)"):
+            lens.attribute(image, target=target, additional_forward_args=(query,))
+    both = query.including_prompt()
+    assert lens.attribute(image, (2, 5), (both,)).shape[0] == 1
+    with pytest.raises(ValueError, match=r"expected \[0, 1\]"):
+        lens.attribute(image * 255, additional_forward_args=(query,))
+    with pytest.raises(ValueError, match="no target; give a target for each"):
+        lens.attribute(image.repeat(2, 1, 1, 1), additional_forward_args=(query,))

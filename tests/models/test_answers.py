@@ -1,0 +1,126 @@
+"""The answer is what the model says, however it is asked, or what the user gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from captum_mllm import MLLM, ImageTextInput
+from tests.models.tiny_models import build, shared
+
+PICTURE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
+INPUT = ImageTextInput(PICTURE, "what is in the image ?")
+LONG = {"max_new_tokens": 6, "min_new_tokens": 6}
+
+
+@pytest.fixture
+def mllm() -> MLLM:
+    return MLLM(*shared("llava"))
+
+
+def answer(mllm: MLLM, **options: Any) -> tuple[int, ...]:
+    return mllm.prepare(INPUT, **options)[1].answer_ids
+
+
+def test_an_answer_as_an_object_is_read_too(mllm: MLLM) -> None:
+    given = answer(mllm, return_dict_in_generate=True, output_scores=True, **LONG)
+    assert given == answer(mllm, **LONG)
+    assert len(given) == 6
+
+
+def test_beams_and_samples_give_one_answer(mllm: MLLM) -> None:
+    inputs = mllm.encode((PICTURE[None],), mllm.prepare(INPUT, "a")[1]).inputs
+    expected = mllm.model.generate(
+        **inputs, num_beams=3, do_sample=False, suppress_tokens=[mllm.image_token_id], **LONG
+    )
+    length = inputs["input_ids"].shape[1]
+    assert answer(mllm, num_beams=3, **LONG) == tuple(expected[0, length:].tolist())
+    torch.manual_seed(0)
+    first = answer(mllm, do_sample=True, **LONG)
+    torch.manual_seed(0)
+    assert answer(mllm, do_sample=True, **LONG) == first
+    assert len(first) == 6
+
+
+def test_the_users_suppressed_tokens_are_suppressed_along_with_the_placeholder() -> None:
+    mllm = MLLM(*build("llava"))
+    likely = answer(mllm, **LONG)[0]
+    # A head that would say the placeholder first, and then what is likely.
+    with torch.no_grad():
+        weight = mllm.model.get_output_embeddings().weight
+        weight[mllm.image_token_id] = 3 * weight[likely]
+    assert answer(mllm, **LONG)[0] == likely
+    found = answer(mllm, suppress_tokens=[likely], **LONG)
+    assert not {likely, mllm.image_token_id} & set(found)
+    config = GenerationConfig(suppress_tokens=[likely], do_sample=False, **LONG)
+    assert answer(mllm, generation_config=config) == found
+    mllm.model.generation_config.suppress_tokens = [likely]
+    assert answer(mllm, **LONG) == found
+
+
+def test_the_users_length_is_not_cut_by_ours(mllm: MLLM) -> None:
+    length = mllm.encode((PICTURE[None],), mllm.prepare(INPUT, "a")[1]).inputs["input_ids"].shape[1]
+    assert len(answer(mllm, max_length=length + 80, min_length=length + 80)) == 80
+    assert len(answer(mllm, min_new_tokens=64)) == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences above 1"),
+        ({"input_ids": torch.tensor([[1]])}, "input_ids for generate, which the prompt"),
+        ({"target": "a cat", "num_beams": 2}, "both an answer and num_beams"),
+    ],
+)
+def test_conflicting_options_are_refused(mllm: MLLM, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        answer(mllm, **options)
+
+
+@pytest.mark.parametrize(
+    "target", [[5, 9], (5, 9), np.array([5, 9]), torch.tensor([5, 9]), torch.tensor([[5, 9]])]
+)
+def test_tokens_of_every_kind_are_read(mllm: MLLM, target: Any) -> None:
+    ids = mllm.prepare(INPUT, target=target)[1].answer_ids
+    assert ids == (5, 9)
+    assert all(type(token) is int for token in ids)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        [True, False],
+        [5.0, 9.0],
+        [[5, 9]],
+        ["a", "cat"],
+        [None],
+        7,
+        torch.tensor([5.0, 9.0]),
+        torch.tensor([True]),
+        torch.tensor([[5], [9]]),
+        torch.tensor(5),
+        {"a": 1},
+    ],
+    ids=str,
+)
+def test_what_are_no_tokens_is_refused(mllm: MLLM, target: Any) -> None:
+    with pytest.raises(TypeError, match="expected a text, or its tokens"):
+        mllm.prepare(INPUT, target=target)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("", "is empty"),
+        ([], "is empty"),
+        ([-1], "outside of the vocabulary"),
+        ([10**6], "outside of the vocabulary"),
+    ],
+)
+def test_tokens_that_make_no_answer_are_refused(mllm: MLLM, target: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mllm.prepare(INPUT, target=target)
