@@ -78,7 +78,7 @@ def kind(attributions: Tensor, inputs: Tensor) -> str:
 def remark(row: Row, column: Column) -> str | None:
     """What there is to know of a cell that works."""
     rules = column.title == "CNN"
-    if row.name == "DeepLift" and not rules:
+    if row.name == "DeepLift" and not rules and not column.is_multimodal:
         return (
             "has no rule for the activations, the norms and the attention of this network, and "
             "passes through them as the gradient does: it gives `(input - baseline) * gradient`"
