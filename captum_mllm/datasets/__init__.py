@@ -1,21 +1,16 @@
 r"""Captioned scenes with the exact mask of each object, rendered on the fly."""
 
-from captum_mllm.datasets.captions import (
-    BACKGROUND,
-    CAPTION_STYLES,
-    CAPTION_WORDS,
-    NO_OBJECT,
-    Caption,
-    caption,
-)
+from captum_mllm.datasets.captions import CAPTION_STYLES, CAPTION_WORDS, Caption, caption
+from captum_mllm.datasets.relations import comparison, relation, size_word
 from captum_mllm.datasets.rendering import RenderedScene, render
+from captum_mllm.datasets.sampling import sample_scene
 from captum_mllm.datasets.scenes import (
+    BACKGROUND,
     BACKGROUNDS,
     COLORS,
     Scene,
     SceneObject,
     counterfactual,
-    sample_scene,
 )
 from captum_mllm.datasets.shapes import SHAPES
 
@@ -25,14 +20,16 @@ __all__ = [
     "CAPTION_STYLES",
     "CAPTION_WORDS",
     "COLORS",
-    "NO_OBJECT",
     "SHAPES",
     "Caption",
     "RenderedScene",
     "Scene",
     "SceneObject",
     "caption",
+    "comparison",
     "counterfactual",
+    "relation",
     "render",
     "sample_scene",
+    "size_word",
 ]

@@ -2,12 +2,13 @@ r"""Pictures of scenes, with the exact mask of each object."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from captum_mllm.datasets.scenes import COLORS, Scene, SceneObject
+from captum_mllm.datasets.scenes import BACKGROUND, COLORS, Scene, SceneObject
 from captum_mllm.datasets.shapes import EXTENT, signed_distance
 
 #: The size, in pixels, at which the strength of the noise is stated.
@@ -39,6 +40,21 @@ class RenderedScene:
         r"""The pixels that belong to no object, (size, size), bool."""
         return ~self.masks.any(axis=0)
 
+    def region(self, objects: Sequence[int]) -> npt.NDArray[np.bool_]:
+        r"""The pixels that belong to some objects, such as those that a word speaks of.
+
+        Args:
+            objects (Sequence[int]): Indices of objects, and
+                :data:`~captum_mllm.datasets.scenes.BACKGROUND` for the background.
+
+        Returns:
+            numpy.ndarray: (size, size), bool; empty where there are no objects.
+        """
+        region = np.zeros(self.image.shape[:2], dtype=bool)
+        for index in objects:
+            region |= self.background if index == BACKGROUND else self.masks[index]
+        return region
+
 
 def _texture(generator: np.random.Generator, size: int) -> npt.NDArray[np.float32]:
     """Smooth brightness variation: bilinear interpolation of a coarse grid of normal values."""
@@ -65,11 +81,10 @@ def _paint(
     size = canvas.shape[0]
     reach = EXTENT * thing.radius
     rows, columns = _window(thing.y, reach, size), _window(thing.x, reach, size)
-    down = (np.arange(rows.start, rows.stop)[:, None] + 0.5) / size - thing.y
-    right = (np.arange(columns.start, columns.stop)[None, :] + 0.5) / size - thing.x
-    cosine, sine = np.cos(thing.rotation), np.sin(thing.rotation)
-    x = (cosine * right + sine * down) / thing.radius
-    y = (cosine * down - sine * right) / thing.radius
+    x, y = thing.own_frame(
+        (np.arange(columns.start, columns.stop)[None, :] + 0.5) / size,
+        (np.arange(rows.start, rows.stop)[:, None] + 0.5) / size,
+    )
     distance = signed_distance(thing.shape, x, y)
     mask[rows, columns] = distance < 0
     # A ramp one pixel wide across the outline: the share of each pixel that the shape covers.
@@ -101,7 +116,7 @@ def render(scene: Scene, size: int = 224) -> RenderedScene:
 
     Examples::
 
-        >>> from captum_mllm.datasets.scenes import sample_scene
+        >>> from captum_mllm.datasets.sampling import sample_scene
         >>> picture = render(sample_scene(0, objects=2), size=64)
         >>> picture.image.shape, picture.masks.shape
         ((64, 64, 3), (2, 64, 64))

@@ -9,8 +9,16 @@ _HERE = Path(__file__).parent
 #: The names of the models that ship.
 DEMO_MODELS: tuple[str, ...] = ("qwen2-vl",)
 
-#: What the demo models are trained to be asked.
-DEMO_PROMPT = "Describe the image."
+#: What the demo models are trained to be asked, by the style of the caption that answers it; see
+#: :func:`captum_mllm.datasets.caption`.
+DEMO_PROMPTS: dict[str, str] = {
+    "caption": "Describe the image.",
+    "dense": "Describe the image in detail.",
+    "relations": "How do the objects relate?",
+}
+
+#: The prompt for a caption of one sentence.
+DEMO_PROMPT = DEMO_PROMPTS["caption"]
 
 
 def demo_folder(name: str) -> Path:
@@ -49,4 +57,4 @@ def demo_picture() -> Path:
     return _HERE / "scene.png"
 
 
-__all__ = ["DEMO_MODELS", "DEMO_PROMPT", "demo_folder", "demo_picture"]
+__all__ = ["DEMO_MODELS", "DEMO_PROMPT", "DEMO_PROMPTS", "demo_folder", "demo_picture"]

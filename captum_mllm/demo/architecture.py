@@ -1,180 +1,226 @@
-r"""A tiny Qwen2-VL: configuration, word-level tokenizer, processor and chat template.
-
-Every part is a class of transformers, so the demo model takes the same way through this library as
-a model of billions of parameters.
-"""
+r"""What the training of a demo model has to know about its architecture."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 import transformers
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
-from tokenizers.models import WordLevel
+from torch import Tensor, nn
 
-from captum_mllm.datasets.captions import CAPTION_WORDS
-from captum_mllm.models.processors import image_only
+from captum_mllm.demo.vocabulary import END, PAD, START, VOCABULARY, token_ids
 
-PATCH_SIZE = 8
+WIDTH = 128
 
-#: Side, in pixels, to which the processor scales a square picture: a grid of 14 x 14 image tokens.
-IMAGE_SIZE = 112
+#: The longest answer, in tokens.
+MAX_NEW_TOKENS = 48
 
-PAD, UNKNOWN = "<pad>", "<unk>"
-START, END = "<|im_start|>", "<|im_end|>"
-VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
-IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
-
-_SPECIAL_TOKENS = (PAD, UNKNOWN, START, END, VISION_START, VISION_END, IMAGE, VIDEO)
-_PROMPT_WORDS = ("system", "user", "assistant", "describe", "the", "image")
-
-#: Every token; its place is its id.
-VOCABULARY: tuple[str, ...] = (*_SPECIAL_TOKENS, *_PROMPT_WORDS, *CAPTION_WORDS)
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+#: Mean and standard deviation of the pixels, red, green and blue, that processors subtract and
+#: divide by.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def token_ids(tokens: tuple[str, ...] | list[str]) -> list[int]:
-    r"""Ids of tokens of the vocabulary.
+class Architecture(ABC):
+    r"""One row of facts about a family of multimodal models, and what follows from them.
+
+    A *view* is a number that says how finely the model sees a picture: image tokens on a side, or
+    tiles on a side.
+    """
+
+    #: The name that the user types.
+    name: str
+    #: ``model_type`` of its configuration.
+    model_type: str
+    #: The view that the processor chooses for the scenes, at scale 1.
+    native_view: int
+    #: The odds of the views in training.
+    views: Mapping[int, float]
+    #: The scales at which it is measured, and the view of each.
+    scales: Mapping[float, int]
+    #: Side of the pictures rendered for training, in pixels.
+    picture_size: int
+    #: Image tokens on a side of a picture as the crops of the vision stages are counted.
+    crop_grid: int
+    #: Image tokens on a side of these crops.
+    crop_sizes: tuple[int, ...]
+
+    @abstractmethod
+    def build_config(self) -> Any:
+        r"""The configuration: 3 decoder layers of width 128 and a vision tower."""
+
+    @abstractmethod
+    def build_processor(self) -> Any:
+        r"""The processor, for pictures and text."""
+
+    @abstractmethod
+    def vision(self, model: Any) -> nn.ModuleList:
+        r"""The vision tower and the projector of a model."""
+
+    @abstractmethod
+    def projection(self, model: Any) -> nn.Linear:
+        r"""The last linear map from the vision tower to the language model."""
+
+    @abstractmethod
+    def processor_options(self, view: int) -> dict[str, Any]:
+        r"""What to pass to the image processor so that it takes a view."""
+
+    @abstractmethod
+    def features(self, model: Any, pictures: npt.NDArray[np.uint8], view: int) -> Tensor:
+        r"""What the vision tower says about pictures of one size.
+
+        Args:
+            model (transformers.PreTrainedModel): The model.
+            pictures (numpy.ndarray): (B, S, S, 3), uint8.
+            view (int): How finely to see them.
+
+        Returns:
+            Tensor: (B, N, D), one row for each image token.
+        """
+
+    @abstractmethod
+    def crop_features(
+        self, model: Any, pictures: npt.NDArray[np.uint8], corners: npt.NDArray[np.int64], size: int
+    ) -> Tensor:
+        r"""What the vision tower says about square crops.
+
+        Args:
+            model (transformers.PreTrainedModel): The model.
+            pictures (numpy.ndarray): (B, S, S, 3), uint8, of :attr:`picture_size`.
+            corners (numpy.ndarray): (B, 2) rows and columns of the crops' upper left image tokens,
+                on the grid of :attr:`crop_grid` on a side.
+            size (int): Image tokens on a side of the crops.
+
+        Returns:
+            Tensor: (B, size * size, D).
+        """
+
+    @abstractmethod
+    def token_centers(self, view: int) -> npt.NDArray[np.float64]:
+        r"""(N, 2) centres of the image tokens, (y, x) as fractions of the picture's side."""
+
+    def image_positions(self, view: int) -> Tensor:
+        r"""Positions of the image tokens, the first of them at 0: (N,), or (3, N) for M-RoPE."""
+        return torch.arange(len(self.token_centers(view)))
+
+    def token_places(self, view: int) -> npt.NDArray[np.float64] | None:
+        r"""Where the vision tower sees its tokens: (N, 2) coordinates (y, x) in 0 to 1.
+
+        None if the decoder's position encoding tells it the row and the column.
+        """
+        return self.token_centers(view)
+
+    def prepare(self, model: Any) -> None:  # noqa: B027
+        r"""Make a model faster for training, in place, without changing what it computes."""
+
+    def build_model(self, seed: int = 0) -> Any:
+        r"""An untrained model.
+
+        Args:
+            seed (int): Seeds the initial weights. Default: 0
+
+        Returns:
+            transformers.PreTrainedModel: The model, in float32 and evaluation mode.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = transformers.AutoModelForImageTextToText.from_config(self.build_config())
+        start, end, pad = token_ids([START, END, PAD])
+        model.generation_config = transformers.GenerationConfig(
+            bos_token_id=start,
+            eos_token_id=end,
+            pad_token_id=pad,
+            do_sample=False,
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
+        return model.eval()
+
+
+def decoder_config(**changes: Any) -> dict[str, Any]:
+    r"""The configuration of the language model: 3 layers of width 128.
 
     Args:
-        tokens (list[str]): Tokens of :data:`VOCABULARY`.
+        **changes (Any): What is different in an architecture.
 
     Returns:
-        list[int]: Their ids.
+        dict[str, Any]: Arguments of a configuration of transformers.
+    """
+    start, end, pad = token_ids([START, END, PAD])
+    return {
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": WIDTH,
+        "intermediate_size": 352,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        "bos_token_id": start,
+        "eos_token_id": end,
+        "pad_token_id": pad,
+        **changes,
+    }
+
+
+def pixels(pictures: npt.NDArray[np.uint8], size: int) -> Tensor:
+    r"""Resize and normalise pictures, as the processors do.
+
+    Args:
+        pictures (numpy.ndarray): (B, S, S, 3), uint8.
+        size (int): The side to resize to.
+
+    Returns:
+        Tensor: (B, 3, size, size), float32.
+    """
+    values = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    if size != values.shape[-1]:
+        values = F.interpolate(values, (size, size), mode="bicubic", antialias=True).clamp(0, 255)
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (IMAGE_MEAN, IMAGE_STD))
+    return (values / 255 - mean) / std
+
+
+def cut(
+    pictures: npt.NDArray[np.uint8], corners: npt.NDArray[np.int64], size: int
+) -> npt.NDArray[np.uint8]:
+    r"""Cut a square out of each picture.
+
+    Args:
+        pictures (numpy.ndarray): (B, S, S, 3), uint8.
+        corners (numpy.ndarray): (B, 2) rows and columns of the upper left corners, in pixels.
+        size (int): Side of the squares, in pixels.
+
+    Returns:
+        numpy.ndarray: (B, size, size, 3), uint8.
+    """
+    return np.stack(
+        [
+            picture[top : top + size, left : left + size]
+            for picture, (top, left) in zip(pictures, corners)
+        ]
+    )
+
+
+def grid_centers(rows: int) -> npt.NDArray[np.float64]:
+    r"""Centres of the cells of a square grid, row by row.
+
+    Args:
+        rows (int): Cells on a side.
+
+    Returns:
+        numpy.ndarray: (rows * rows, 2), (y, x) in 0 to 1.
 
     Examples::
 
-        >>> token_ids(["<pad>", "<unk>"])
-        [0, 1]
+        >>> grid_centers(2).tolist()
+        [[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]
     """
-    return [_IDS[token] for token in tokens]
-
-
-_IDS = {token: index for index, token in enumerate(VOCABULARY)}
-
-
-def build_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    r"""A tokenizer whose tokens are whole words and punctuation marks, in lower case.
-
-    Returns:
-        transformers.PreTrainedTokenizerFast: The tokenizer. It decodes to words joined by spaces;
-        words that it does not know become ``<unk>``.
-
-    Examples::
-
-        >>> tokenizer = build_tokenizer()
-        >>> tokenizer.decode(tokenizer("Describe the image.").input_ids)
-        'describe the image .'
-    """
-    backend = Tokenizer(WordLevel(_IDS, unk_token=UNKNOWN))
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), "removed", invert=True)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        eos_token=END,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        additional_special_tokens=[START, VISION_START, VISION_END, IMAGE, VIDEO],
-    )
-
-
-def build_processor() -> Any:
-    r"""The processor of the demo model: pictures of any size become at most 14 x 14 image tokens.
-
-    Returns:
-        transformers.ProcessorMixin: An image-only ``Qwen2VLProcessor``.
-    """
-    image_processor = transformers.Qwen2VLImageProcessorPil(
-        size={"shortest_edge": (4 * PATCH_SIZE) ** 2, "longest_edge": IMAGE_SIZE**2},
-        patch_size=PATCH_SIZE,
-        merge_size=1,
-    )
-    return image_only(transformers.Qwen2VLProcessor)(
-        image_processor=image_processor,
-        tokenizer=build_tokenizer(),
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-def build_config() -> transformers.Qwen2VLConfig:
-    r"""The configuration: 3 decoder layers of width 128, 3 vision blocks of width 96.
-
-    Returns:
-        transformers.Qwen2VLConfig: About 0.95 million parameters.
-    """
-    start, end, pad = token_ids([START, END, PAD])
-    image, video, vision_start, vision_end = token_ids([IMAGE, VIDEO, VISION_START, VISION_END])
-    width = 128
-    return transformers.Qwen2VLConfig(
-        text_config={
-            "vocab_size": len(VOCABULARY),
-            "hidden_size": width,
-            "intermediate_size": 352,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 4096,
-            "tie_word_embeddings": True,
-            "rms_norm_eps": 1e-5,
-            # Half of the head dimension (16) is shared out to time, height and width.
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 100.0,
-                "mrope_section": [4, 6, 6],
-            },
-            "bos_token_id": start,
-            "eos_token_id": end,
-            "pad_token_id": pad,
-        },
-        vision_config={
-            "depth": 3,
-            "embed_dim": 96,
-            "hidden_size": width,
-            "num_heads": 4,
-            "mlp_ratio": 3,
-            "patch_size": PATCH_SIZE,
-            "spatial_merge_size": 1,
-            "temporal_patch_size": 2,
-            "rope_parameters": {"rope_type": "axial", "rope_theta": 100.0},
-        },
-        image_token_id=image,
-        video_token_id=video,
-        vision_start_token_id=vision_start,
-        vision_end_token_id=vision_end,
-        tie_word_embeddings=True,
-    )
-
-
-def build_model(seed: int = 0) -> transformers.Qwen2VLForConditionalGeneration:
-    r"""An untrained demo model.
-
-    Args:
-        seed (int): Seeds the initial weights. Default: 0
-
-    Returns:
-        transformers.Qwen2VLForConditionalGeneration: The model, in float32 and evaluation mode.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = transformers.Qwen2VLForConditionalGeneration(build_config())
-    start, end, pad = token_ids([START, END, PAD])
-    model.generation_config = transformers.GenerationConfig(
-        bos_token_id=start,
-        eos_token_id=end,
-        pad_token_id=pad,
-        do_sample=False,
-        max_new_tokens=32,
-    )
-    return model.eval()
+    steps = (np.arange(rows) + 0.5) / rows
+    y, x = np.meshgrid(steps, steps, indexing="ij")
+    return np.stack([y.ravel(), x.ravel()], axis=1)

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from captum_mllm.datasets.captions import caption
+from captum_mllm.datasets.captions import CAPTION_STYLES, Caption, caption
 from captum_mllm.datasets.rendering import RenderedScene, render
-from captum_mllm.datasets.scenes import COLORS, Scene, sample_scene
+from captum_mllm.datasets.sampling import sample_scene
+from captum_mllm.datasets.scenes import COLORS, Scene
 from captum_mllm.datasets.shapes import SHAPES
-from captum_mllm.demo import DEMO_PROMPT
+from captum_mllm.demo import DEMO_PROMPTS
+from captum_mllm.demo.architecture import Architecture
+from captum_mllm.demo.architectures import ARCHITECTURES
 from captum_mllm.models.processors import load_processor
 
-#: The scales at which the model is measured; 1 is what the processor does by default.
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-
 _BATCH_SIZE = 25
+_HEADINGS = ("words", "shape and colour words", "captions", "shapes point", "colours point")
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,16 @@ class Accuracy:
             after those before them.
         content (float): The same for shape and colour words alone.
         captions (float): Share of scenes whose greedy caption is right to the last word.
-        pointing (float): Share of shape words for which the image token with the highest logit of
-            the word (logit lens) has its centre in the object.
+        shape_pointing (float): Share of shape words for which the image token with the highest
+            logit of the word (logit lens) has its centre in the object.
+        color_pointing (float): The same for colour words.
     """
 
     words: float
     content: float
     captions: float
-    pointing: float
+    shape_pointing: float
+    color_pointing: float
 
 
 def evaluation_scenes(count: int, seed: int = 0, **options: Any) -> list[Scene]:
@@ -51,7 +55,7 @@ def evaluation_scenes(count: int, seed: int = 0, **options: Any) -> list[Scene]:
     Args:
         count (int): How many.
         seed (int): Which. Default: 0
-        **options (Any): Passed on to :func:`~captum_mllm.datasets.scenes.sample_scene`.
+        **options (Any): Passed on to :func:`~captum_mllm.datasets.sampling.sample_scene`.
 
     Returns:
         list[Scene]: The scenes; the first ones do not depend on the count.
@@ -61,102 +65,139 @@ def evaluation_scenes(count: int, seed: int = 0, **options: Any) -> list[Scene]:
     ]
 
 
+def architecture_of(model: Any) -> Architecture:
+    r"""The facts about a demo model's architecture.
+
+    Args:
+        model (transformers.PreTrainedModel): A demo model.
+
+    Returns:
+        Architecture: The row of :data:`~captum_mllm.demo.architectures.ARCHITECTURES`.
+
+    Raises:
+        ValueError: If no demo model is of this type.
+    """
+    for architecture in ARCHITECTURES.values():
+        if architecture.model_type == model.config.model_type:
+            return architecture
+    raise ValueError(
+        f"No demo model is a {model.config.model_type!r}; there are {', '.join(ARCHITECTURES)}."
+    )
+
+
 @torch.no_grad()
-def evaluate(model: Any, processor: Any, scenes: Sequence[Scene], scale: float = 1.0) -> Accuracy:
+def evaluate(
+    model: Any, processor: Any, scenes: Sequence[Scene], style: str = "caption", scale: float = 1.0
+) -> Accuracy:
     r"""Measure a model through its processor and ``generate``, as a user would run it.
 
     Args:
         model (transformers.PreTrainedModel): A trained demo model.
         processor (transformers.ProcessorMixin): Its processor.
         scenes (Sequence[Scene]): The scenes to caption, at least one.
-        scale (float): Scales the size of the picture that the model sees. Default: 1.0
+        style (str): The style of the captions. Default: ``"caption"``
+        scale (float): Scales the size of the picture that the model sees; one of the scales of its
+            architecture. Default: 1.0
 
     Returns:
         Accuracy: The measures.
 
     Raises:
-        ValueError: If there are no scenes.
+        ValueError: If there are no scenes, or the architecture has no such scale.
     """
     if not scenes:
         raise ValueError("There are no scenes to evaluate on.")
-    totals = np.zeros((4, 2))
+    architecture = architecture_of(model)
+    if scale not in architecture.scales:
+        raise ValueError(
+            f"{architecture.name} has the scales {', '.join(f'{s:g}' for s in architecture.scales)}"
+            f", not {scale:g}."
+        )
+    view = architecture.scales[scale]
+    counts = np.zeros((5, 2))
     for start in range(0, len(scenes), _BATCH_SIZE):
-        totals += _evaluate_batch(model, processor, scenes[start : start + _BATCH_SIZE], scale)
-    words, content, captions, pointing = (totals[:, 0] / np.maximum(totals[:, 1], 1)).tolist()
-    return Accuracy(words, content, captions, pointing)
-
-
-def _encode(processor: Any, pictures: Sequence[RenderedScene], scale: float) -> Any:
-    size = processor.image_processor.size
-    limits = {
-        "shortest_edge": int(size["shortest_edge"] * scale**2),
-        "longest_edge": int(size["longest_edge"] * scale**2),
-    }
-    parts = [{"type": "image"}, {"type": "text", "text": DEMO_PROMPT}]
-    prompt = processor.apply_chat_template(
-        [{"role": "user", "content": parts}], add_generation_prompt=True
-    )
-    return processor(
-        images=[picture.image for picture in pictures],
-        text=[prompt] * len(pictures),
-        images_kwargs={"size": limits},
-        return_tensors="pt",
-    )
+        chunk = scenes[start : start + _BATCH_SIZE]
+        counts += _evaluate_batch(model, processor, architecture, chunk, style, view)
+    return Accuracy(*(counts[:, 0] / np.maximum(counts[:, 1], 1)).tolist())
 
 
 def _evaluate_batch(
-    model: Any, processor: Any, scenes: Sequence[Scene], scale: float
+    model: Any,
+    processor: Any,
+    architecture: Architecture,
+    scenes: Sequence[Scene],
+    style: str,
+    view: int,
 ) -> npt.NDArray[np.float64]:
-    """Right and total counts of the four measures of :class:`Accuracy`."""
-    tokenizer = processor.tokenizer
-    captions = [caption(scene) for scene in scenes]
+    """Right and total counts of the measures of :class:`Accuracy`, one row for each."""
+    captions = [caption(scene, style) for scene in scenes]
     pictures = [render(scene) for scene in scenes]
-    inputs = _encode(processor, pictures, scale)
-    prompt_length = inputs.input_ids.shape[1]
-
-    answers = model.generate(**inputs)[:, prompt_length:]
-    said = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    parts = [{"type": "image"}, {"type": "text", "text": DEMO_PROMPTS[style]}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": parts}], add_generation_prompt=True
+    )
+    inputs = processor(
+        images=[picture.image for picture in pictures],
+        text=[prompt] * len(pictures),
+        images_kwargs=architecture.processor_options(view),
+        return_tensors="pt",
+    )
+    answers = model.generate(**inputs)[:, inputs.input_ids.shape[1] :]
+    said = processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
     exact = sum(answer == str(truth) for answer, truth in zip(said, captions))
 
-    rows = [tokenizer.convert_tokens_to_ids([*c.words, tokenizer.eos_token]) for c in captions]
-    longest = max(map(len, rows))
-    answer_ids = torch.tensor(
-        [row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
-    )
-    inputs["input_ids"] = torch.cat([inputs.input_ids, answer_ids], dim=1)
-    for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
-        inputs[name] = torch.cat([inputs[name], torch.full_like(answer_ids, value)], dim=1)
+    answer_ids = _append_answers(processor.tokenizer, inputs, captions)
     output = model(**inputs, output_hidden_states=True, use_cache=False)
-    guesses = output.logits[:, prompt_length - 1 : -1].argmax(dim=-1)
-    is_word = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
-    content_ids = torch.tensor(tokenizer.convert_tokens_to_ids([*SHAPES, *COLORS]))
-    is_content = torch.isin(answer_ids, content_ids) & is_word
+    guesses = output.logits[:, -answer_ids.shape[1] - 1 : -1].argmax(dim=-1)
     right = guesses == answer_ids
+    is_word = answer_ids != processor.tokenizer.pad_token_id
+    content = processor.tokenizer.convert_tokens_to_ids([*SHAPES, *COLORS])
+    is_content = torch.isin(answer_ids, torch.tensor(content))
 
     is_image = inputs.input_ids[0] == model.config.image_token_id
-    _, height, width = inputs.image_grid_thw[0].tolist()
     states = output.hidden_states[-1][:, is_image]
     lens = states @ model.get_output_embeddings().weight.T
-    peaks = lens.argmax(dim=1)
-    hits = shapes = 0
-    for truth, picture, peak, row in zip(captions, pictures, peaks, rows):
-        for word, thing, token in zip(truth.words, truth.objects, row):
-            if word in SHAPES:
-                down, right_ = divmod(int(peak[token]), width)
-                mask = picture.masks[thing]
-                y = int((down + 0.5) / height * mask.shape[0])
-                x = int((right_ + 0.5) / width * mask.shape[1])
-                hits += int(mask[y, x])
-                shapes += 1
+    peaks = architecture.token_centers(view)[lens.argmax(dim=1).numpy()]
     return np.array(
         [
             (int(right[is_word].sum()), int(is_word.sum())),
             (int(right[is_content].sum()), int(is_content.sum())),
             (exact, len(scenes)),
-            (hits, shapes),
+            _pointing(captions, pictures, peaks, answer_ids, SHAPES),
+            _pointing(captions, pictures, peaks, answer_ids, tuple(COLORS)),
         ],
         dtype=float,
     )
+
+
+def _append_answers(tokenizer: Any, inputs: Any, captions: Sequence[Caption]) -> Tensor:
+    """Add the answers, padded on the right, to a processor's output; return their ids, (B, T)."""
+    rows = [tokenizer.convert_tokens_to_ids([*c.words, tokenizer.eos_token]) for c in captions]
+    longest = max(map(len, rows))
+    answers = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
+    inputs["input_ids"] = torch.cat([inputs.input_ids, answers], dim=1)
+    for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+        if name in inputs:
+            inputs[name] = torch.cat([inputs[name], torch.full_like(answers, value)], dim=1)
+    return answers
+
+
+def _pointing(
+    captions: Sequence[Caption],
+    pictures: Sequence[RenderedScene],
+    peaks: npt.NDArray[np.float64],
+    answer_ids: Tensor,
+    words: tuple[str, ...],
+) -> tuple[int, int]:
+    """How many of some words peak in their object, and how many there are of them."""
+    hits = []
+    for spoken, picture, places, row in zip(captions, pictures, peaks, answer_ids.tolist()):
+        for word, objects, token in zip(spoken.words, spoken.objects, row):
+            if word in words:
+                region = picture.region(objects)
+                y, x = (places[token] * region.shape).astype(int)
+                hits.append(bool(region[y, x]))
+    return sum(hits), len(hits)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -169,22 +210,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure a demo model on fresh scenes.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scenes", type=int, default=500)
-    parser.add_argument("--scales", type=float, nargs="+", default=SCALES)
+    parser.add_argument("--styles", choices=CAPTION_STYLES, nargs="+", default=CAPTION_STYLES)
+    parser.add_argument("--scales", type=float, nargs="+", help="default: all it has")
     parser.add_argument("--prior", type=float, default=0.0, help="strength of the language prior")
+    parser.add_argument("--contact", type=float, default=0.0, help="share of scenes with contact")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     model = AutoModelForImageTextToText.from_pretrained(options.folder, dtype=torch.float32).eval()
     processor = load_processor(options.folder)
-    scenes = evaluation_scenes(options.scenes, options.seed, prior=options.prior)
-    print("| scale | words | shape and colour words | captions | pointing |")
-    print("| --- | --- | --- | --- | --- |")
-    for scale in options.scales:
-        result = evaluate(model, processor, scenes, scale)
-        print(
-            f"| {scale:g} | {result.words:.3f} | {result.content:.3f} | {result.captions:.3f} "
-            f"| {result.pointing:.3f} |",
-            flush=True,
-        )
+    scenes = evaluation_scenes(
+        options.scenes, options.seed, prior=options.prior, contact=options.contact
+    )
+    print("| style | scale | " + " | ".join(_HEADINGS) + " |")
+    print("| --- " * (2 + len(_HEADINGS)) + "|")
+    for style in options.styles:
+        for scale in options.scales or architecture_of(model).scales:
+            result = evaluate(model, processor, scenes, style, scale)
+            figures = " | ".join(f"{value:.3f}" for value in astuple(result))
+            print(f"| {style} | {scale:g} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":

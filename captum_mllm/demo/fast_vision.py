@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
+from captum_mllm.demo.attention import float32_attention
+
 
 def _embed_patches(embedding: Any, patches: Tensor) -> Tensor:
     weight = embedding.proj.weight.flatten(1)
@@ -39,8 +41,8 @@ def _attend(
     query, key, value = projected.view(shape).permute(2, 0, 3, 1, 4).unbind(0)
     # The same rotation for every picture, since all have the same grid.
     cosine, sine = (part[: shape[1]].to(projected.dtype) for part in position_embeddings)
-    attended = F.scaled_dot_product_attention(
-        _rotate(query, cosine, sine), _rotate(key, cosine, sine), value, scale=attention.scaling
+    attended = float32_attention(
+        _rotate(query, cosine, sine), _rotate(key, cosine, sine), value, None, attention.scaling
     )
     return attention.proj(attended.transpose(1, 2).reshape(tokens, -1))
 

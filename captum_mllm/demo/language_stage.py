@@ -1,59 +1,32 @@
 r"""First stage: the language model alone learns to caption scenes given as grids of words.
 
-In place of pictures it reads square grids of words: a cell that an object covers says one of the
-words of the object's phrase, any other cell one of the background's. So it learns what an image
-token will have to tell it, before there are any.
+So it learns what an image token will have to tell it, before there are any.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Qwen2VLForConditionalGeneration
 
-from captum_mllm.datasets.captions import caption
-from captum_mllm.datasets.scenes import COLORS, Scene, sample_scene
+from captum_mllm.datasets.captions import CAPTION_STYLES, caption
+from captum_mllm.datasets.sampling import sample_scene
+from captum_mllm.datasets.scenes import COLORS
 from captum_mllm.datasets.shapes import SHAPES
-from captum_mllm.demo.architecture import token_ids
-from captum_mllm.demo.batches import TextBatch, answer_loss, answer_states, text_batch
+from captum_mllm.demo.architecture import Architecture
+from captum_mllm.demo.batches import TextBatch, answer_loss, hidden_states, text_batch
+from captum_mllm.demo.image_words import group_logits
 from captum_mllm.demo.optimization import Checkpoint, fit, step_generator
+from captum_mllm.demo.vocabulary import token_ids
+from captum_mllm.demo.word_grid import place_codes, place_directions, word_embeddings, word_grid
 
 _STAGE = "language"
-_TOKENS_PER_STEP = 4800
-_SMALL_GRIDS = (5, 6, 7)
-_GRIDS = (7, 8, 9, 10, 11, 12, 14)
-_GRID_ODDS = (0.3, 0.2, 0.15, 0.1, 0.1, 0.1, 0.05)
-_GRID_LOSS = 0.3
-
-
-def word_grid(scene: Scene, grid: int, generator: np.random.Generator) -> list[int]:
-    r"""Write a scene as a square grid of words.
-
-    Args:
-        scene (Scene): The scene.
-        grid (int): Cells on each side.
-        generator (numpy.random.Generator): Decides which of its words a cell says.
-
-    Returns:
-        list[int]: Token ids of the cells, row by row.
-    """
-    centers = (np.arange(grid) + 0.5) / grid
-    owner = np.full((grid, grid), len(scene.objects))
-    for index, thing in enumerate(scene.objects):
-        distance = np.hypot(centers[None, :] - thing.x, centers[:, None] - thing.y)
-        covered = distance < thing.radius * generator.uniform(0.8, 1.1)
-        owner[covered | (distance == distance.min())] = index
-    phrases = [
-        token_ids([thing.color, thing.shape] + ["striped"] * thing.striped)
-        for thing in scene.objects
-    ] + [token_ids([scene.background, "background"])]
-    draws = generator.random(grid * grid)
-    return [
-        phrases[index][int(draw * len(phrases[index]))]
-        for index, draw in zip(owner.flat, draws.tolist())
-    ]
+_TOKENS_PER_STEP = 3500
+_TEXT_TOKENS = 120
+_CELL_LOSS = 0.2
 
 
 def answer_accuracy(batch: TextBatch, logits: Tensor) -> dict[str, float]:
@@ -76,46 +49,62 @@ def answer_accuracy(batch: TextBatch, logits: Tensor) -> dict[str, float]:
 
 
 def train_language(
-    model: Qwen2VLForConditionalGeneration,
+    model: Any,
+    architecture: Architecture,
     seed: int,
     steps: int,
     prior: float,
+    contact: float,
     checkpoint: Checkpoint,
 ) -> None:
     r"""Train the language model on word grids, in place.
 
     Args:
-        model (transformers.Qwen2VLForConditionalGeneration): The model; its vision tower rests.
+        model (transformers.PreTrainedModel): The model; its vision tower rests.
+        architecture (Architecture): Its architecture.
         seed (int): The seed of the training run.
         steps (int): The number of steps.
         prior (float): Strength of the language prior of the scenes, in 0 to 1.
+        contact (float): Share of the scenes in which objects touch, in 0 to 1.
         checkpoint (Checkpoint): Where to resume from and to save to.
     """
+    directions = place_directions(model.config.get_text_config().hidden_size)
+    views = [view for view in architecture.views if view <= architecture.native_view]
+    odds = np.array([architecture.views[view] for view in views])
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = step_generator(seed, _STAGE, step)
         fraction = step / steps
-        if fraction < 0.3:
-            grid = int(generator.choice(_SMALL_GRIDS))
-        else:
-            grid = int(generator.choice(_GRIDS, p=_GRID_ODDS))
-        most = 1 if fraction < 0.07 else 2 if fraction < 0.15 else None
-        size = min(64, _TOKENS_PER_STEP // (grid**2 + 30))
+        view = int(generator.choice(views, p=odds / odds.sum()))
+        centers, places = architecture.token_centers(view), architecture.token_places(view)
+        most = 1 if fraction < 0.05 else 2 if fraction < 0.12 else None
+        size = min(48, _TOKENS_PER_STEP // (len(centers) + _TEXT_TOKENS))
         scenes = [
-            sample_scene(generator, most and int(generator.integers(1, most + 1)), prior)
+            sample_scene(
+                generator,
+                most and int(generator.integers(1, most + 1)),
+                prior=prior,
+                contact=contact,
+            )
             for _ in range(size)
         ]
-        batch = text_batch([caption(scene) for scene in scenes], grid)
-        words = torch.tensor([word_grid(scene, grid, generator) for scene in scenes])
-        batch.input_ids[:, batch.image] = words
-        states = answer_states(model, batch)
+        captions = [{s: caption(scene, s) for s in CAPTION_STYLES} for scene in scenes]
+        batch = text_batch(captions, architecture, view)
+        grids = [word_grid(scene, centers, generator) for scene in scenes]
+        cells = word_embeddings(model.get_input_embeddings().weight, grids)
+        if places is not None:
+            cells = cells + place_codes(places) @ directions
+        states = hidden_states(model, batch, cells)
         loss, logits = answer_loss(model, batch, states)
-        cells = slice(batch.image.start - 1, batch.image.stop - 1)
-        cell_loss = F.cross_entropy(model.lm_head(states[:, cells]).flatten(0, 1), words.flatten())
-        return loss + _GRID_LOSS * cell_loss, {
+        said = group_logits(model.lm_head.weight, states[:, batch.image])
+        truth = torch.from_numpy(np.stack([grid.truth for grid in grids], axis=1))
+        cell_loss = torch.stack(
+            [F.cross_entropy(g.flatten(0, 1), t.flatten()) for g, t in zip(said, truth)]
+        ).sum()
+        return loss + _CELL_LOSS * cell_loss, {
             "answer": loss.item(),
+            "cells": cell_loss.item(),
             **answer_accuracy(batch, logits),
         }
 
-    parameters = model.model.language_model.parameters()
-    fit(model, parameters, step_loss, steps, 2e-3, checkpoint, _STAGE)
+    fit(model, model.model.language_model, step_loss, steps, 3e-3, checkpoint, _STAGE)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from captum_mllm.demo.muon import Muon
 
 _WARMUP_STEPS = 100
 _FINAL_RATE = 0.03
@@ -52,20 +54,25 @@ class Checkpoint:
     path: Path
     seconds: float = 120.0
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def save(self, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:
         """Write the state after ``step`` steps; an interruption leaves the former file whole."""
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        state = {
+            "model": model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "step": step,
+        }
         partial = self.path.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(self.path)
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def load(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
         """Restore the state, if there is one, and return the number of steps done."""
         if not self.path.exists():
             return 0
         state = torch.load(self.path, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
         return int(state["step"])
 
 
@@ -89,40 +96,69 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / warmup) * (_FINAL_RATE + (1 - _FINAL_RATE) * cosine)
 
 
+def build_optimizers(trained: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+    r"""Muon for the weights of linear layers, AdamW for all else.
+
+    Args:
+        trained (nn.Module): What is trained.
+        learning_rate (float): The learning rate.
+
+    Returns:
+        list[torch.optim.Optimizer]: The optimisers, none without parameters.
+    """
+    linear = {id(m.weight) for m in trained.modules() if isinstance(m, nn.Linear)}
+    # An output layer that shares its weight with an embedding is none of the hidden layers.
+    linear -= {id(m.weight) for m in trained.modules() if isinstance(m, nn.Embedding)}
+    matrices = [p for p in trained.parameters() if id(p) in linear]
+    others = [p for p in trained.parameters() if id(p) not in linear]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(Muon(matrices, lr=learning_rate))
+    if others:
+        optimizers.append(torch.optim.AdamW(others, learning_rate, (0.9, 0.98), weight_decay=0.01))
+    return optimizers
+
+
 def fit(
     model: nn.Module,
-    parameters: Iterable[nn.Parameter],
+    trained: nn.Module,
     step_loss: StepLoss,
     steps: int,
     learning_rate: float,
     checkpoint: Checkpoint,
     label: str,
 ) -> None:
-    r"""Minimise a loss with AdamW, in place, and report progress on standard output.
+    r"""Minimise a loss, in place, and report progress on standard output.
+
+    Matrix products run in bfloat16, the weights stay in float32.
 
     Args:
-        model (nn.Module): What a checkpoint holds: all that is being trained.
-        parameters (Iterable[nn.Parameter]): What the optimiser may change.
+        model (nn.Module): What a checkpoint holds: all that changes.
+        trained (nn.Module): What the optimisers may change.
         step_loss (Callable): The loss of a step, given its number.
         steps (int): The number of steps; the schedule counts them, never the time.
         learning_rate (float): The peak learning rate.
         checkpoint (Checkpoint): Where to resume from and to save to.
         label (str): What to call the stage in the report.
     """
-    trained = list(parameters)
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-    first = checkpoint.load(model, optimizer)
+    optimizers = build_optimizers(trained, learning_rate)
+    parameters = list(trained.parameters())
+    first = checkpoint.load(model, optimizers)
     started = saved = time.monotonic()
     smooth: dict[str, float] = {}
     model.train()
     for step in range(first, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * learning_rate_factor(step, steps)
-        loss, figures = step_loss(step)
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * learning_rate_factor(step, steps)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss, figures = step_loss(step)
+        for parameter in model.parameters():
+            parameter.grad = None
         loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
         for name, value in {"loss": loss.item(), **figures}.items():
             smooth[name] = _SMOOTHING * smooth.get(name, value) + (1 - _SMOOTHING) * value
         if (step + 1) % _REPORT_EVERY == 0 or step + 1 == steps:
@@ -130,8 +166,8 @@ def fit(
             elapsed = time.monotonic() - started
             print(f"{label} {step + 1}/{steps}  {elapsed:.0f} s  {report}", flush=True)
         if time.monotonic() - saved > checkpoint.seconds:
-            checkpoint.save(model, optimizer, step + 1)
+            checkpoint.save(model, optimizers, step + 1)
             saved = time.monotonic()
     if first < steps:
-        checkpoint.save(model, optimizer, steps)
+        checkpoint.save(model, optimizers, steps)
     model.eval()

@@ -11,88 +11,94 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import Qwen2VLForConditionalGeneration
 
-from captum_mllm.demo.architecture import build_model, build_processor
-from captum_mllm.demo.caption_stage import polish, train_captions, train_scales
-from captum_mllm.demo.fast_vision import use_fast_vision
-from captum_mllm.demo.grounding_stage import ground_vision
+from captum_mllm.demo.architecture import Architecture
+from captum_mllm.demo.architectures import ARCHITECTURES
+from captum_mllm.demo.attention import use_float32_attention
+from captum_mllm.demo.caption_stage import train_captions
 from captum_mllm.demo.language_stage import train_language
 from captum_mllm.demo.optimization import Checkpoint
-from captum_mllm.demo.vision_stage import align_vision, initialize_vision, train_vision
-
-#: The architectures that can be trained.
-ARCHITECTURES: tuple[str, ...] = ("qwen2-vl",)
+from captum_mllm.demo.vision_stage import ground_vision, initialize_vision, train_vision
 
 #: Strength of the language prior of the captions that the model learns from.
-PRIOR = 0.5
+PRIOR = 0.3
 
-_STEPS = {
-    "language": 2200,
-    "vision": 1400,
-    "alignment": 400,
-    "grounding": 1000,
-    "captions": 3000,
-    "scales": 2200,
-    "polish": 700,
-}
+#: Share of the scenes, of two or three objects, in which two objects touch.
+CONTACT = 0.25
+
+_STEPS = {"language": 700, "vision": 1200, "grounding": 500, "captions": 3000}
 
 
 def _stages(
-    model: Qwen2VLForConditionalGeneration, seed: int
+    model: Any, architecture: Architecture, seed: int
 ) -> dict[str, Callable[[int, Checkpoint], None]]:
     return {
-        "language": lambda steps, file: train_language(model, seed, steps, PRIOR, file),
-        "vision": lambda steps, file: train_vision(model, seed, steps, file),
-        "alignment": lambda steps, file: align_vision(model, seed, steps, file),
-        "grounding": lambda steps, file: ground_vision(model, seed, steps, file),
-        "captions": lambda steps, file: train_captions(model, seed, steps, file),
-        "scales": lambda steps, file: train_scales(model, seed, steps, PRIOR, file),
-        "polish": lambda steps, file: polish(model, seed, steps, PRIOR, file),
+        "language": lambda steps, file: train_language(
+            model, architecture, seed, steps, PRIOR, CONTACT, file
+        ),
+        "vision": lambda steps, file: train_vision(model, architecture, seed, steps, file),
+        "grounding": lambda steps, file: ground_vision(
+            model, architecture, seed, steps, CONTACT, file
+        ),
+        "captions": lambda steps, file: train_captions(
+            model, architecture, seed, steps, PRIOR, CONTACT, file
+        ),
     }
 
 
-def train(output: Path, seed: int = 0, fraction: float = 1.0) -> Qwen2VLForConditionalGeneration:
-    r"""Train a tiny Qwen2-VL and save it, with its processor, in the formats of transformers.
+def train(
+    output: Path, architecture: str = "qwen2-vl", seed: int = 0, fraction: float = 1.0
+) -> Any:
+    r"""Train a demo model and save it, with its processor, in the formats of transformers.
 
     Args:
-        output (Path): The folder to fill. If it holds checkpoints of the same seed and fraction,
-            training goes on from there.
+        output (Path): The folder to fill. If it holds checkpoints of the same architecture, seed
+            and fraction, training goes on from there.
+        architecture (str): One of :data:`~captum_mllm.demo.architectures.ARCHITECTURES`.
+            Default: ``"qwen2-vl"``
         seed (int): Seeds weights, scenes and their order. Default: 0
         fraction (float): How much of the full schedule to run, in (0, 1]; a hundredth is a smoke
             test. Default: 1.0
 
     Returns:
-        transformers.Qwen2VLForConditionalGeneration: The trained model.
+        transformers.PreTrainedModel: The trained model.
 
     Raises:
-        ValueError: If the fraction is out of range, or the folder holds checkpoints of another
-            seed or fraction.
+        ValueError: If there is no such architecture, the fraction is out of range, or the folder
+            holds checkpoints of another run.
     """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"No architecture is called {architecture!r}; there are {', '.join(ARCHITECTURES)}."
+        )
     if not 0 < fraction <= 1:
         raise ValueError(f"The fraction must lie in (0, 1], but is {fraction}.")
+    facts = ARCHITECTURES[architecture]
     checkpoints = output / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    _check_same_run(checkpoints / "run.json", {"seed": seed, "fraction": fraction})
-    model = build_model(seed)
-    initialize_vision(model, seed)
-    use_fast_vision(model)
-    for label, run in _stages(model, seed).items():
+    run = {"architecture": architecture, "seed": seed, "fraction": fraction}
+    _check_same_run(checkpoints / "run.json", run)
+    model = facts.build_model(seed)
+    initialize_vision(model, facts, seed)
+    facts.prepare(model)
+    use_float32_attention(model)
+    for label, stage in _stages(model, facts, seed).items():
         done = checkpoints / f"{label}.done.pt"
         if done.exists():
             model.load_state_dict(torch.load(done, weights_only=True))
             continue
         running = Checkpoint(checkpoints / f"{label}.running.pt")
-        run(max(1, round(_STEPS[label] * fraction)), running)
+        stage(max(1, round(_STEPS[label] * fraction)), running)
         torch.save(model.state_dict(), done)
         running.path.unlink(missing_ok=True)
-    save_demo(model, output)
+    save_demo(model, facts, output)
     return model
 
 
-def _check_same_run(path: Path, run: dict[str, float]) -> None:
+def _check_same_run(path: Path, run: dict[str, Any]) -> None:
     """Refuse to mix two runs in one folder."""
     if path.exists() and json.loads(path.read_text()) != run:
         raise ValueError(
@@ -102,14 +108,15 @@ def _check_same_run(path: Path, run: dict[str, float]) -> None:
     path.write_text(json.dumps(run))
 
 
-def save_demo(model: Qwen2VLForConditionalGeneration, output: Path) -> None:
+def save_demo(model: Any, architecture: Architecture, output: Path) -> None:
     r"""Save a trained model and its processor; the weights take 16 bits each on disk.
 
     Args:
-        model (transformers.Qwen2VLForConditionalGeneration): The model, in float32.
+        model (transformers.PreTrainedModel): The model, in float32.
+        architecture (Architecture): Its architecture.
         output (Path): The folder to write to.
     """
-    copy = build_model()
+    copy = architecture.build_model()
     copy.load_state_dict(model.state_dict())
     copy.half().save_pretrained(output)
     # Readers take the data type of the configuration: half the space, but full precision in use.
@@ -117,7 +124,7 @@ def save_demo(model: Qwen2VLForConditionalGeneration, output: Path) -> None:
     entries = json.loads(config.read_text())
     entries["dtype"] = "float32"
     config.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n")
-    build_processor().save_pretrained(output)
+    architecture.build_processor().save_pretrained(output)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -128,14 +135,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Default: None
     """
     parser = argparse.ArgumentParser(description="Train a tiny multimodal model on scenes.")
-    parser.add_argument("--architecture", choices=ARCHITECTURES, default=ARCHITECTURES[0])
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="qwen2-vl")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="folder to fill")
     parser.add_argument(
         "--fraction", type=float, default=1.0, help="share of the schedule, for a smoke test"
     )
     options = parser.parse_args(arguments)
-    train(options.output, options.seed, options.fraction)
+    train(options.output, options.architecture, options.seed, options.fraction)
 
 
 if __name__ == "__main__":

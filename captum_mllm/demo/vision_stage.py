@@ -1,182 +1,220 @@
-r"""Second and third stage: the vision tower learns shapes and colours, then the words for them.
+r"""Second and third stage: the vision tower learns to say words, first of crops, then of scenes.
 
-Both stages look at crops around single objects and at the mean of all image tokens, so no token is
-told where in the crop the object is. That the crops are placed by the objects' positions is a weak
-prior on localisation, all the same.
+The crops are cut around single objects; within a crop, which is about twice as wide as the object,
+nothing tells where the object is. That crops are placed by the objects' positions is a weak prior
+on localisation, all the same.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Qwen2VLForConditionalGeneration
 
-from captum_mllm.datasets.scenes import BACKGROUNDS, COLORS, Scene
-from captum_mllm.datasets.shapes import SHAPES
-from captum_mllm.demo.architecture import IMAGE_SIZE, PATCH_SIZE, token_ids
-from captum_mllm.demo.batches import image_features, patches
-from captum_mllm.demo.optimization import Checkpoint, StepLoss, fit, step_generator
-from captum_mllm.demo.pool import ScenePool
+from captum_mllm.datasets.scenes import BACKGROUNDS, Scene
+from captum_mllm.demo.architecture import Architecture
+from captum_mllm.demo.image_words import (
+    OBJECT_AREA,
+    WORD_GROUPS,
+    group_logits,
+    image_word_loss,
+    object_words,
+)
+from captum_mllm.demo.optimization import Checkpoint, fit, step_generator
+from captum_mllm.demo.pool import ScenePool, pictures_of
+from captum_mllm.demo.vocabulary import token_ids
+from captum_mllm.demo.word_grid import place_codes, place_directions
 
-_BATCH_SIZE = 128
-_GRIDS = (5, 6, 7)
-
-#: What the mean image token of a crop is to tell: one of each group.
-_WORD_GROUPS = (SHAPES, tuple(COLORS), BACKGROUNDS)
+_TOKENS_PER_STEP = 3500
+_WINDOW = 4096
+_PLACE_WEIGHT = 2.0
 
 
-def initialize_vision(model: Qwen2VLForConditionalGeneration, seed: int) -> None:
+def initialize_vision(model: Any, architecture: Architecture, seed: int) -> None:
     r"""Draw the vision tower's weights anew, scaled by their fan-in, in place.
 
     The standard deviation of 0.02 that transformers gives to all weights suits wide layers; in
     one this narrow it lets the signal fade.
 
     Args:
-        model (transformers.Qwen2VLForConditionalGeneration): The model.
+        model (transformers.PreTrainedModel): The model.
+        architecture (Architecture): Its architecture.
         seed (int): Seeds the weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.model.visual.named_parameters():
-        if parameter.dim() < 2:
-            continue
-        deviation = parameter[0].numel() ** -0.5
-        if name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
-            deviation *= 0.5
-        nn.init.normal_(parameter, std=deviation, generator=generator)
+    for module in architecture.vision(model).modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+            deviation = module.weight[0].numel() ** -0.5
+            nn.init.normal_(module.weight, std=deviation, generator=generator)
 
 
-def crop_objects(
-    scenes: list[Scene],
-    pictures: npt.NDArray[np.uint8],
-    size: int,
-    generator: np.random.Generator,
-) -> npt.NDArray[np.uint8]:
-    r"""Cut a square out of each picture that holds its only object, at a random place within.
+def crop_corners(
+    scenes: list[Scene], architecture: Architecture, size: int, generator: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    r"""Where to cut out crops that hold the only object of each scene, at a random place within.
 
     Args:
         scenes (list[Scene]): Scenes of one object each.
-        pictures (numpy.ndarray): Their pictures, (B, S, S, 3), uint8.
-        size (int): Side of the crops, in pixels. A larger object is cut off at the sides.
+        architecture (Architecture): The model's architecture.
+        size (int): Image tokens on a side of the crops. A larger object is cut off at the sides.
         generator (numpy.random.Generator): Decides the places.
 
     Returns:
-        numpy.ndarray: (B, size, size, 3), uint8.
+        numpy.ndarray: (B, 2) rows and columns of the upper left image tokens.
     """
-    full = pictures.shape[1]
+    full = architecture.crop_grid
     things = [scene.objects[0] for scene in scenes]
     centers = np.array([(thing.y, thing.x) for thing in things]) * full
-    slack = np.maximum(0.0, size / 2 - 1 - np.array([thing.radius for thing in things]) * full)
+    slack = np.maximum(0.0, size / 2 - np.array([thing.radius for thing in things]) * full)
     shifts = generator.uniform(-1.0, 1.0, centers.shape) * slack[:, None]
-    corners = np.clip(centers - size / 2 + shifts, 0, full - size).astype(int)
-    return np.stack(
-        [
-            picture[top : top + size, left : left + size]
-            for picture, (top, left) in zip(pictures, corners)
-        ]
-    )
+    corners: npt.NDArray[np.int64] = np.clip(
+        np.rint(centers - size / 2 + shifts), 0, full - size
+    ).astype(np.int64)
+    return corners
 
 
-def _step_loss(
-    model: Qwen2VLForConditionalGeneration,
-    classify: nn.Module,
-    seed: int,
-    stage: str,
-    pool: ScenePool,
-) -> StepLoss:
-    """Cross-entropy of the shape, colour and background that the mean image token tells."""
+class _Sharpness(nn.Module):
+    """A learnt factor of logits."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.logarithm = nn.Parameter(torch.tensor(value).log())
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits * self.logarithm.exp()
+
+
+def _place_loss(features: Tensor, places: npt.NDArray[np.float64] | None) -> Tensor:
+    """Mean squared error of the places that tokens tell, of (B, N, D) features."""
+    if places is None:
+        return features.new_zeros(())
+    directions = place_directions(features.shape[-1])
+    told = features.float() @ directions.T / directions.square().sum(dim=1)
+    return (told - place_codes(places)).square().sum(dim=-1).mean()
+
+
+def train_vision(
+    model: Any, architecture: Architecture, seed: int, steps: int, checkpoint: Checkpoint
+) -> None:
+    r"""Train the vision tower to tell shape, colour, stripes and background of crops, in place.
+
+    The mean of a crop's image tokens is scored against the language model's embeddings of words,
+    which rest.
+
+    Args:
+        model (transformers.PreTrainedModel): The model; only its vision tower changes.
+        architecture (Architecture): Its architecture.
+        seed (int): The seed of the training run.
+        steps (int): The number of steps.
+        checkpoint (Checkpoint): Where to resume from and to save to.
+    """
+    groups = [*(words[:-1] for words in WORD_GROUPS), BACKGROUNDS]
+    embeddings = model.lm_head.weight.detach().clone()
+    words = embeddings[token_ids(sum(groups, ()))]
+    sharpness = _Sharpness(1.0)
+    vision = architecture.vision(model)
+    trained = nn.ModuleList([vision, sharpness])
+    pool = ScenePool(seed, architecture.picture_size, 20, _WINDOW, objects=1)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = step_generator(seed, stage, step)
-        scenes, pictures = pool.draw(generator, step, _BATCH_SIZE)
-        grid = int(generator.choice(_GRIDS))
-        crops = crop_objects(scenes, pictures, grid * PATCH_SIZE, generator)
-        features = image_features(model, patches(crops, grid), grid)
-        logits = classify(features.mean(dim=1))
-        told = (
-            (scene.objects[0].shape, scene.objects[0].color, scene.background) for scene in scenes
-        )
-        groups = zip(_WORD_GROUPS, zip(*told), logits.split([len(g) for g in _WORD_GROUPS], dim=1))
+        generator = step_generator(seed, "vision", step)
+        size = int(generator.choice(architecture.crop_sizes))
+        examples = pool.draw(generator, step, min(96, _TOKENS_PER_STEP // size**2))
+        scenes = [example.scene for example in examples]
+        corners = crop_corners(scenes, architecture, size, generator)
+        features = architecture.crop_features(model, pictures_of(examples), corners, size)
+        logits = sharpness(features.float().mean(dim=1) @ words.T)
+        told = [(*object_words(scene.objects[0]), scene.background) for scene in scenes]
         losses, right = [], []
-        for words, truth, scores in groups:
-            labels = torch.tensor([words.index(word) for word in truth])
+        parts = logits.split([len(group) for group in groups], dim=1)
+        for group, truth, scores in zip(groups, zip(*told), parts):
+            labels = torch.tensor([group.index(word) for word in truth])
             losses.append(F.cross_entropy(scores, labels))
             right.append((scores.argmax(dim=1) == labels).float().mean().item())
         return torch.stack(losses).sum(), {"shapes": right[0], "colors": right[1]}
 
-    return step_loss
-
-
-def train_vision(
-    model: Qwen2VLForConditionalGeneration, seed: int, steps: int, checkpoint: Checkpoint
-) -> None:
-    r"""Train the vision tower to tell shape and colour through a linear classifier, in place.
-
-    Args:
-        model (transformers.Qwen2VLForConditionalGeneration): The model.
-        seed (int): The seed of the training run.
-        steps (int): The number of steps.
-        checkpoint (Checkpoint): Where to resume from and to save to.
-    """
-    width = model.config.get_text_config().hidden_size
-    classifier = nn.Linear(width, sum(map(len, _WORD_GROUPS)))
-    nn.init.zeros_(classifier.weight)
-    nn.init.zeros_(classifier.bias)
-    trained = nn.ModuleList([model.model.visual, classifier])
-    pool = ScenePool(seed, IMAGE_SIZE, rate=24, window=4096, objects=1)
-    step_loss = _step_loss(model, classifier, seed, "vision", pool)
-    fit(trained, trained.parameters(), step_loss, steps, 3e-3, checkpoint, "vision")
-
-
-class _WordClassifier(nn.Module):
-    """Scores features by the frozen embeddings of words, with a learnt temperature."""
-
-    embeddings: Tensor
-
-    def __init__(self, embeddings: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("embeddings", embeddings.detach().clone())
-        self.log_scale = nn.Parameter(torch.zeros(()))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features @ self.embeddings.T * self.log_scale.exp()
-
-
-def align_vision(
-    model: Qwen2VLForConditionalGeneration, seed: int, steps: int, checkpoint: Checkpoint
-) -> None:
-    r"""Train the vision tower to answer in the language model's own word embeddings, in place.
-
-    At the end its output is scaled to the length of a word embedding.
-
-    Args:
-        model (transformers.Qwen2VLForConditionalGeneration): The model; only its vision tower
-            changes.
-        seed (int): The seed of the training run.
-        steps (int): The number of steps.
-        checkpoint (Checkpoint): Where to resume from and to save to.
-    """
-    words = token_ids([word for group in _WORD_GROUPS for word in group])
-    embeddings = model.lm_head.weight[words]
-    classifier = _WordClassifier(embeddings)
-    trained = nn.ModuleList([model.model.visual, classifier])
-    pool = ScenePool(seed + 1, IMAGE_SIZE, rate=24, window=4096, objects=1)
-    step_loss = _step_loss(model, classifier, seed, "alignment", pool)
-    fit(trained, trained.parameters(), step_loss, steps, 1e-3, checkpoint, "alignment")
-    _match_length(model, pool, embeddings)
+    fit(trained, trained, step_loss, steps, 3e-3, checkpoint, "vision")
+    _match_length(model, architecture, seed, words)
 
 
 @torch.no_grad()
-def _match_length(
-    model: Qwen2VLForConditionalGeneration, pool: ScenePool, embeddings: Tensor
-) -> None:
+def _match_length(model: Any, architecture: Architecture, seed: int, words: Tensor) -> None:
     """Scale the projection so that image tokens are as long as word embeddings, on average."""
-    _, pictures = pool.draw(np.random.default_rng(0), 0, _BATCH_SIZE)
-    grid = IMAGE_SIZE // PATCH_SIZE
-    features = image_features(model, patches(pictures, grid), grid)
-    projection = model.model.visual.merger.mlp[2]
-    ratio = embeddings.norm(dim=-1).mean() / features.norm(dim=-1).mean()
+    pool = ScenePool(seed + 1, architecture.picture_size, 1, 32)
+    examples = pool.draw(np.random.default_rng(0), 0, 32)
+    features = architecture.features(model, pictures_of(examples), architecture.native_view)
+    projection = architecture.projection(model)
+    ratio = words.norm(dim=-1).mean() / features.float().norm(dim=-1).mean()
     projection.weight.mul_(ratio)
     projection.bias.mul_(ratio)
+
+
+def ground_vision(
+    model: Any,
+    architecture: Architecture,
+    seed: int,
+    steps: int,
+    contact: float,
+    checkpoint: Checkpoint,
+) -> None:
+    r"""Train the vision tower's single tokens to say the words of the scene, in place.
+
+    The loss is :func:`~captum_mllm.demo.image_words.image_word_loss` on what the tokens say by the
+    language model's embeddings, which rest; the pictures are crops at first. Where the decoder
+    cannot tell rows and columns, the tokens learn to tell their own place as well.
+
+    Args:
+        model (transformers.PreTrainedModel): The model; only its vision tower changes.
+        architecture (Architecture): Its architecture.
+        seed (int): The seed of the training run.
+        steps (int): The number of steps.
+        contact (float): Share of the scenes in which objects touch, in 0 to 1.
+        checkpoint (Checkpoint): Where to resume from and to save to.
+    """
+    embeddings = model.lm_head.weight.detach().clone()
+    sharpness = _Sharpness(3.0)
+    trained = nn.ModuleList([architecture.vision(model), sharpness])
+    side = architecture.picture_size
+    single = ScenePool(seed + 2, side, 16, _WINDOW, objects=1)
+    several = ScenePool(seed + 2, side, 8, _WINDOW, contact=contact)
+    views = [view for view in architecture.views if view <= architecture.native_view]
+
+    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = step_generator(seed, "grounding", step)
+        crops = step < 0.35 * steps
+        if crops:
+            size = int(generator.choice(architecture.crop_sizes))
+            examples = single.draw(generator, step, min(96, _TOKENS_PER_STEP // size**2))
+            scenes = [example.scene for example in examples]
+            corners = crop_corners(scenes, architecture, size, generator)
+            features = architecture.crop_features(model, pictures_of(examples), corners, size)
+            area = OBJECT_AREA * (architecture.crop_grid / size) ** 2
+            place_loss = features.new_zeros(())
+        else:
+            view = int(generator.choice(views))
+            tokens = len(architecture.token_centers(view))
+            examples = several.draw(generator, step, min(64, _TOKENS_PER_STEP // tokens))
+            scenes = [example.scene for example in examples]
+            features = architecture.features(model, pictures_of(examples), view)
+            area = OBJECT_AREA
+            place_loss = _place_loss(features, architecture.token_places(view))
+        logits = [sharpness(part) for part in group_logits(embeddings, features)]
+        loss = image_word_loss(logits, scenes, area)
+        return loss + _PLACE_WEIGHT * place_loss, {
+            "image": loss.item(),
+            "places": place_loss.item(),
+            "shapes": _best(logits[0], [[t.shape for t in s.objects] for s in scenes], 0),
+            "colors": _best(logits[1], [[t.color for t in s.objects] for s in scenes], 1),
+        }
+
+    fit(trained, trained, step_loss, steps, 2e-3, checkpoint, "grounding")
+
+
+def _best(logits: Tensor, spoken: list[list[str]], group: int) -> float:
+    """How often the most spoken word of a group is due to the scene."""
+    best = logits[..., :-1].softmax(dim=-1).mean(dim=1).argmax(dim=1).tolist()
+    return float(np.mean([WORD_GROUPS[group][word] in due for word, due in zip(best, spoken)]))

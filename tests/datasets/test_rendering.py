@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from captum_mllm.datasets.rendering import render
-from captum_mllm.datasets.scenes import COLORS, Scene, SceneObject, counterfactual, sample_scene
+from captum_mllm.datasets.sampling import sample_scene
+from captum_mllm.datasets.scenes import BACKGROUND, COLORS, Scene, SceneObject, counterfactual
 from captum_mllm.datasets.shapes import EXTENT, SHAPES
 from tests.datasets.point_in_shape import contains
 
@@ -123,3 +124,12 @@ def test_scene_without_objects_is_all_background() -> None:
     rendered = render(Scene(()), 16)
     assert rendered.masks.shape == (0, 16, 16)
     assert rendered.background.all()
+
+
+def test_region_joins_objects_and_background() -> None:
+    rendered = render(sample_scene(3, objects=3, contact=1.0), 48)
+    np.testing.assert_array_equal(rendered.region((1,)), rendered.masks[1])
+    np.testing.assert_array_equal(rendered.region((0, 2)), rendered.masks[0] | rendered.masks[2])
+    np.testing.assert_array_equal(rendered.region((BACKGROUND,)), rendered.background)
+    assert not rendered.region(()).any()
+    assert rendered.region((BACKGROUND, 0, 1, 2)).all()

@@ -1,95 +1,26 @@
-"""Sampling of scenes: reproducible, within bounds, as frequent as stated."""
+"""Scenes and their objects: checked, located, and changed one object at a time."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from captum_mllm.datasets.scenes import (
-    COLORS,
-    TYPICAL_COLOR,
-    TYPICAL_PARTNER,
-    Scene,
-    SceneObject,
-    counterfactual,
-    sample_scene,
-)
-from captum_mllm.datasets.shapes import SHAPES
+from captum_mllm.datasets.sampling import sample_scene
+from captum_mllm.datasets.scenes import Scene, SceneObject, counterfactual
+from tests.datasets.point_in_shape import contains
 
 
-def _left_to_right(scene: Scene) -> list[SceneObject]:
-    return [scene.objects[index] for index in scene.reading_order()]
-
-
-def test_equal_seeds_give_equal_scenes_and_others_do_not() -> None:
-    scenes = [sample_scene(seed) for seed in range(20)]
-    assert scenes == [sample_scene(np.random.default_rng(seed)) for seed in range(20)]
-    assert len(set(scenes)) == 20
-
-
-@pytest.mark.parametrize("objects", [1, 2, 3, 4, 5])
-def test_objects_are_apart_within_the_picture_and_differ_in_looks(objects: int) -> None:
-    for seed in range(40):
-        scene = sample_scene(seed, objects=objects)
-        assert len(scene.objects) == objects
-        for thing in scene.objects:
-            assert thing.radius < min(thing.x, thing.y, 1 - thing.x, 1 - thing.y)
-        for one, other in itertools.combinations(scene.objects, 2):
-            apart = math.hypot(one.x - other.x, one.y - other.y)
-            assert apart > one.radius + other.radius
-            assert (one.shape, one.color) != (other.shape, other.color)
-
-
-def test_occlusion_lets_objects_overlap() -> None:
-    def overlaps(scene: Scene) -> bool:
-        return any(
-            math.hypot(one.x - other.x, one.y - other.y) < one.radius + other.radius
-            for one, other in itertools.combinations(scene.objects, 2)
-        )
-
-    assert sum(overlaps(sample_scene(seed, 3, occlusion=0.5)) for seed in range(100)) > 20
-
-
-@pytest.mark.parametrize("prior", [0.0, 0.4, 0.8])
-def test_prior_adds_its_strength_to_the_chance_of_typical_looks(prior: float) -> None:
-    generator = np.random.default_rng(5)
-    typical_colors, typical_partners = [], []
-    for _ in range(3000):
-        left, right = _left_to_right(sample_scene(generator, objects=2, prior=prior))
-        typical_colors.append(left.color == TYPICAL_COLOR[left.shape])
-        typical_partners.append(right.shape == TYPICAL_PARTNER[left.shape])
-    expected = prior + (1 - prior) / 8
-    # Five standard errors of 3000 draws; partners are drawn again after the rare equal looks.
-    assert abs(np.mean(typical_colors) - expected) < 0.046
-    assert abs(np.mean(typical_partners) - expected) < 0.056
-
-
-def test_without_prior_all_shapes_and_colors_are_equally_frequent() -> None:
-    generator = np.random.default_rng(6)
-    things = [sample_scene(generator, objects=1).objects[0] for _ in range(4000)]
-    for name in SHAPES:
-        assert abs(np.mean([thing.shape == name for thing in things]) - 1 / 8) < 0.027
-    for name in COLORS:
-        assert abs(np.mean([thing.color == name for thing in things]) - 1 / 8) < 0.027
-
-
-def test_similar_objects_share_a_shape_or_a_color() -> None:
-    for seed in range(50):
-        one, other = sample_scene(seed, objects=2, similarity=1.0).objects
-        assert (one.shape == other.shape) != (one.color == other.color)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"objects": 0}, {"objects": 6}, {"prior": -0.1}, {"prior": float("nan")}, {"occlusion": 0.6}],
-)
-def test_arguments_out_of_range_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(options))):
-        sample_scene(0, **options)  # type: ignore[arg-type]
+def test_objects_contain_the_points_of_their_shape() -> None:
+    thing = SceneObject("moon", "red", x=0.4, y=0.6, radius=0.2, rotation=0.7)
+    generator = np.random.default_rng(0)
+    x, y = generator.uniform(0.1, 0.9, (2, 300))
+    found = thing.contains(x, y)
+    assert 20 < found.sum() < 280
+    for inside, px, py in zip(found, x, y):
+        turned = complex(px - 0.4, py - 0.6) / 0.2 * np.exp(-0.7j)
+        assert inside == contains("moon", turned.real, turned.imag)
 
 
 def test_unknown_looks_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Losses that hold image tokens to the words of the caption, against sums written out."""
+"""Losses that hold image tokens to the words of a scene, against sums written out."""
 
 from __future__ import annotations
 
@@ -6,97 +6,96 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from captum_mllm.datasets.scenes import COLORS, Scene, SceneObject, sample_scene
-from captum_mllm.datasets.shapes import SHAPES
-from captum_mllm.demo.architecture import VOCABULARY
-from captum_mllm.demo.grounding_stage import WordShares, word_targets
-from captum_mllm.demo.image_word_loss import (
-    OBJECT_AREA,
+from captum_mllm.datasets.sampling import sample_scene
+from captum_mllm.datasets.scenes import Scene, SceneObject
+from captum_mllm.demo.image_words import (
+    WORD_GROUPS,
+    group_logits,
     image_consistency_loss,
     image_word_loss,
+    object_words,
 )
+from captum_mllm.demo.vocabulary import VOCABULARY
+
+STAR = SceneObject("star", "red", x=0.5, y=0.5, radius=0.1)
 
 
-def _written_out(logits: torch.Tensor, scenes: list[Scene]) -> float:
+def _random_logits(pictures: int, tokens: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(pictures, tokens, len(group), generator=generator) for group in WORD_GROUPS]
+
+
+def _written_out(logits: list[Tensor], scenes: list[Scene], area: float) -> float:
     total = 0.0
-    for rows, scene in zip(logits.double(), scenes):
-        for attribute, words in (("shape", list(SHAPES)), ("color", list(COLORS))):
-            choices = [*words, "background"]
-            shares = dict.fromkeys(choices, 0.0)
+    for number, group in enumerate(WORD_GROUPS):
+        for rows, scene in zip(logits[number].double(), scenes):
+            shares = dict.fromkeys(group, 0.0)
             for row in rows:
-                weights = [math.exp(row[VOCABULARY.index(word)].item()) for word in choices]
-                for word, weight in zip(choices, weights):
+                weights = [math.exp(value) for value in row.tolist()]
+                for word, weight in zip(group, weights):
                     shares[word] += weight / sum(weights) / len(rows)
             due = 1.0
             for thing in scene.objects:
-                total -= OBJECT_AREA * math.log(shares[getattr(thing, attribute)]) / len(scenes)
-                due -= OBJECT_AREA
+                word = object_words(thing)[number]
+                total -= area * math.log(shares[word]) / len(scenes)
+                due -= area
             total -= due * math.log(shares["background"]) / len(scenes)
     return total
 
 
-def test_image_word_loss_is_the_cross_entropy_of_mean_shares() -> None:
+def test_groups_hold_the_words_of_objects() -> None:
+    striped = SceneObject("ring", "cyan", x=0.5, y=0.5, radius=0.1, striped=True)
+    assert object_words(STAR) == ("star", "red", "plain")
+    assert object_words(striped) == ("ring", "cyan", "striped")
+
+
+def test_logits_are_those_of_the_words() -> None:
+    embeddings = torch.eye(len(VOCABULARY))
+    states = torch.randn(2, 3, len(VOCABULARY), generator=torch.Generator().manual_seed(0))
+    for group, logits in zip(WORD_GROUPS, group_logits(embeddings, states)):
+        assert torch.equal(logits, states[..., [VOCABULARY.index(word) for word in group]])
+
+
+@pytest.mark.parametrize("area", [0.06, 0.2])
+def test_image_word_loss_is_the_cross_entropy_of_mean_shares(area: float) -> None:
     scenes = [sample_scene(seed, similarity=0.5) for seed in range(4)]
-    logits = torch.randn(4, 9, len(VOCABULARY), generator=torch.Generator().manual_seed(0))
-    expected = _written_out(logits, scenes)
-    assert image_word_loss(logits, scenes).item() == pytest.approx(expected, abs=1e-4)
+    logits = _random_logits(4, 9, seed=0)
+    expected = _written_out(logits, scenes, area)
+    assert image_word_loss(logits, scenes, area).item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_image_word_loss_is_least_where_objects_are_said_once_each() -> None:
-    scene = Scene((SceneObject("star", "red", x=0.5, y=0.5, radius=0.1),))
+def test_image_word_loss_is_least_where_objects_are_said_over_their_area() -> None:
+    def loss(tokens: int) -> float:
+        logits = [torch.zeros(1, 20, len(group)) for group in WORD_GROUPS]
+        for group, word, part in zip(WORD_GROUPS, object_words(STAR), logits):
+            part[0, :tokens, group.index(word)] = 30
+            part[0, tokens:, -1] = 30
+        return image_word_loss(logits, [Scene((STAR,))], area=0.1).item()
 
-    def loss(said: dict[str, int]) -> float:
-        logits = torch.zeros(1, 20, len(VOCABULARY))
-        for word in ("star", "red"):
-            logits[0, : said.get(word, 0), VOCABULARY.index(word)] = 30
-            logits[0, said.get(word, 0) :, VOCABULARY.index("background")] += 15
-        return image_word_loss(logits, [scene]).item()
-
-    least = loss({"star": 1, "red": 1})
-    assert least == pytest.approx(2 * -(0.05 * math.log(0.05) + 0.95 * math.log(0.95)), abs=1e-4)
-    for other in ({}, {"star": 1}, {"star": 10, "red": 10}):
-        assert loss(other) > least + 0.05
-
-
-@pytest.mark.parametrize("window", [0.5, 1.0])
-def test_word_targets_share_out_the_picture(window: float) -> None:
-    scenes = [sample_scene(seed, objects=1 + seed % 3) for seed in range(12)]
-    if window < 1:
-        scenes = [scene for scene in scenes if len(scene.objects) == 1]
-    targets = word_targets(scenes, window)
-    assert (targets >= 0).all()
-    torch.testing.assert_close(targets.sum(dim=1), torch.ones(len(scenes)))
-    for row, scene in zip(targets, scenes):
-        background = row[-3:].sum().item()
-        assert background == pytest.approx(1 - 0.05 / window**2 * len(scene.objects), abs=1e-5)
-
-
-def test_word_shares_of_an_embedding_are_all_its_own() -> None:
-    embeddings = 10 * torch.eye(len(VOCABULARY))
-    features = embeddings[VOCABULARY.index("star")].expand(1, 4, -1)
-    shares = WordShares(embeddings)(features)
-    torch.testing.assert_close(shares.max(), torch.tensor(1.0))
-    assert shares.argmax().item() == SHAPES.index("star")
+    least = 3 * -(0.1 * math.log(0.1) + 0.9 * math.log(0.9))
+    assert loss(2) == pytest.approx(least, abs=1e-4)
+    assert min(loss(0), loss(1), loss(4)) > least + 0.05
 
 
 def test_consistency_is_least_where_the_end_says_what_the_beginning_said() -> None:
-    generator = torch.Generator().manual_seed(1)
-    entering = torch.randn(2, 5, len(VOCABULARY), generator=generator)
-    least = image_consistency_loss(3 * entering, entering).item()
+    entering = _random_logits(2, 5, seed=1)
+    sharp = [3 * part for part in entering]
     expected = 0.0
-    for words in (list(SHAPES), list(COLORS)):
-        choices = [VOCABULARY.index(word) for word in [*words, "background"]]
-        for row in 3 * entering[..., choices].double().flatten(0, 1):
+    for part in sharp:
+        for row in part.double().flatten(0, 1):
             probabilities = [math.exp(value) / row.exp().sum().item() for value in row.tolist()]
             expected -= sum(p * math.log(p) for p in probabilities) / 10
-    assert least == pytest.approx(expected, abs=1e-4)
-    other = torch.randn(2, 5, len(VOCABULARY), generator=generator)
-    assert image_consistency_loss(3 * other, entering).item() > least + 0.5
+    assert image_consistency_loss(sharp, entering).item() == pytest.approx(expected, abs=1e-4)
+    other = [3 * part for part in _random_logits(2, 5, seed=2)]
+    assert image_consistency_loss(other, entering).item() > expected + 0.5
 
 
 def test_consistency_moves_the_end_and_not_the_beginning() -> None:
-    entering, logits = (torch.randn(1, 4, len(VOCABULARY), requires_grad=True) for _ in range(2))
-    image_consistency_loss(logits, entering).backward()
-    assert entering.grad is None
-    assert logits.grad is not None and logits.grad.abs().max() > 0
+    leaving = [part.requires_grad_() for part in _random_logits(1, 4, seed=3)]
+    entering = [part.requires_grad_() for part in _random_logits(1, 4, seed=4)]
+    image_consistency_loss(leaving, entering).backward()
+    for end, beginning in zip(leaving, entering):
+        assert beginning.grad is None
+        assert end.grad is not None and end.grad.abs().max() > 0
