@@ -12,6 +12,10 @@ from captum_mllm.attr.context_suppression import ContextSuppression, context_sco
 from captum_mllm.attr.rank_biased_overlap import rank_biased_overlap
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.states import States
+from captum_mllm.models.targets import is_integer
+
+#: Length of the rankings in the paper.
+TOP_K = 50
 
 
 class ARC(ContextSuppression):
@@ -31,7 +35,8 @@ class ARC(ContextSuppression):
 
     Args:
         attribution_method (Attribution): the base, LogitLens or MSEA around it in the paper.
-        top_k (int): length of the rankings, cut to the vocabulary's size. Default: 50
+        top_k (int, optional): length of the rankings, 1 to the vocabulary's size.
+            Default: None, 50 as in the paper, or all of a smaller vocabulary
         persistence (float): p of the rank-biased overlap, in (0, 1). Default: 0.9
         suppress (str): which words count as interference, "irrelevant" or "relevant" ones.
             Default: "irrelevant"
@@ -44,8 +49,8 @@ class ARC(ContextSuppression):
 
     Raises:
         TypeError: if the method is not an attribution on an MLLM.
-        ValueError: for a ``top_k`` that is not a whole number from 1 on, a ``persistence`` outside
-            of (0, 1), or an unknown ``suppress``.
+        ValueError: for a ``top_k`` that is not a whole number from 1 to the vocabulary's size, a
+            ``persistence`` outside of (0, 1), or an unknown ``suppress``.
 
     Examples::
         >>> from PIL import Image
@@ -62,7 +67,7 @@ class ARC(ContextSuppression):
     def __init__(
         self,
         attribution_method: Attribution,
-        top_k: int = 50,
+        top_k: int | None = None,
         persistence: float = 0.9,
         suppress: Literal["irrelevant", "relevant"] = "irrelevant",
         image_agreement: bool = False,
@@ -70,8 +75,11 @@ class ARC(ContextSuppression):
         filter_size: int | None = None,
     ) -> None:
         super().__init__(attribution_method, normalize, filter_size)
-        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-            raise ValueError(f"top_k={top_k!r}, expected a whole number from 1 on")
+        size = self.forward_func.vocabulary.size
+        if top_k is not None and not (is_integer(top_k) and 1 <= top_k <= size):
+            raise ValueError(
+                f"top_k={top_k!r}, expected a whole number from 1 to the vocabulary's size, {size}"
+            )
         if not 0 < persistence < 1:
             raise ValueError(f"persistence={persistence}, expected a number in (0, 1)")
         if suppress not in ("irrelevant", "relevant"):
@@ -118,4 +126,4 @@ class ARC(ContextSuppression):
 
     def _top(self, hidden: Tensor) -> Tensor:
         vocabulary = self.forward_func.vocabulary
-        return vocabulary.rankings(hidden, min(self.top_k, vocabulary.size))
+        return vocabulary.rankings(hidden, self.top_k or min(TOP_K, vocabulary.size))

@@ -258,7 +258,7 @@ def test_rankings_of_the_same_states_are_made_once() -> None:
     assert made == [2, 3]
 
 
-def test_top_k_is_cut_to_the_vocabulary() -> None:
+def test_the_default_ranking_is_all_of_a_small_vocabulary() -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
     states = mllm.states(PICTURE, mllm.query())
     all_of_it = ARC(LogitLens(mllm), top_k=4).correlation(states)
@@ -364,7 +364,7 @@ def test_what_is_not_an_attribution_on_an_mllm_is_refused() -> None:
             TAM(method)
     with pytest.raises(TypeError, match="wrap the model as MLLM"):
         LogitLens(ConvolutionalClassifier())
-    for top_k in (0, -1, 2.5, True, None, "3"):
+    for top_k in (0, -1, 2.5, True, "3", mllm.vocabulary.size + 1):
         with pytest.raises(ValueError, match=f"top_k={top_k!r}, expected a whole number"):
             ARC(LogitLens(mllm), top_k=top_k)
     with pytest.raises(ValueError, match=r"persistence=1\.0"):
