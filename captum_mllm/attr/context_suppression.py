@@ -41,8 +41,8 @@ def suppress_context(maps: Tensor, context_maps: Tensor, weights: Tensor) -> Ten
     part. What cancels but for rounding becomes zero.
 
     Args:
-        maps (Tensor): maps to clean, of shape (N, *map), any floating dtype.
-        context_maps (Tensor): maps of the context, of shape (M, *map).
+        maps (Tensor): maps to clean, of shape ``(N, *map)``, any floating dtype.
+        context_maps (Tensor): maps of the context, of shape ``(M, *map)``.
         weights (Tensor): weight of each context map for each map, at least 0, shape (N, M).
 
     Returns:

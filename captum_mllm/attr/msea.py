@@ -147,6 +147,7 @@ class MSEA(Attribution):
                 gets the very tensor that was given. One scale is run at a time.
                 Default: (0.5, 1.0, 1.5, 2.0)
             weights (str or Sequence[float], optional): How much each scale counts.
+
                 - ``"uniform"``: all the same.
                 - ``"confidence"``: for each example by the probability that the model gives the
                   target there, so that a scale at which the decision changed does not speak for
@@ -156,6 +157,7 @@ class MSEA(Attribution):
                   returns a tensor (N,), is asked instead: needed where outputs are not logits.
                   Where it is 0 at all scales, they count the same. Costs a forward pass per scale.
                 - one number per scale, none negative, not all 0.
+
                 Default: "uniform"
             normalize (str, optional): Divides the map of each scale and example, once it has the
                 output size, by its largest absolute value (``"max"``) or the sum of its absolute
@@ -185,6 +187,7 @@ class MSEA(Attribution):
                 Default: False
             **kwargs (Any, optional): Arguments of the wrapped method, passed on as they are,
                 except for those that lie on the pixels and are resized along:
+
                 - ``baselines``: tensors, like the inputs. Numbers, None and callables are passed
                   on as they are.
                 - ``feature_mask``: by nearest neighbour; every segment must keep a pixel.

@@ -100,7 +100,7 @@ class Layout:
                 Default: ``grid``, as fine as the finest piece.
 
         Returns:
-            Tensor: maps of shape (..., *size), of the dtype and on the device of ``values``.
+            Tensor: maps of shape ``(..., *size)``, of the dtype and on the device of ``values``.
 
         Raises:
             ValueError: if the last dimension of ``values`` is not ``n_tokens``.

@@ -42,7 +42,7 @@ class States:
 
     @property
     def context(self) -> Tensor:
-        """What stands for each token as context: words of the prompt by their own state, words of
+        """What stands for each token as context, words of the prompt by their own state, words of
         the answer by the state that predicts them, shape (B, P + T, d)."""
         return torch.cat([self.words, self.predicting[:, self.n_words :]], dim=1)
 
