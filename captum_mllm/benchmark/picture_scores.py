@@ -1,0 +1,68 @@
+"""All scores of one picture under one model."""
+
+from __future__ import annotations
+
+from captum_mllm import MLLM
+from captum_mllm.benchmark.cases import Case
+from captum_mllm.benchmark.catalogue import METHODS
+from captum_mllm.benchmark.consistency import agreement_scores, target_scores
+from captum_mllm.benchmark.examples import Example
+from captum_mllm.benchmark.faithfulness import Faithfulness
+from captum_mllm.benchmark.localization import localization_scores
+from captum_mllm.benchmark.method import Method
+from captum_mllm.benchmark.record import Record
+from captum_mllm.benchmark.score import Scores
+from captum_mllm.benchmark.settings import Settings
+
+
+def score_picture(mllm: MLLM, name: str, example: Example, settings: Settings) -> Record:
+    r"""
+    Explain a captioned picture with each method, and score what they say.
+
+    Args:
+        mllm (MLLM): The model.
+        name (str): The model's name.
+        example (Example): The picture and its caption.
+        settings (Settings): The methods and metrics.
+
+    Returns:
+        Record: The scores.
+
+    Raises:
+        RuntimeError: If a method fails on this picture.
+    """
+    case = Case(mllm, example)
+    faithfulness = Faithfulness(case, settings.baseline, settings.steps)
+    methods: dict[str, Scores] = {}
+    with case.sharing():
+        for method in (METHODS[name] for name in settings.methods):
+            if example.number % method.every:
+                continue
+            try:
+                methods[method.name] = _score(method, case, faithfulness, settings)
+            except Exception as error:
+                raise RuntimeError(
+                    f"{method.name} fails on {name}, {example.style} {example.number}: {error}"
+                ) from error
+        consistent = "consistency" in settings.metrics
+        return Record(
+            model=name,
+            style=example.style,
+            number=example.number,
+            methods=methods,
+            targets=target_scores(case) if consistent else {},
+            agreement=agreement_scores(case) if consistent else {},
+        )
+
+
+def _score(method: Method, case: Case, faithfulness: Faithfulness, settings: Settings) -> Scores:
+    maps = method.explain(case).detach().float().cpu().clamp_min(0)
+    scores: Scores = {}
+    if "localization" in settings.metrics:
+        scores |= localization_scores(case, method, maps)
+    if "causal" in settings.metrics:
+        scores |= faithfulness.causal(maps)
+    wanted = "curves" in settings.metrics and method.role != "sweep"
+    if wanted and case.example.number % settings.curves_every == 0:
+        scores |= faithfulness.curves(maps)
+    return scores
