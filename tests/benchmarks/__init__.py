@@ -1,0 +1,1 @@
+"""What explanations cost, beside the forward passes they need."""
