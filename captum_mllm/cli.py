@@ -24,6 +24,7 @@ from captum_mllm import (
     MLLMAttributionResult,
     __version__,
 )
+from captum_mllm.benchmark.command import add_parser as add_benchmark
 from captum_mllm.demo import DEMO_PROMPT, demo_picture
 
 DEMO_MODEL = "demo/qwen2-vl"
@@ -227,6 +228,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where the page, the maps and the result go (default: %(default)s)",
     )
     add("--quiet", action="store_true", help="no progress, only the answer and the paths")
+    add_benchmark(commands)
     return parser
 
 

@@ -80,7 +80,7 @@ class MLLMAttributionResult(LLMAttributionResult):
         image_attr, token_attr, output_probs = (
             part.detach().float().cpu() for part in (image_attr, token_attr, output_probs)
         )
-        _check_parts(
+        result_parts.check_parts(
             input_tokens,
             output_tokens,
             image_attr,
@@ -291,39 +291,3 @@ class MLLMAttributionResult(LLMAttributionResult):
                 f"{len(everything)} tokens of the answer"
             )
         return chosen
-
-
-def _check_parts(
-    input_tokens: list[str],
-    output_tokens: list[str],
-    image_attr: Tensor,
-    token_attr: Tensor,
-    output_probs: Tensor,
-    n_prompt: int,
-    words: Sequence[Word],
-    top_predictions: Sequence[Sequence[tuple[str, float]]],
-    scales: Sequence[ScaleResult],
-) -> None:
-    n_tokens = len(output_tokens)
-    fits = (
-        image_attr.ndim == 3
-        and 0 <= n_prompt < len(input_tokens)
-        and n_tokens in (len(input_tokens), len(input_tokens) - n_prompt)
-        and token_attr.shape == (n_tokens, len(input_tokens))
-        and output_probs.shape == (n_tokens,)
-        and len(image_attr) == len(top_predictions) == n_tokens
-        and [token for word in words for token in word] == list(range(n_tokens))
-        and all(
-            scale.image_attr.ndim == 3 and len(scale.image_attr) == n_tokens for scale in scales
-        )
-    )
-    if not fits:
-        raise ValueError(
-            f"the parts of the result do not fit each other: {n_tokens} output tokens, "
-            f"{len(input_tokens)} input tokens, maps {tuple(image_attr.shape)}, weights "
-            f"{tuple(token_attr.shape)}, {len(top_predictions)} lists of predictions"
-        )
-    parts = {"image_attr": image_attr, "token_attr": token_attr, "output_probs": output_probs}
-    for name, part in parts.items():
-        if not part.isfinite().all():
-            raise ValueError(f"{name} has numbers that are not finite, expected none")

@@ -1,7 +1,8 @@
-"""A result as tensors and facts, the form in which it is stored, and back."""
+"""The parts of a result: whether they fit each other, and the form in which they are stored."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from captum_mllm.attr.scale_result import ScaleResult
 from captum_mllm.models.pixels import to_pil, to_tensor
+from captum_mllm.models.words import Word
 
 if TYPE_CHECKING:
     from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
@@ -76,3 +78,40 @@ def put_together(tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str,
             for index, scale in enumerate(facts["scales"])
         ],
     }
+
+
+def check_parts(
+    input_tokens: list[str],
+    output_tokens: list[str],
+    image_attr: Tensor,
+    token_attr: Tensor,
+    output_probs: Tensor,
+    n_prompt: int,
+    words: Sequence[Word],
+    top_predictions: Sequence[Sequence[tuple[str, float]]],
+    scales: Sequence[ScaleResult],
+) -> None:
+    r"""Raise ``ValueError`` where the parts do not fit each other, or a number is not finite."""
+    n_tokens = len(output_tokens)
+    fits = (
+        image_attr.ndim == 3
+        and 0 <= n_prompt < len(input_tokens)
+        and n_tokens in (len(input_tokens), len(input_tokens) - n_prompt)
+        and token_attr.shape == (n_tokens, len(input_tokens))
+        and output_probs.shape == (n_tokens,)
+        and len(image_attr) == len(top_predictions) == n_tokens
+        and [token for word in words for token in word] == list(range(n_tokens))
+        and all(
+            scale.image_attr.ndim == 3 and len(scale.image_attr) == n_tokens for scale in scales
+        )
+    )
+    if not fits:
+        raise ValueError(
+            f"the parts of the result do not fit each other: {n_tokens} output tokens, "
+            f"{len(input_tokens)} input tokens, maps {tuple(image_attr.shape)}, weights "
+            f"{tuple(token_attr.shape)}, {len(top_predictions)} lists of predictions"
+        )
+    parts = {"image_attr": image_attr, "token_attr": token_attr, "output_probs": output_probs}
+    for name, part in parts.items():
+        if not part.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite, expected none")
