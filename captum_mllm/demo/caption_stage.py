@@ -45,7 +45,7 @@ _CURRICULUM = (
     _Phase(0.0, objects=1, vision=False),
     _Phase(0.03, vision=False),
     _Phase(0.06),
-    _Phase(0.6, all_views=True),
+    _Phase(0.5, all_views=True),
 )
 
 

@@ -29,7 +29,7 @@ PRIOR = 0.3
 #: Share of the scenes, of two or three objects, in which two objects touch.
 CONTACT = 0.25
 
-_STEPS = {"language": 700, "vision": 1200, "grounding": 500, "captions": 3000}
+_STEPS = {"language": 700, "vision": 1200, "grounding": 500, "captions": 6000}
 
 
 def _stages(
