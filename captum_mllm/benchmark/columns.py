@@ -30,12 +30,14 @@ class Column:
         statistic (Callable): From the means over pictures of the total and the count of each
             score to its value. Default: the mean over words, total by count.
         higher_is_better (bool): Whether large values are good. Default: True
+        is_share (bool): Whether it is a share of one, shown in percent. Default: True
     """
 
     title: str
     scores: tuple[str, ...]
     statistic: Callable[..., Tensor] = _pooled
     higher_is_better: bool = True
+    is_share: bool = True
 
 
 #: Where maps lie.
@@ -69,7 +71,7 @@ COMPARED: tuple[Column, ...] = tuple(
 #: What the model says of the caption at a scale.
 TARGETS: tuple[Column, ...] = (
     Column("probability", ("probability",)),
-    Column("rank", ("rank",), higher_is_better=False),
+    Column("rank", ("rank",), higher_is_better=False, is_share=False),
     Column("first choice", ("first",)),
     Column("probability, nouns and attributes", ("content_probability",)),
     Column("first choice, nouns and attributes", ("content_first",)),

@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-
-from torch import Tensor
+from typing import Any
 
 from captum_mllm import ARC, MLLM, TAM
 from captum_mllm.benchmark.cases import Base
 from captum_mllm.benchmark.lens_probability import LensProbability
-from captum_mllm.benchmark.map_function import MapFunction
+from captum_mllm.benchmark.map_function import geometric_mean
 from captum_mllm.benchmark.method import DEFAULT_SCALES, Explain, Method, Wrapper, attribution
 from captum_mllm.benchmark.methods import ATTENTION, GRAD_CAM, LENS, ROLLOUT
 from captum_mllm.benchmark.picture_contrast import PictureContrast
-
-
-def lens_x_attention(mllm: MLLM) -> MapFunction:
-    r"""
-    What an image token says, where the word attends to it: the product of lens and attention.
-
-    The lens reads the word alone, so it does not tell two stars apart; attention does.
-
-    Args:
-        mllm (MLLM): The model.
-
-    Returns:
-        MapFunction: The method.
-    """
-    return MapFunction(_product, LENS(mllm), ATTENTION(mllm))
-
-
-def rank_x_attention(mllm: MLLM) -> MapFunction:
-    r"""The same with the reciprocal rank of the word among all words in place of its logit."""
-    return MapFunction(_product, LensProbability(mllm, "reciprocal rank"), ATTENTION(mllm))
 
 
 def lens_contrast(mllm: MLLM) -> PictureContrast:
@@ -40,18 +19,19 @@ def lens_contrast(mllm: MLLM) -> PictureContrast:
     return PictureContrast(LENS(mllm))
 
 
-def _product(first: Tensor, second: Tensor) -> Tensor:
-    return first.relu() * second.relu()
-
-
-def _weighed_by_area(base: Base, wrapper: Wrapper | None = None) -> Explain:
+def _weighed_by_area(
+    base: Base | tuple[Base, ...], wrapper: Wrapper | None = None, **options: Any
+) -> Explain:
     """MSEA of attention or gradients, whose values get smaller as tokens get more."""
     weights = [scale**2 for scale in DEFAULT_SCALES]
-    return attribution(base, wrapper, DEFAULT_SCALES, weights=weights)
+    return attribution(base, wrapper, DEFAULT_SCALES, weights=weights, **options)
 
 
 _arc, _tam = partial(ARC, normalize=False), partial(TAM, normalize=False, filter_size=None)
 _contrast = partial(LensProbability, reading="contrast")
+_rank = partial(LensProbability, reading="reciprocal rank")
+# The lens reads the word alone, so it does not tell two stars apart; attention does.
+_LENS_ATTENTION = (LENS, ATTENTION)
 
 COMBINATIONS: tuple[Method, ...] = (
     Method("attention-msea", _weighed_by_area(ATTENTION), "combination"),
@@ -59,9 +39,26 @@ COMBINATIONS: tuple[Method, ...] = (
     Method("tam-attention-msea", _weighed_by_area(ATTENTION, _tam), "combination"),
     Method("rollout-msea", _weighed_by_area(ROLLOUT), "combination"),
     Method("grad-cam-msea", _weighed_by_area(GRAD_CAM), "combination", every=5),
-    Method("lens-x-attention", attribution(lens_x_attention), "combination"),
-    Method("lens-x-attention-msea", _weighed_by_area(lens_x_attention), "combination"),
-    Method("rank-x-attention-msea", _weighed_by_area(rank_x_attention), "combination"),
+    Method(
+        "lens-x-attention",
+        attribution(_LENS_ATTENTION),
+        "combination",
+        note="what an image token says, where the word attends to it",
+    ),
+    Method("lens-x-attention-msea", _weighed_by_area(_LENS_ATTENTION), "combination"),
+    Method("arc-lens-x-attention-msea", _weighed_by_area(_LENS_ATTENTION, _arc), "combination"),
+    Method(
+        "lens-attention-mean",
+        attribution(_LENS_ATTENTION, combine=geometric_mean),
+        "combination",
+        note="geometric mean of lens and attention",
+    ),
+    Method(
+        "lens-attention-mean-msea",
+        _weighed_by_area(_LENS_ATTENTION, combine=geometric_mean),
+        "combination",
+    ),
+    Method("rank-x-attention-msea", _weighed_by_area((_rank, ATTENTION)), "combination"),
     Method("probability-msea", attribution(LensProbability, scales=DEFAULT_SCALES), "combination"),
     Method(
         "likelihood-msea",

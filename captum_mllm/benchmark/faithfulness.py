@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -65,7 +66,9 @@ class Faithfulness:
         r"""
         Normalised areas under the insertion and deletion curves, and their difference.
 
-        One noun of each picture is followed, its first token if it has several.
+        One noun of each picture is followed, by its first token if it has several. It is drawn at
+        random, so that later nouns, which earlier ones interfere with, are among them; the same
+        one for all methods.
 
         Args:
             maps (Tensor): A map for each token, (T, h, w), at least 0.
@@ -76,7 +79,7 @@ class Faithfulness:
         case = self.case
         if not case.nouns:
             return dict.fromkeys(("insertion", "deletion", "difference"), NOTHING)
-        place = case.nouns[case.example.number % len(case.nouns)]
+        place = int(np.random.default_rng(case.example.number).choice(case.nouns))
         maps = case.of_words(maps, [place])[:, None]
         insertion = self._area(insertion_auc, place, maps)
         deletion = self._area(deletion_auc, place, maps)

@@ -52,3 +52,16 @@ class MapFunction(Attribution):
 
     def attribute_future(self) -> Callable[..., Any]:
         raise NotImplementedError("attribute_future is not implemented for MapFunction")
+
+
+def product(first: Tensor, *others: Tensor) -> Tensor:
+    r"""The product of the positive parts of maps."""
+    found = first.relu()
+    for other in others:
+        found = found * other.relu()
+    return found
+
+
+def geometric_mean(*maps: Tensor) -> Tensor:
+    r"""The geometric mean of the positive parts of maps."""
+    return product(*maps) ** (1 / len(maps))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_mllm import MSEA
 from captum_mllm.benchmark.cases import Base, Case
+from captum_mllm.benchmark.map_function import MapFunction, product
 
 Explain = Callable[[Case], Tensor]
 Role = Literal["method", "sweep", "combination", "control"]
@@ -48,35 +49,42 @@ class Method:
 
 
 def attribution(
-    base: Base,
+    base: Base | tuple[Base, ...],
     wrapper: Wrapper | None = None,
     scales: Sequence[float] | None = None,
+    combine: Callable[..., Tensor] = product,
     **options: Any,
 ) -> Explain:
     r"""
     How a method of this package explains a case, sharing the maps of its base with others.
 
     Args:
-        base (Callable): Makes the base for a model.
+        base (Callable or tuple[Callable, ...]): Makes the base for a model; several make one,
+            by ``combine``.
         wrapper (Callable, optional): Makes the method of the base, or of MSEA around it.
             Default: None, no wrapper.
         scales (Sequence[float], optional): Scales of MSEA. Default: None, no MSEA.
+        combine (Callable): From the maps of several bases, at one scale, to one map.
+            Default: the product of their positive parts
         **options (Any): Passed on to MSEA's ``attribute``.
 
     Returns:
         Callable: From a case to a map for each token, (T, h, w).
     """
-    return partial(_explain, base, wrapper, scales, options)
+    bases = base if isinstance(base, tuple) else (base,)
+    return partial(_explain, bases, wrapper, scales, combine, options)
 
 
 def _explain(
-    base: Base,
+    bases: tuple[Base, ...],
     wrapper: Wrapper | None,
     scales: Sequence[float] | None,
+    combine: Callable[..., Tensor],
     options: dict[str, Any],
     case: Case,
 ) -> Tensor:
-    method: Attribution = case.base(base)
+    shared = [case.base(base) for base in bases]
+    method: Attribution = shared[0] if len(shared) == 1 else MapFunction(combine, *shared)
     arguments: dict[str, Any] = {}
     if scales is not None:
         method = MSEA(method)

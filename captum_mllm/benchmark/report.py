@@ -28,8 +28,6 @@ _LEVELS = {
     "caption": "the range of all maps of a caption",
     "map": "the range of each map",
 }
-# Not shares of one, so not shown in percent.
-_PLAIN = {"rank": TARGETS}
 
 
 def to_markdown(summaries: Sequence[Summary], settings: Settings) -> str:
@@ -57,8 +55,8 @@ def _introduction(summaries: Sequence[Summary], settings: Settings) -> str:
         f"Split {settings.split}, seed {settings.seed}, language prior {settings.prior:g}, "
         f"contact {settings.contact:g}; "
         f"the curves of insertion and deletion have {settings.steps} steps, start from or end "
-        f"with the baseline {settings.baseline!r}, follow one noun of a picture, and are drawn "
-        f"for one picture in {settings.curves_every}. Values in percent, with 95 % intervals "
+        f"with the baseline {settings.baseline!r}, follow one noun of a picture, drawn at random, "
+        f"on one picture in {settings.curves_every}. Values in percent, with 95 % intervals "
         "from a bootstrap over pictures. A number in parentheses says on how many pictures a "
         "value rests, where these are not all."
     )
@@ -114,15 +112,11 @@ def _markdown(
     lines = [_line([first, *heads]), _line(["---"] * (len(heads) + 1))]
     for row in rows:
         cells = [
-            _cell(table[column.title].get(row), summary.pictures, signed, _percent(column))
+            _cell(table[column.title].get(row), summary.pictures, signed, column.is_share)
             for column in shown
         ]
         lines.append(_line([row, *cells]))
     return "\n".join(lines)
-
-
-def _percent(column: Column) -> bool:
-    return column not in _PLAIN.get(column.scores[0], ())
 
 
 def _cell(found: Estimate | None, pictures: int, signed: bool, percent: bool) -> str:

@@ -49,7 +49,7 @@ class Settings:
     contact: float = 0.0
     baseline: Baseline = "blur"
     steps: int = 10
-    curves_every: int = 6
+    curves_every: int = 5
 
     def __post_init__(self) -> None:
         names = tuple(method.name for method in select_methods(self.methods))

@@ -62,7 +62,7 @@ def test_one_object_has_no_causal_correlation(mllm: MLLM) -> None:
 def test_curves_are_those_of_one_noun(case: Case, baseline: str) -> None:
     maps = true_masks(case)
     found = Faithfulness(case, baseline, steps=2).curves(maps)
-    place = case.nouns[case.example.number % 3]
+    place = int(np.random.default_rng(case.example.number).choice(case.nouns))
     (thing,) = case.example.caption.objects[place]
     start = without(case.example, thing) if baseline == "counterfactual" else baseline
     arguments = {
@@ -80,3 +80,17 @@ def test_curves_are_those_of_one_noun(case: Case, baseline: str) -> None:
         [insertion, deletion, insertion - deletion],
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("every", [2, 3, 6])
+def test_curves_follow_early_and_late_nouns(
+    mllm: MLLM, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    followed = []
+    monkeypatch.setattr(
+        Faithfulness, "_area", lambda self, _, place, maps: followed.append((self.case, place)) or 0
+    )
+    for example in sample_examples(range(0, 8 * every, every), objects=3):
+        case = Case(mllm, example)
+        Faithfulness(case).curves(torch.zeros(len(case.query.answer_ids), 1, 1))
+    assert len({case.nouns.index(place) for case, place in followed}) == 3
