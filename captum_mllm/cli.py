@@ -24,6 +24,7 @@ from captum_mllm import (
     MLLMAttributionResult,
     __version__,
 )
+from captum_mllm.attr import AnswerStream
 from captum_mllm.benchmark.command import add_parser as add_benchmark
 from captum_mllm.demo import DEMO_PROMPT, demo_picture
 
@@ -65,6 +66,8 @@ def explain(options: argparse.Namespace) -> None:
     """Explain one picture and leave a page, a sheet of maps and the result in a folder."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    if options.stream and options.answer is not None:
+        raise ValueError("--stream explains what the model says; leave out --answer or --stream")
     bundled = options.model.startswith("demo/")
     picture = options.picture or demo_picture()
     prompt = options.prompt
@@ -74,17 +77,31 @@ def explain(options: argparse.Namespace) -> None:
         inp = ImageTextInput(image, prompt)
     _say(options, f"Loading {options.model} ...")
     mllm = _load(options)
-    method, arguments = build_method(mllm, options.method, options.scales)
+    scales = options.scales or ((1.0,) if options.stream else None)
+    method, arguments = build_method(mllm, options.method, scales)
+    explainer = MLLMAttribution(method)
+    generation = {"max_new_tokens": options.max_new_tokens} if options.answer is None else None
     _say(options, f"Explaining {picture} ...")
-    result = MLLMAttribution(method).attribute(
-        inp,
-        target=options.answer,
-        gen_args={"max_new_tokens": options.max_new_tokens} if options.answer is None else None,
-        show_progress=not options.quiet,
-        **arguments,
-    )
+    if options.stream:
+        result = _stream(explainer.stream(inp, gen_args=generation, **arguments))
+    else:
+        result = explainer.attribute(
+            inp,
+            target=options.answer,
+            gen_args=generation,
+            show_progress=not options.quiet,
+            **arguments,
+        )
     _write(result, Path(options.output))
     _report(result, Path(options.output))
+
+
+def _stream(words: AnswerStream) -> MLLMAttributionResult:
+    """Print each word and its probability as it comes."""
+    with words:
+        for step in words:
+            print(f"{step.word}  {step.probability:.3f}", flush=True)
+        return words.result
 
 
 def _load(options: argparse.Namespace) -> MLLM:
@@ -212,6 +229,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S,S,...",
         help="sizes at which the picture is seen, relative to its own (default: 0.5,1,1.5,2 for "
         "arc, else 1)",
+    )
+    add(
+        "--stream",
+        action="store_true",
+        help="print each word of the model's own answer with its probability as soon as it is "
+        "said and explained; the picture is seen at scale 1",
     )
     add("--max-new-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
     add("--device", default="cpu", type=_device, help="default: %(default)s")

@@ -63,6 +63,22 @@ def test_explain_takes_every_kind_of_picture(
         assert min(sheet.size) > 100
 
 
+def test_streamed_words_are_those_of_the_result(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = write_picture(tmp_path / "picture.png", "RGB", (96, 96))
+    arguments = ["explain", str(picture), "--model", str(folders["internvl"]), "--stream"]
+    arguments += ["--quiet", "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--max-new-tokens", "6"]) == 0
+    result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
+    assert result.method == "ARC(LogitLens)"
+    printed = capsys.readouterr().out.split("Answer: ")[0].splitlines()
+    assert [line.rpartition("  ")[0] for line in printed] == result.output_words
+    assert main([*arguments, "--scales", "0.5,1"]) == 2
+    assert main([*arguments, "--answer", "a cat"]) == 2
+    assert "leave out --answer or --stream" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["arc", "tam", "logit-lens"])
 def test_methods(
     method: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,8 +1,10 @@
 """Attribution methods, and the pure functions that they are made of."""
 
+from captum_mllm.attr.answer_stream import AnswerStream, AnswerWord
 from captum_mllm.attr.arc import ARC
 from captum_mllm.attr.attention_rollout import AttentionRollout
-from captum_mllm.attr.context_suppression import ContextSuppression, suppress_context
+from captum_mllm.attr.context_suppression import ContextSuppression
+from captum_mllm.attr.interference import suppress_context
 from captum_mllm.attr.logit_lens import LogitLens
 from captum_mllm.attr.mllm_attribution import MLLMAttribution
 from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
@@ -11,6 +13,7 @@ from captum_mllm.attr.rank_biased_overlap import rank_biased_overlap
 from captum_mllm.attr.rank_gaussian_filter import rank_gaussian_filter
 from captum_mllm.attr.scale_attribution import ScaleAttribution
 from captum_mllm.attr.scale_result import ScaleResult
+from captum_mllm.attr.segments import grid_segments, superpixels
 from captum_mllm.attr.tam import TAM
 from captum_mllm.attr.token_grad_cam import TokenGradCam
 
@@ -18,6 +21,8 @@ __all__ = [
     "ARC",
     "MSEA",
     "TAM",
+    "AnswerStream",
+    "AnswerWord",
     "AttentionRollout",
     "ContextSuppression",
     "LogitLens",
@@ -26,7 +31,9 @@ __all__ = [
     "ScaleAttribution",
     "ScaleResult",
     "TokenGradCam",
+    "grid_segments",
     "rank_biased_overlap",
     "rank_gaussian_filter",
+    "superpixels",
     "suppress_context",
 ]

@@ -100,14 +100,22 @@ class ARC(ContextSuppression):
 
     def correlation(self, states: States) -> Tensor:
         r"""The rank-biased overlap of each token's ranking with each token's, (N, N) in [0, 1]."""
-        rankings = self._rankings(states)
-        return rank_biased_overlap(rankings, rankings, self.persistence).float()
+        key = ("rank-biased overlap", self._length, self.persistence)
+        if key not in states.derived:
+            rankings = self._rankings(states)
+            overlap = rank_biased_overlap(rankings, rankings, self.persistence)
+            states.derived[key] = overlap.float()
+        return states.derived[key]
 
-    def refine(self, maps: Tensor, states: States) -> Tensor:
+    def refine(self, maps: Tensor, states: States, rows: Tensor) -> Tensor:
         if not self.image_agreement:
             return maps
-        tokens = self._top(states.image[0][0])
-        agreement = rank_biased_overlap(self._rankings(states), tokens, self.persistence).to(maps)
+        key = ("rankings of the image", self._length)
+        if key not in states.of_prompt:
+            ranked = self.forward_func.vocabulary.rankings(states.image[0][0], self._length)
+            states.of_prompt[key] = ranked
+        tokens, rankings = states.of_prompt[key], self._rankings(states)[rows]
+        agreement = rank_biased_overlap(rankings, tokens, self.persistence).to(maps)
         layout, size = states.layouts[0], size_of(maps)
         # Of what other scales alone see, no more is known than how the rest of the picture agrees.
         factor = torch.where(
@@ -118,12 +126,9 @@ class ARC(ContextSuppression):
         return maps * factor.unsqueeze(1)
 
     def _rankings(self, states: States) -> Tensor:
-        """Of each token; maps and text weights of one explanation rest on the same ones."""
-        key = ("rankings", self.top_k)
-        if key not in states.derived:
-            states.derived[key] = self._top(states.predicting[0])
-        return states.derived[key]
+        """Of each token; from the logits that also tell the tokens' probabilities."""
+        return states.predictions(self.forward_func.vocabulary, self._length, True).top_ids
 
-    def _top(self, hidden: Tensor) -> Tensor:
-        vocabulary = self.forward_func.vocabulary
-        return vocabulary.rankings(hidden, self.top_k or min(TOP_K, vocabulary.size))
+    @property
+    def _length(self) -> int:
+        return self.top_k or min(TOP_K, self.forward_func.vocabulary.size)

@@ -12,12 +12,13 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
+from captum_mllm.attr.features import to_earlier
 from captum_mllm.attr.forward_function import multimodal_model, only_query
 from captum_mllm.attr.gradients import check_inference_mode
+from captum_mllm.attr.patch_weights import share_with_patches
 from captum_mllm.attr.target_logits import check_one_picture, explained_logits, target_logits
 from captum_mllm.models.attentions import Attention, record_attention
 from captum_mllm.models.encoding import Encoding
-from captum_mllm.models.layout import Layout
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import PictureTokens, decoder_tokens, vision_tokens
 from captum_mllm.models.query import Query, split_arguments
@@ -183,10 +184,8 @@ class AttentionRollout(Attribution):
         pictures = format_tensor_into_tuples(inputs)
         encoding, weights, _ = self._run(pictures, query, None, [])
         text = weights.unflatten(1, (encoding.windows, -1)).mean(1)
-        # A word of the answer stands one behind the row that predicts it; the last one nowhere.
-        positions = torch.cat([encoding.word_positions, encoding.answer_rows[:-1] + 1])
-        found = F.pad(text[:, positions.to(text.device)], (0, 1))
-        return found.tril(found.shape[1] - found.shape[0] - 1)
+        earlier = text[:, encoding.earlier_positions.to(text.device)]
+        return to_earlier(earlier, earlier.shape[1] + 1)
 
     def attribute_future(self) -> Callable[..., Any]:
         raise NotImplementedError("attribute_future is not implemented for AttentionRollout")
@@ -227,7 +226,7 @@ class AttentionRollout(Attribution):
             passed = list(zip(record.calls, record.gradients(logit)))
             weights = self._roll(rows, passed[: len(self.decoder_layers)])
             if vision:
-                weights = _to_patches(weights, tokens, ends, n_patches)
+                weights = share_with_patches(weights, tokens, ends, n_patches)
                 weights = self._roll(weights, passed[len(self.decoder_layers) :])
             rolled.append(weights)
         return encoding, torch.cat(rolled), ends
@@ -272,31 +271,6 @@ def _predicting_rows(encoding: Encoding, query: Query, target: Any) -> Tensor:
     steps, _ = split_target(target, count // encoding.windows, len(rows), rows.device)
     chosen = rows[steps].repeat_interleave(encoding.windows)
     return F.one_hot(chosen, length).flatten()[None]
-
-
-def _to_patches(
-    weights: Tensor,
-    tokens: Sequence[PictureTokens],
-    patches: Sequence[PictureTokens],
-    n_patches: int,
-) -> Tensor:
-    """From weights of image tokens to those of the patches of which each was made."""
-    shared = weights.new_zeros(n_patches, len(weights))
-    for above, below in zip(tokens, patches):
-        finer = below.layout.pieces[0].rows // above.layout.pieces[0].rows
-        source = torch.cat(_token_of_patch(above.layout, finer)).to(weights.device)
-        shared[below.positions] = above.gather(weights.T)[:, source] / finer**2
-    return shared.T
-
-
-def _token_of_patch(layout: Layout, finer: int) -> list[Tensor]:
-    """Index of the token of each patch of each piece, patches in raster order."""
-    found, start = [], 0
-    for piece in layout.pieces:
-        grid = start + torch.arange(piece.n_tokens).unflatten(0, (piece.rows, piece.columns))
-        found.append(grid.repeat_interleave(finer, 0).repeat_interleave(finer, 1).flatten())
-        start += piece.n_tokens
-    return found
 
 
 def _check_option(name: str, given: str, known: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
 from captum_mllm.attr.forward_function import check_attribution, only_query
+from captum_mllm.attr.interference import suppress_context
 from captum_mllm.attr.msea import MSEA
 from captum_mllm.attr.rank_gaussian_filter import rank_gaussian_filter
 from captum_mllm.attr.scale_attribution import ScaleAttribution
@@ -25,65 +26,8 @@ from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 from captum_mllm.models.targets import split_target
 
-
-def suppress_context(maps: Tensor, context_maps: Tensor, weights: Tensor) -> Tensor:
-    r"""
-    Remove from each map the interference of its context, by least squares.
-
-    With the interference :math:`I_t = \sum_j w_{tj} M_j` and its least-squares share in the map,
-    :math:`s_t = \langle M_t, I_t \rangle / \langle I_t, I_t \rangle`, what remains is
-
-    .. math::
-        \mathrm{relu}(M_t - s_t I_t)
-
-    after the estimated causal inference of TAM (arXiv 2506.23270). The scale of the weights does
-    not matter. A map without interference, or whose weights are all zero, keeps its positive
-    part. What cancels but for rounding becomes zero.
-
-    Args:
-        maps (Tensor): maps to clean, of shape ``(N, *map)``, any floating dtype.
-        context_maps (Tensor): maps of the context, of shape ``(M, *map)``.
-        weights (Tensor): weight of each context map for each map, at least 0, shape (N, M).
-
-    Returns:
-        Tensor: cleaned maps, of the shape and dtype of ``maps``, at least 0.
-
-    Raises:
-        ValueError: if the shapes do not fit, or a weight is negative or not finite.
-
-    Examples::
-        >>> import torch
-        >>> from captum_mllm.attr import suppress_context
-        >>> maps = torch.tensor([[3.0, 1.0]])
-        >>> suppress_context(maps, torch.tensor([[0.0, 5.0]]), torch.ones(1, 1))
-        tensor([[3., 0.]])
-    """
-    if maps.shape[1:] != context_maps.shape[1:] or weights.shape != (len(maps), len(context_maps)):
-        raise ValueError(
-            f"got maps {tuple(maps.shape)}, context maps {tuple(context_maps.shape)} and weights "
-            f"{tuple(weights.shape)}, expected (N, *map), (M, *map) and (N, M)"
-        )
-    if not (torch.isfinite(weights).all() and (weights >= 0).all()):
-        raise ValueError("the weights have to be finite and at least 0")
-    dtype = torch.promote_types(maps.dtype, torch.float32)
-    own = maps.flatten(1).to(dtype)
-    # Each row on a scale of its own, so that neither sums nor squares overflow or vanish.
-    weights = _by_largest(weights.to(torch.promote_types(weights.dtype, dtype))).to(dtype)
-    interference = _by_largest(weights @ context_maps.flatten(1).to(dtype))
-    energy = interference.square().sum(1, keepdim=True)
-    share = (own * interference).sum(1, keepdim=True) / torch.where(energy > 0, energy, 1.0)
-    cleaned = torch.relu(own - share.clamp(min=0) * interference)
-    # Rounding left over from full cancellation must not be blown up into a map.
-    rounding = 64 * torch.finfo(dtype).eps * own.abs().amax(1, keepdim=True)
-    return cleaned.masked_fill(cleaned <= rounding, 0).reshape(maps.shape).to(maps.dtype)
-
-
-def _by_largest(rows: Tensor) -> Tensor:
-    """Rows, each divided by its largest magnitude; rows of zeros as they are."""
-    if not rows.numel():
-        return rows
-    largest = rows.abs().amax(1, keepdim=True)
-    return rows / torch.where(largest > 0, largest, 1.0)
+# Their name among what is derived from states.
+SCORES = "context scores"
 
 
 class ContextSuppression(Attribution, ABC):
@@ -133,8 +77,9 @@ class ContextSuppression(Attribution, ABC):
     def relevance(self, states: States) -> Tensor:
         r"""What each token gives to each token as evidence of text, (N, N) at least 0."""
 
-    def refine(self, maps: Tensor, states: States) -> Tensor:
-        r"""A last word on the cleaned maps (N, 1, h, w); here they stay as they are."""
+    def refine(self, maps: Tensor, states: States, rows: Tensor) -> Tensor:
+        r"""A last word on the cleaned maps (R, 1, h, w) of the tokens ``rows`` out of all N; here
+        they stay as they are."""
         return maps
 
     @classmethod
@@ -230,18 +175,24 @@ class ContextSuppression(Attribution, ABC):
         for layout in layouts or states.layouts:
             seen |= layout.coverage(size_of(maps))
         in_logits = getattr(method, "in_logit_units", False) and kwargs.get("normalize") is None
-        maps = self._clean(maps.relu(), states, seen.to(maps.device), in_logits)
         start = 0 if query.with_prompt else states.n_words
-        maps = maps[start:]
-        return maps if target is None else maps[_own_row(target, states.ids[start:])]
+        rows = torch.arange(start, len(states.ids), device=states.ids.device)
+        if target is not None:
+            rows = rows[_own_row(target, states.ids[start:])]
+        return self._clean(maps.relu(), states, rows, seen.to(maps.device), in_logits)
 
-    def _clean(self, maps: Tensor, states: States, seen: Tensor, in_logits: bool) -> Tensor:
-        another_word = states.ids[:, None] != states.ids
-        weights = self.weights(states).tril(-1) * another_word
-        maps = self.refine(suppress_context(maps, maps, weights.to(maps)), states)
+    def _clean(
+        self, maps: Tensor, states: States, rows: Tensor, seen: Tensor, in_logits: bool
+    ) -> Tensor:
+        """The maps of the tokens ``rows``, out of those of all tokens."""
+        another_word = states.ids[rows, None] != states.ids
+        weights = self.weights(states).tril(-1)[rows] * another_word
+        maps = self.refine(suppress_context(maps[rows], maps, weights.to(maps)), states, rows)
         if self.normalize:
             text = context_scores(self.forward_func, states).to(maps)
-            maps = _normalize(maps, seen, text if in_logits else text[:, :0])
+            before = torch.ones_like(text, dtype=torch.bool).tril(-1)
+            count = len(states.ids) if in_logits else 0
+            maps = _normalize(maps, seen, text[rows, :count], before[rows, :count])
         if self.filter_size is not None:
             maps = rank_gaussian_filter(maps, self.filter_size)
         return maps * seen
@@ -268,13 +219,12 @@ def _one_input(inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
     return pictures[0]
 
 
-def _normalize(maps: Tensor, seen: Tensor, text: Tensor) -> Tensor:
-    """Maps (N, 1, h, w) to [0, 1], each with its row of the text scores before it, (N, N) or none,
-    by what lies in the cells that the model sees."""
+def _normalize(maps: Tensor, seen: Tensor, text: Tensor, before: Tensor) -> Tensor:
+    """Maps (R, 1, h, w) to [0, 1], each with its text scores where they are of words before it,
+    (R, N) or none, by what lies in the cells that the model sees."""
     cells = maps.flatten(1)[:, seen.flatten()]
     if not cells.numel():
         return torch.zeros_like(maps)
-    before = torch.ones_like(text, dtype=torch.bool).tril(-1)
     low = torch.cat([cells, text.masked_fill(~before, torch.inf)], 1).amin(1)
     high = torch.cat([cells, text.masked_fill(~before, -torch.inf)], 1).amax(1)
     span = (high - low)[:, None, None, None]
@@ -292,4 +242,7 @@ def context_scores(mllm: MLLM, states: States) -> Tensor:
     Returns:
         Tensor: of shape (N, N), row t and column j; float32.
     """
-    return mllm.vocabulary.scores(states.context[0], states.ids).mT.relu()
+    if SCORES not in states.derived:
+        scores = mllm.vocabulary.scores(states.context[0], states.ids)
+        states.derived[SCORES] = scores.mT.relu()
+    return states.derived[SCORES]

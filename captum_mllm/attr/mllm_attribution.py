@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_mllm._captum import format_tensor_into_tuples
-from captum_mllm.attr.context_suppression import ContextSuppression, context_scores
+from captum_mllm.attr import answer_text
+from captum_mllm.attr.answer_stream import AnswerStream
+from captum_mllm.attr.batch_attribution import attribute_batch
+from captum_mllm.attr.context_suppression import context_scores
+from captum_mllm.attr.explained_input import check_input
+from captum_mllm.attr.features import find_features, to_earlier
 from captum_mllm.attr.forward_function import check_attribution
 from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
-from captum_mllm.attr.msea import MSEA
-from captum_mllm.attr.scale_attribution import ScaleAttribution
-from captum_mllm.attr.scale_result import ScaleResult
-from captum_mllm.attr.token_maps import token_maps
+from captum_mllm.attr.seen_scales import SeenScales
+from captum_mllm.attr.segments import SegmentsLike
+from captum_mllm.attr.streaming import stream_answer
+from captum_mllm.attr.token_maps import maps_and_words
 from captum_mllm.attr.wrapper_chain import describe, wrapper_chain
 from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.loading import model_name
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.pixels import to_pil
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
-from captum_mllm.models.words import Word, group_words, token_texts
 
 
 class MLLMAttribution(Attribution):
@@ -77,6 +80,8 @@ class MLLMAttribution(Attribution):
         top_predictions: int = 5,
         gen_args: dict[str, Any] | None = None,
         show_progress: bool = False,
+        segments: SegmentsLike | None = None,
+        words: Literal["prompt", "earlier"] | None = None,
         **kwargs: Any,
     ) -> MLLMAttributionResult:
         r"""
@@ -92,64 +97,189 @@ class MLLMAttribution(Attribution):
                 Default: None, greedy and 64 tokens at most.
             show_progress (bool): show bars over scales, and over tokens for methods that take
                 them in turn. Default: False
+            segments (tuple[int, int], int, Tensor or Sequence[Tensor], optional): for methods that
+                perturb, the parts of the picture that are removed together: rows and columns of a
+                grid; a number of :func:`~captum_mllm.attr.superpixels`; or, as
+                :class:`captum.attr.ImageMaskInput` takes them, a label for each pixel, integers
+                (H, W), or a mask (H, W) for each part, which may overlap. Every token is explained
+                from the same passes, and ``perturbations_per_eval`` of them run at a time.
+                Default: None, the method is asked for each token, with arguments of its own.
+            words (str, optional): the words that are features of the method beside the picture,
+                those of the question (``"prompt"``), or those of the answer as well, each for the
+                tokens after it (``"earlier"``); for methods that perturb ``segments``, and for
+                those of gradients, which take the embeddings of the tokens. Default: None, the
+                question's where there are segments, unless the method weighs words by itself.
             **kwargs (Any): passed on to the attribution method: ``scales``, ``n_steps``,
-                ``baselines`` ...
+                ``n_samples``, ``perturbations_per_eval`` ... With segments or words,
+                ``baselines`` is (picture, words): what stands in the place of removed parts,
+                None, ``"mean"``, ``"blur"``, a number or a tensor as in
+                :func:`~captum_mllm.metrics.deletion_auc` (None is black); and of removed words,
+                None or ``"mean"`` for the mean of all embeddings, a token such as ``" "``, a
+                number, or an embedding (D,). Windows and strides of Occlusion count in segments,
+                and in words, such as ``((1, 2, 2), (1,))`` on a grid.
 
         Returns:
             MLLMAttributionResult: maps of the picture (T, h, w) and weights of the earlier
-            words (T, P + T): those that the method gives to text (``attribute_text`` of ARC, TAM
-            and AttentionRollout, also within other wrappers), else how strongly the state of each
-            earlier word says the token, in logits, at least 0. What each scale of MSEA saw is part
-            of it where MSEA is the method or lies directly within ARC or TAM.
+            words (T, P + T): those that the method gives to text, as features (0 for words that
+            were none; the tokens of a word that is removed as one share its value) or by
+            ``attribute_text`` of ARC, TAM and AttentionRollout, also within other wrappers; else
+            how strongly the state of each earlier word says the token, in logits, at least 0.
+            What each scale of MSEA saw is part of it where MSEA is the method or lies directly
+            within ARC or TAM.
 
         Raises:
             RuntimeError: for a gradient method under ``torch.inference_mode``.
-            TypeError: if ``inp`` is not an :class:`ImageTextInput`.
+            TypeError: if ``inp`` is not an :class:`ImageTextInput`, or the method takes no segments
+                or words.
             ValueError: for an empty answer, or arguments that clash or that the method refuses.
         """
-        if not isinstance(inp, ImageTextInput):
-            raise TypeError(
-                f"got an input of type {type(inp).__name__}, expected ImageTextInput(picture, text)"
-            )
-        clash = {"every_picture", "target"} & set(gen_args or {})
-        if clash:
-            raise ValueError(f"gen_args holds {sorted(clash)}, which generate does not take")
+        check_input(inp, gen_args)
         mllm: MLLM = self.forward_func
-        image, query = mllm.prepare(inp, target, **(gen_args or {}))
-        if include_prompt:
-            query = query.including_prompt()
-        scales: list[ScaleResult] = []
+        # The states by which the model says an answer of its own are those of a pass with it.
         with mllm.remember():
-            options = self._options(kwargs, query, scales)
-            maps = token_maps(self.attribution_method, image, query, show_progress, **options)
-            states = mllm.states(image, query)
-            weights = self._text(image, query, states)
-        start = 0 if query.with_prompt else states.n_words
-        predicted = mllm.vocabulary.predictions(
-            states.predicting[0, start:], states.ids[start:], max(top_predictions, 1)
+            image, query = mllm.prepare(inp, target, **(gen_args or {}))
+            if include_prompt:
+                query = query.including_prompt()
+            return self.explain(
+                inp, image, query, top_predictions, show_progress, segments, words, **kwargs
+            )
+
+    def attribute_batch(
+        self,
+        inputs: Sequence[ImageTextInput],
+        targets: Sequence[str | Sequence[int] | Tensor | None] | None = None,
+        include_prompt: bool = False,
+        top_predictions: int = 5,
+        gen_args: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> list[MLLMAttributionResult]:
+        r"""
+        Several inputs at once, each with a question and an answer of its own.
+
+        The model answers all of them in one batch, and makes one pass for all of them at each
+        scale. The results are those of :meth:`attribute`, up to rounding; answers that are sampled
+        are other ones, as random numbers are drawn in another order. Memory grows with the
+        number of inputs and with the longest of them: give as many as fit, of similar size.
+        Methods that make passes of their own, such as those with gradients, still take the inputs
+        in turn.
+
+        Args:
+            inputs (Sequence[ImageTextInput]): the pictures and the questions.
+            targets (Sequence, optional): the answer to explain for each of them, None for the
+                model's own. Default: None, what the model answers to each.
+            include_prompt (bool): as in :meth:`attribute`. Default: False
+            top_predictions (int): as in :meth:`attribute`. Default: 5
+            gen_args (dict, optional): as in :meth:`attribute`, for all of them. Default: None
+            **kwargs (Any): passed on to the attribution method.
+
+        Returns:
+            list[MLLMAttributionResult]: one for each input, in their order.
+
+        Raises:
+            TypeError: if an input is not an :class:`ImageTextInput`.
+            ValueError: for no inputs, another number of targets, an empty answer, or arguments
+                that clash or that the method refuses.
+
+        Examples::
+            >>> from PIL import Image
+            >>> from captum_mllm import MLLM, TAM, ImageTextInput, LogitLens, MLLMAttribution
+            >>> from captum_mllm.demo import demo_picture
+            >>> explainer = MLLMAttribution(TAM(LogitLens(MLLM.from_pretrained("demo/qwen2-vl"))))
+            >>> scene = Image.open(demo_picture())
+            >>> inputs = [ImageTextInput(scene, "Describe the image."), ImageTextInput(scene, "?")]
+            >>> results = explainer.attribute_batch(inputs, ["a red circle", "a blue ring"])
+            >>> [result.output_words for result in results]
+            [['a', 'red', 'circle'], ['a', 'blue', 'ring']]
+        """
+        for inp in inputs:
+            check_input(inp, gen_args)
+        return attribute_batch(
+            self, inputs, targets, include_prompt, top_predictions, gen_args or {}, kwargs
         )
-        texts = self._texts(states)
-        tokens = texts[start:]
+
+    def stream(
+        self, inp: ImageTextInput, gen_args: dict[str, Any] | None = None, **kwargs: Any
+    ) -> AnswerStream:
+        r"""
+        Explain each word of the model's own answer as soon as it is said.
+
+        The states by which the model says a word are those that explain it, so that this takes no
+        further pass. A word comes once what follows it shows that it has ended. LogitLens, and TAM
+        and ARC around it, can be streamed, at scale 1: what MSEA sees at other scales would need
+        passes of its own, so that it streams with ``scales=(1.0,)`` alone.
+
+        Args:
+            inp (ImageTextInput): the picture and the question.
+            gen_args (dict, optional): arguments of ``generate``; greedy or sampled, without beams.
+                Default: None, greedy and 64 tokens at most.
+            **kwargs (Any): passed on to the attribution method.
+
+        Returns:
+            AnswerStream: an iterator over :class:`~captum_mllm.attr.AnswerWord`, with the
+            ``result`` of the whole answer once it has ended.
+
+        Raises:
+            TypeError: if ``inp`` is not an :class:`ImageTextInput`.
+            ValueError: for a method or a scale that cannot be streamed; while the words come, for
+                an empty answer, and for an answer that is not made token by token.
+
+        Examples::
+            >>> from PIL import Image
+            >>> from captum_mllm import ARC, MLLM, ImageTextInput, LogitLens, MLLMAttribution
+            >>> from captum_mllm.demo import demo_picture
+            >>> explainer = MLLMAttribution(ARC(LogitLens(MLLM.from_pretrained("demo/qwen2-vl"))))
+            >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+            >>> with explainer.stream(inp, gen_args={"max_new_tokens": 3}) as stream:
+            ...     shapes = [step.map.shape for step in stream]
+            >>> shapes == [(224, 224)] * len(stream.result.output_words)
+            True
+        """
+        check_input(inp, gen_args)
+        return stream_answer(self, inp, gen_args or {}, kwargs)
+
+    def explain(
+        self,
+        inp: ImageTextInput,
+        image: Tensor,
+        query: Query,
+        top_predictions: int = 5,
+        show_progress: bool = False,
+        segments: SegmentsLike | None = None,
+        words: str | None = None,
+        **kwargs: Any,
+    ) -> MLLMAttributionResult:
+        r"""The result for what :meth:`MLLM.prepare` made of an input; arguments as for
+        :meth:`attribute`."""
+        mllm: MLLM = self.forward_func
+        scales = SeenScales(mllm, query)
+        with mllm.remember():
+            options = scales.watch(self.attribution_method, kwargs)
+            features = find_features(self.attribution_method, image, segments, words)
+            maps, values = maps_and_words(
+                self.attribution_method, image, query, show_progress, features, **options
+            )
+            states = mllm.states(image, query)
+            if values is None:
+                weights = self.text_weights(image, query, states)
+            else:
+                weights = to_earlier(values, len(states.ids))
+        start = 0 if query.with_prompt else states.n_words
+        predicted = states.predictions(mllm.vocabulary, max(top_predictions, 1), query.with_prompt)
+        texts = answer_text.texts(mllm.tokenizer, states)
         return MLLMAttributionResult(
             input_tokens=texts,
-            output_tokens=tokens,
+            output_tokens=texts[start:],
             image_attr=maps[:, 0].float().cpu(),
             token_attr=weights.float().cpu(),
             output_probs=predicted.probability.cpu(),
             n_prompt=states.n_words,
-            words=self._words(texts, states.n_words, start),
-            top_predictions=[
-                [
-                    (mllm.tokenizer.decode([token]), probability)
-                    for token, probability in zip(ids[:top_predictions], row)
-                ]
-                for ids, row in zip(predicted.top_ids.tolist(), predicted.top_probability.tolist())
-            ],
-            scales=_once_each(scales),
+            words=answer_text.words(texts, states.n_words, start),
+            top_predictions=answer_text.rankings(mllm.tokenizer, predicted, top_predictions),
+            scales=scales.results,
             picture=to_pil(inp.images[inp.explained]),
             prompt="\n".join(inp.texts),
-            method=describe(self.attribution_method, kwargs),
-            model=_model_name(mllm.model.config),
+            method=describe(self.attribution_method, kwargs) + features.text,
+            model=model_name(mllm.model.config),
             inp=inp,
         )
 
@@ -160,61 +290,10 @@ class MLLMAttribution(Attribution):
     def attribute_future(self) -> Callable[..., Any]:
         raise NotImplementedError("attribute_future is not implemented for MLLMAttribution")
 
-    def _options(
-        self, kwargs: dict[str, Any], query: Query, scales: list[ScaleResult]
-    ) -> dict[str, Any]:
-        """Arguments of the method; where MSEA is in it, its scales are kept for the result."""
-        method = self.attribution_method
-        if not any(isinstance(found, MSEA) for found in wrapper_chain(method)):
-            return kwargs
-        # Maps stay as fine as the finest scale made them: they are enlarged when looked at.
-        kwargs = {"output_size": "largest", **kwargs}
-        while isinstance(method, ContextSuppression):
-            method = method.attribution_method
-        if not isinstance(method, MSEA):
-            # Another wrapper may call MSEA as often as it likes, on whatever picture.
-            return kwargs
-        callback = kwargs.get("on_scale")
-
-        def on_scale(found: ScaleAttribution) -> None:
-            probability = self.forward_func.target_probability(*found.inputs, query)
-            # A context wrapper asks for the words of the prompt as well, before the explained ones.
-            maps = format_tensor_into_tuples(found.attributions)[0].sum(1)[-len(probability) :]
-            scales.append(ScaleResult(found.scale, maps.float().cpu(), probability.cpu()))
-            if callback is not None:
-                callback(found)
-
-        return {**kwargs, "on_scale": on_scale}
-
-    def _text(self, image: Tensor, query: Query, states: States) -> Tensor:
+    def text_weights(self, image: Tensor, query: Query, states: States) -> Tensor:
+        r"""Weights of the words of the prompt and of the earlier words, (T, P + T)."""
         for method in wrapper_chain(self.attribution_method):
             if hasattr(method, "attribute_text"):
                 return method.attribute_text(image, additional_forward_args=(query,))
         weights = context_scores(self.forward_func, states).tril(-1)
         return weights if query.with_prompt else weights[states.n_words :]
-
-    @staticmethod
-    def _words(texts: list[str], n_prompt: int, start: int) -> list[Word]:
-        """Words of the explained tokens; none goes from the prompt over into the answer."""
-        prompt, answer = group_words(texts[start:n_prompt]), group_words(texts[n_prompt:])
-        shift = n_prompt - start
-        return [*prompt, *(tuple(token + shift for token in word) for word in answer)]
-
-    def _texts(self, states: States) -> list[str]:
-        """Texts of the words of the prompt, then of the answer."""
-        ids = states.ids.tolist()
-        tokenizer = self.forward_func.tokenizer
-        words, answer = ids[: states.n_words], ids[states.n_words :]
-        return token_texts(tokenizer, words) + token_texts(tokenizer, answer)
-
-
-def _once_each(scales: list[ScaleResult]) -> list[ScaleResult]:
-    """What each scale saw, smallest first; nothing where a scale came twice."""
-    distinct = len({found.scale for found in scales}) == len(scales)
-    return sorted(scales, key=lambda found: found.scale) if distinct else []
-
-
-def _model_name(config: Any) -> str:
-    """The name on the hub, or of the folder: where it lies is nobody's business."""
-    name = str(getattr(config, "_name_or_path", "") or config.model_type)
-    return Path(name).name if Path(name).is_dir() else name

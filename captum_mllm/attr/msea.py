@@ -16,8 +16,6 @@ from captum_mllm._captum import (
     format_output,
     format_tensor_into_tuples,
     progress,
-    run_forward,
-    select_targets,
 )
 from captum_mllm.attr.gradients import gradients_for
 from captum_mllm.attr.map_mean import MapMean
@@ -31,6 +29,7 @@ from captum_mllm.attr.scale_arguments import (
     check_weights,
 )
 from captum_mllm.attr.scale_attribution import Attributions, ScaleAttribution
+from captum_mllm.attr.scale_probability import target_probability
 
 __all__ = ["MSEA"]
 
@@ -232,6 +231,8 @@ class MSEA(Attribution):
         scale_weights = check_weights(weights, len(scales))
         method = self.attribution_method
         check_options(method.get_name(), normalize, output_size, interpolate_mode, kwargs)
+        target = kwargs.get("target")
+        additional = format_additional_forward_args(kwargs.get("additional_forward_args")) or ()
 
         order: Iterable[int] = range(len(scales))
         if output_size == "largest":
@@ -246,7 +247,9 @@ class MSEA(Attribution):
             scale = scales[index]
             resized = resize_inputs(tensors, scale, interpolate_mode)
             # Asked at most once, and only if somebody wants to know.
-            ask_probability = cache(partial(self._target_probability, resized, kwargs))
+            ask_probability = cache(
+                partial(target_probability, self.forward_func, resized, target, additional)
+            )
             if by_confidence:
                 check_probability(ask_probability(), scale)
             arguments = resize_arguments(kwargs, tensors, scale, interpolate_mode)
@@ -255,7 +258,7 @@ class MSEA(Attribution):
                     format_output(isinstance(inputs, tuple), resized), **arguments
                 )
             attributions = self._detached(attributions)
-            layouts = picture_layouts(self.forward_func, resized, _additional(kwargs))
+            layouts = picture_layouts(self.forward_func, resized, additional)
             found = ScaleAttribution(scale, resized, attributions, layouts, ask_probability)
             if on_scale is not None:
                 on_scale(found)
@@ -278,33 +281,3 @@ class MSEA(Attribution):
                 )
         detached = tuple(attribution.detach() for attribution in as_tuple)
         return format_output(isinstance(attributions, tuple), detached)
-
-    @torch.no_grad()
-    def _target_probability(
-        self, inputs: tuple[Tensor, ...], kwargs: dict[str, Any]
-    ) -> Tensor | None:
-        """Probability of the target for each example, (N,), or None where it is not defined."""
-        target = kwargs.get("target")
-        additional = _additional(kwargs)
-        hook = getattr(self.forward_func, "target_probability", None)
-        if hook is not None:
-            probability = hook(*inputs, *additional, target=target)
-            if not isinstance(probability, Tensor) or probability.dim() != 1:
-                raise ValueError(
-                    "target_probability must return a Tensor of shape (N,), got "
-                    f"{getattr(probability, 'shape', type(probability).__name__)}"
-                )
-            return probability.detach()
-        if target is None:
-            return None
-        output = run_forward(self.forward_func, inputs, None, additional)
-        # The softmax over a single logit is 1 whatever the model says.
-        if not isinstance(output, Tensor) or output.dim() < 2 or output.shape[-1] == 1:
-            return None
-        classes = output.softmax(dim=-1, dtype=torch.promote_types(output.dtype, torch.float32))
-        probability = select_targets(classes, target)
-        return probability if probability.dim() == 1 else None
-
-
-def _additional(kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    return format_additional_forward_args(kwargs.get("additional_forward_args")) or ()

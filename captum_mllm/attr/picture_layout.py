@@ -19,7 +19,9 @@ def picture_layouts(
     hook = getattr(forward_func, "layouts", None)
     if hook is None:
         return (None,) * len(inputs)
-    return tuple(hook(*inputs, *additional_forward_args))
+    layouts = tuple(hook(*inputs, *additional_forward_args))
+    # Embeddings of words, which come after the pictures, lie nowhere.
+    return (*layouts, *[None] * (len(inputs) - len(layouts)))
 
 
 def resize_seen(

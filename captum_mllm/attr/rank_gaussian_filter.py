@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 # Largest tensor of windows, in elements.
 _WINDOW_ELEMENTS = 1 << 22
+# The negative logarithm of a weight, 1e-26, that vanishes beside the median's.
+_NEGLIGIBLE = 60.0
 
 
 def rank_gaussian_filter(maps: Tensor, kernel_size: int = 3) -> Tensor:
@@ -68,18 +72,52 @@ def rank_gaussian_filter(maps: Tensor, kernel_size: int = 3) -> Tensor:
 
 def _filter(planes: Tensor, kernel_size: int) -> Tensor:
     """Filter (N, 1, h, w) planes in their own precision."""
-    windows = F.unfold(_pad(planes, kernel_size // 2), kernel_size).sort(dim=1).values
+    windows = _sorted(F.unfold(_pad(planes, kernel_size // 2), kernel_size))
     mean = windows.mean(dim=1, keepdim=True)
     deviations = windows / torch.where(mean > 0, mean, 1.0) - 1.0
     # At a spread this small all other weights vanish, so that the median stands alone.
     smallest = torch.finfo(planes.dtype).eps ** 2
-    sigma = deviations.square().mean(dim=1, keepdim=True).clamp_min(smallest).sqrt()
-    size = kernel_size**2
-    ranks = torch.arange(size, dtype=planes.dtype, device=planes.device) - size // 2
-    weights = torch.exp(-0.5 * (ranks[:, None] / sigma).square())
-    values = (windows * weights).sum(dim=1) / weights.sum(dim=1)
+    precision = 0.5 / deviations.square().mean(dim=1, keepdim=True).clamp_min(smallest)
+    middle = kernel_size**2 // 2
+    ranks = torch.arange(1, middle + 1, dtype=planes.dtype, device=planes.device)
+    # Weights that add nothing are kept from becoming subnormal, which slows arithmetic down.
+    weights = torch.exp(-(precision * ranks.square()[:, None]).clamp(max=_NEGLIGIBLE))
+    # Ranks on both sides of the median weigh the same.
+    pairs = windows[:, middle + 1 :] + windows[:, :middle].flip(1)
+    values = (windows[:, middle] + (pairs * weights).sum(dim=1)) / (1 + 2 * weights.sum(dim=1))
     # Compared this way round, a NaN mean is not taken for a window without evidence.
     return values.masked_fill(mean[:, 0] <= 0, 0.0).reshape(planes.shape)
+
+
+def _sorted(windows: Tensor) -> Tensor:
+    """Values (N, K, cells) sorted along dim 1, by exchanges that run over all cells at once."""
+    rows = list(windows.unbind(1))
+    for low, high in _exchanges(len(rows)):
+        rows[low], rows[high] = (
+            torch.minimum(rows[low], rows[high]),
+            torch.maximum(rows[low], rows[high]),
+        )
+    return torch.stack(rows, dim=1)
+
+
+@lru_cache(maxsize=16)
+def _exchanges(count: int) -> tuple[tuple[int, int], ...]:
+    """Pairs of places to put in order, one after the other, that sort any values: Batcher's
+    odd-even merge sort (Knuth, The Art of Computer Programming 3, 5.2.2, algorithm M)."""
+    pairs: list[tuple[int, int]] = []
+    largest = 1 << max((count - 1).bit_length() - 1, 0)
+    block = largest
+    while block:
+        outer, rest, distance = largest, 0, block
+        while distance:
+            pairs += [
+                (place, place + distance)
+                for place in range(count - distance)
+                if place & block == rest
+            ]
+            distance, outer, rest = outer - block, outer // 2, block
+        block //= 2
+    return tuple(pairs)
 
 
 def _pad(planes: Tensor, width: int) -> Tensor:

@@ -10,7 +10,7 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_mllm._captum import progress
+from captum_mllm._captum import format_output, format_tensor_into_tuples, progress
 from captum_mllm.attr.forward_function import only_query
 from captum_mllm.attr.gradients import gradients_for
 from captum_mllm.attr.picture_layout import check_on_input, picture_layouts
@@ -40,20 +40,22 @@ class TokenByToken(Attribution):
     @log_usage()
     def attribute(
         self,
-        inputs: Tensor,
+        inputs: Tensor | tuple[Tensor, ...],
         additional_forward_args: Any = None,
         show_progress: bool = False,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, ...]:
         r"""
         Args:
-            inputs (Tensor): the picture, (1, 3, H, W) in [0, 1].
+            inputs (Tensor or tuple[Tensor, Tensor]): the picture, (1, 3, H, W) in [0, 1], or the
+                picture and embeddings of words, (1, n, D).
             additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
             show_progress (bool): show a bar over the tokens. Default: False
             **kwargs (Any): passed on to the method.
 
         Returns:
-            Tensor: of shape (T, C, h, w), detached.
+            Tensor or tuple[Tensor, Tensor]: of shape (T, C, h, w), and (T, n, D) where embeddings
+            are given; detached.
 
         Raises:
             RuntimeError: for a gradient method under ``torch.inference_mode``.
@@ -63,19 +65,20 @@ class TokenByToken(Attribution):
         mllm: MLLM = self.forward_func
         method = self.attribution_method
         name = method.get_name()
-        ids = mllm.explained_ids(inputs, query).tolist()
+        tensors = format_tensor_into_tuples(inputs)
+        ids = mllm.explained_ids(*tensors, query).tolist()
         targets = enumerate(ids)
         if show_progress:
             targets = progress(targets, desc=f"{name} attribution", total=len(ids))
-        maps = []
-        with gradients_for(method, (inputs,)):
+        rows = []
+        with gradients_for(method, tensors):
             for target in targets:
                 found = method.attribute(
                     inputs, target=target, additional_forward_args=(query,), **kwargs
                 )
-                maps.append(found.detach())
-        check_on_input(maps[:1], (inputs,), picture_layouts(mllm, (inputs,), (query,)))
-        return torch.cat(maps)
+                rows.append([part.detach() for part in format_tensor_into_tuples(found)])
+        check_on_input(rows[0], tensors, picture_layouts(mllm, tensors, (query,)))
+        return format_output(isinstance(inputs, tuple), tuple(map(torch.cat, zip(*rows))))
 
     def attribute_future(self) -> Callable[..., Any]:
         raise NotImplementedError("attribute_future is not implemented for TokenByToken")

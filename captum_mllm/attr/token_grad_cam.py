@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from captum.attr import LayerAttribution
@@ -26,21 +26,32 @@ from captum_mllm.models.towers import (
     vision_layers,
 )
 
-Variant = Literal["grad_cam", "grad_cam++"]
+Variant = Literal["hires_cam", "grad_cam", "grad_cam++"]
+# What is left of products that cancel but for rounding and the epsilon of a norm is less than this
+# share of them; of products that do not, at least some thousandths.
+LEAST_REST = 1e-4
 
 
 class TokenGradCam(LayerAttribution):
     r"""
-    Grad-CAM and Grad-CAM++ on the tokens of a picture, in the decoder or in the vision tower.
+    HiResCAM, Grad-CAM and Grad-CAM++ on the tokens of a picture, in the vision tower or in the
+    decoder.
 
     With :math:`A_i` the state of token i behind the layer and :math:`G_i` the gradient of the
-    target's logit with respect to it, each channel k weighs as much as its mean gradient,
+    target's logit with respect to it, HiResCAM (Draelos & Carin, 2020, arXiv 2011.08891, Eq. 5)
+    is what each token itself adds to the logit, to first order,
 
     .. math::
-        L_i = \mathrm{relu}\Big(\sum_k w_k A_{ik}\Big), \qquad w_k = \frac{1}{N} \sum_i G_{ik}
+        L_i = \mathrm{relu}\Big(\sum_k G_{ik} A_{ik}\Big).
 
-    (Selvaraju et al., ICCV 2017, arXiv 1610.02391, Eq. 1 and 2). Grad-CAM++ (Chattopadhay et al.,
-    WACV 2018, arXiv 1710.11063, Eq. 10 and 19) takes
+    Grad-CAM (Selvaraju et al., ICCV 2017, arXiv 1610.02391, Eq. 1 and 2) lets each channel k weigh
+    as much as its mean gradient,
+
+    .. math::
+        L_i = \mathrm{relu}\Big(\sum_k w_k A_{ik}\Big), \qquad w_k = \frac{1}{N} \sum_i G_{ik},
+
+    as if a channel meant the same everywhere. Behind a convolution it nearly does, behind attention
+    it does not. Grad-CAM++ (Chattopadhay et al., WACV 2018, arXiv 1710.11063, Eq. 10 and 19) takes
 
     .. math::
         w_k = \sum_i \alpha_{ik}\, \mathrm{relu}(G_{ik}), \qquad
@@ -58,11 +69,11 @@ class TokenGradCam(LayerAttribution):
         forward_func (MLLM): the multimodal model.
         layer (int, str or nn.Module, optional): the index of a layer of the language model;
             ``"vision.3"`` for layer 3 of the vision tower, where negative ones count from the last
-            that the language model sees; or a module of either. Default: None, the middle layer of
-            the language model. The gradient at image tokens is what the layers above still read
-            from them: near the top they read little, near the bottom the tokens are not yet in
-            the terms of the answer.
-        variant (str): "grad_cam" or "grad_cam++". Default: "grad_cam"
+            that the language model sees; or a module of either. Default: None, the middle layer
+            of the vision tower. In the language model, the gradient at image tokens is what the
+            layers above still read from them, little near the top.
+        variant (str): "hires_cam", "grad_cam" or "grad_cam++". Default: "hires_cam", which the
+            documentation compares with the others, under "Which layer for Grad-CAM?".
 
     Raises:
         TypeError: if ``forward_func`` is not an :class:`~captum_mllm.MLLM`, or ``layer`` is of
@@ -81,7 +92,7 @@ class TokenGradCam(LayerAttribution):
         >>> image, query = mllm.prepare(inp, target="a red circle")
         >>> TokenGradCam(mllm).attribute(image, additional_forward_args=(query,)).shape
         torch.Size([3, 1, 14, 14])
-        >>> TokenGradCam(mllm, layer="vision.-1").attribute(
+        >>> TokenGradCam(mllm, layer=0, variant="grad_cam").attribute(
         ...     image, target=(2, query.answer_ids[2]), additional_forward_args=(query,)
         ... ).shape
         torch.Size([1, 1, 14, 14])
@@ -94,11 +105,13 @@ class TokenGradCam(LayerAttribution):
         self,
         forward_func: MLLM,
         layer: int | str | nn.Module | None = None,
-        variant: Variant = "grad_cam",
+        variant: Variant = "hires_cam",
     ) -> None:
         mllm = multimodal_model(forward_func)
-        if variant not in ("grad_cam", "grad_cam++"):
-            raise ValueError(f"variant={variant!r}, expected 'grad_cam' or 'grad_cam++'")
+        known = get_args(Variant)
+        if variant not in known:
+            expected = ", ".join(map(repr, known))
+            raise ValueError(f"variant={variant!r}, expected one of {expected}")
         super().__init__(mllm, _find_layer(mllm, layer))
         self.variant = variant
 
@@ -126,7 +139,8 @@ class TokenGradCam(LayerAttribution):
             RuntimeError: under ``torch.inference_mode``.
             ValueError: for a picture far outside of [0, 1], several pictures without a target, a
                 layer whose states are not those of the image's tokens, or one from which nothing
-                leads to the answer.
+                leads to the answer; for HiResCAM, a layer whose states are normalised before
+                anything reads them, such as the last of many vision towers.
         """
         check_inference_mode(self)
         is_tuple = isinstance(inputs, tuple)
@@ -140,14 +154,20 @@ class TokenGradCam(LayerAttribution):
             tokens = self._tokens(encoding, query, states)
             activations = [_wide(part.gather(states.detach())) for part in tokens]
             maps: list[list[Tensor]] = [[] for _ in tokens]
+            # The largest value of a token, and of its channels together if none cancelled.
+            values, sizes = [], []
             for logit in target_logits(logits, target, encoding, query):
                 gradients = self._gradients(logit, states, tokens)
                 if not any(gradient.any() for gradient in gradients):
                     # Words before the picture owe it nothing, but the last of the answer does.
                     self._check_influence(logits[:, -1].sum(), states, tokens)
                 for found, activation, gradient in zip(maps, activations, gradients):
-                    weights = self._channel_weights(activation, gradient)
-                    found.append(torch.einsum("bnd,bd->bn", activation, weights).relu())
+                    products = activation * self._weights(activation, gradient)
+                    found.append(products.sum(-1).relu())
+                    values.append(products.sum(-1).abs().amax())
+                    sizes.append(products.abs().sum(-1).amax())
+            if self.variant == "hires_cam":
+                self._check_scale(torch.stack(values).amax(), torch.stack(sizes).amax())
         painted = (part.layout.paint(torch.cat(found)) for part, found in zip(tokens, maps))
         return format_output(is_tuple, tuple(each.detach().unsqueeze(1) for each in painted))
 
@@ -162,14 +182,16 @@ class TokenGradCam(LayerAttribution):
             return decoder_tokens(encoding, query, n_states)
         return vision_tokens(encoding, query, model.config, n_states)
 
-    def _channel_weights(self, activation: Tensor, gradient: Tensor) -> Tensor:
-        """The weight of each channel, (B, d), from states and their gradient (B, N, d)."""
+    def _weights(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        """The weight of each channel, (B, N, d) or (B, 1, d), from states and their gradient."""
+        if self.variant == "hires_cam":
+            return gradient
         if self.variant == "grad_cam":
-            return gradient.mean(1)
+            return gradient.mean(1, keepdim=True)
         total = activation.relu().sum(1, keepdim=True)
         positive = gradient.relu()
         # The square cancels, and where the gradient is not positive its weight does not count.
-        return (positive / (2 + positive * total)).sum(1)
+        return (positive / (2 + positive * total)).sum(1, keepdim=True)
 
     @staticmethod
     def _gradients(
@@ -191,10 +213,24 @@ class TokenGradCam(LayerAttribution):
                 "layer"
             )
 
+    def _check_scale(self, value: Tensor, size: Tensor) -> None:
+        """Where states are read through a norm alone, their size does not matter, so that their
+        gradient is at right angles to them, and the products of all channels cancel."""
+        rounding = max(LEAST_REST, torch.finfo(self.forward_func.dtype).eps / 4)
+        if value <= rounding * size and size > 0:
+            raise ValueError(
+                f"the states that come out of this {type(self.layer).__name__} are normalised "
+                "before anything reads them, so that the products of gradient and state cancel and "
+                "HiResCAM is nothing but rounding; give an earlier layer, or another variant"
+            )
+
 
 def _find_layer(mllm: MLLM, layer: int | str | nn.Module | None) -> nn.Module:
     if isinstance(layer, nn.Module):
         return layer
+    if layer is None:
+        layers = vision_layers(mllm.model)
+        return layers[(len(layers) - 1) // 2]
     if isinstance(layer, str):
         tower, _, number = layer.partition(".")
         if tower != "vision" or not number.removeprefix("-").isdecimal():
@@ -204,9 +240,7 @@ def _find_layer(mllm: MLLM, layer: int | str | nn.Module | None) -> nn.Module:
             )
         return pick_layers(vision_layers(mllm.model), [int(number)], "vision tower")[0]
     layers = decoder_layers(mllm.model)
-    if layer is None:
-        layer = (len(layers) - 1) // 2
-    elif isinstance(layer, bool) or not isinstance(layer, int):
+    if isinstance(layer, bool) or not isinstance(layer, int):
         raise TypeError(
             f"got a layer of type {type(layer).__name__}, expected the index of a layer of the "
             "language model, 'vision.3' for one of the vision tower, or a module"

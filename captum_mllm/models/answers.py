@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from captum_mllm.models.targets import is_integer
 
@@ -16,22 +16,28 @@ MAX_NEW_TOKENS = 64
 
 
 @torch.no_grad()
-def generate_answer(
-    model: PreTrainedModel, inputs: dict[str, Tensor], tokenizer: Any, options: dict[str, Any]
-) -> tuple[int, ...]:
-    r"""What a model answers to one prompt, without special tokens at the end.
+def generate_answers(
+    model: PreTrainedModel,
+    inputs: dict[str, Tensor],
+    tokenizer: Any,
+    options: dict[str, Any],
+    watcher: StoppingCriteria | None = None,
+) -> list[tuple[int, ...]]:
+    r"""What a model answers to each prompt of a batch, without special tokens at the end.
 
     Args:
         model (PreTrainedModel): the model.
-        inputs (dict[str, Tensor]): what its processor makes of the prompt.
+        inputs (dict[str, Tensor]): what its processor makes of the prompts.
         tokenizer (Any): its tokenizer.
         options (dict): arguments of ``generate``. Default: greedy, 64 tokens at most.
+        watcher (StoppingCriteria, optional): is asked after each token, beside those of the
+            options. Default: None
 
     Returns:
-        tuple[int, ...]: its tokens.
+        list[tuple[int, ...]]: the tokens of each answer.
 
     Raises:
-        ValueError: for options that ask for anything but one answer to this prompt; if the model
+        ValueError: for options that ask for anything but one answer to each prompt; if the model
             answers nothing.
     """
     settings = _settings(model, options)
@@ -39,15 +45,27 @@ def generate_answer(
         raise ValueError(f"got {', '.join(taken)} for generate, which the prompt itself gives")
     if settings.pop("num_return_sequences", None) not in (None, 1):
         raise ValueError("got num_return_sequences above 1, expected 1: one answer is explained")
+    if watcher is not None:
+        others = settings.get("stopping_criteria") or ()
+        settings["stopping_criteria"] = StoppingCriteriaList([*others, watcher])
     generator: Any = model
     output = generator.generate(**inputs, **settings, return_dict_in_generate=False)
-    answer = output[0, inputs["input_ids"].shape[1] :].tolist()
-    special = set(tokenizer.all_special_ids)
-    while answer and answer[-1] in special:
-        answer.pop()
-    if not answer:
+    answers = [
+        without_special(row, tokenizer)
+        for row in output[:, inputs["input_ids"].shape[1] :].tolist()
+    ]
+    if not all(answers):
         raise ValueError("the model answers nothing; give the answer to explain as `target`")
-    return tuple(answer)
+    return answers
+
+
+def without_special(answer: Sequence[int], tokenizer: Any) -> tuple[int, ...]:
+    r"""The tokens of an answer up to its last one that is not special."""
+    special = set(tokenizer.all_special_ids)
+    count = len(answer)
+    while count and answer[count - 1] in special:
+        count -= 1
+    return tuple(answer[:count])
 
 
 def answer_tokens(

@@ -32,6 +32,8 @@ class Encoding:
         word_positions (Tensor): positions of the words of the prompt, shape (P,). Each has a
             token before it, by which it is predicted.
         answer_rows (Tensor): positions of the rows that predict the answer, shape (T,).
+        word_embeddings (Tensor, optional): what stands at the places of the words instead of the
+            embeddings of their tokens, as in :class:`Query`. Default: None
     """
 
     inputs: dict[str, Tensor]
@@ -40,6 +42,14 @@ class Encoding:
     layouts: tuple[Layout, ...]
     word_positions: Tensor
     answer_rows: Tensor
+    word_embeddings: Tensor | None = None
+
+    @property
+    def earlier_positions(self) -> Tensor:
+        """Positions of what an answer rests on, the words of the prompt and those of the answer
+        but its last, which nothing follows, shape (P + T - 1,)."""
+        # A word of the answer stands one behind the row that predicts it.
+        return torch.cat([self.word_positions, self.answer_rows[:-1] + 1])
 
     @property
     def word_ids(self) -> Tensor:
@@ -97,6 +107,7 @@ def encode(
     processor: Any,
     geometry: Geometry,
     image_token_id: int,
+    dtype: torch.dtype,
     cache: TokenCache | None = None,
 ) -> Encoding:
     r"""Run the processor, and append the answer for teacher forcing.
@@ -107,6 +118,7 @@ def encode(
         processor (Any): the model's processor.
         geometry (Geometry): how pictures turn into tokens.
         image_token_id (int): the placeholder's index.
+        dtype (torch.dtype): of the pixels.
         cache (TokenCache, optional): where it is given the pixels are computed from the tensors,
             differentiable, and all else once for each shape. Default: None, all of it is as the
             processor makes it of 8-bit pictures.
@@ -144,12 +156,16 @@ def encode(
     inputs = _append(inputs, query.answer_ids[:-1])
     device = pictures[0].device
     return Encoding(
-        inputs={name: value.to(device) for name, value in inputs.items()},
+        inputs={
+            name: value.to(device, dtype if value.is_floating_point() else value.dtype)
+            for name, value in inputs.items()
+        },
         windows=max(len(box) for box in boxes),
         image_positions=tuple(found.to(device) for found in positions),
         layouts=tuple(map(_merge, layouts, pictures, boxes)),
         word_positions=_word_positions(processed, query, processor.tokenizer).to(device),
         answer_rows=torch.arange(length - 1, length - 1 + n_answer, device=device),
+        word_embeddings=query.word_embeddings,
     )
 
 

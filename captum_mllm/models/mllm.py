@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import PreTrainedModel
 
-from captum_mllm.models.answers import answer_tokens, generate_answer
+from captum_mllm.models import token_scores, word_embeddings
 from captum_mllm.models.deep_lift import refuse_deep_lift
 from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
 from captum_mllm.models.evaluation_mode import evaluation_mode
 from captum_mllm.models.families import family_of
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.language_model import LanguageModel
-from captum_mllm.models.layout import Layout, size_of
-from captum_mllm.models.passes import Passes
+from captum_mllm.models.layout import Layout
+from captum_mllm.models.loading import load_model
+from captum_mllm.models.pass_memory import PassMemory
 from captum_mllm.models.pictures import Picture
-from captum_mllm.models.processors import HUB_ARGUMENTS, load_processor
-from captum_mllm.models.prompt import render_prompt, text_spans
+from captum_mllm.models.preparation import find_answer, open_query
 from captum_mllm.models.query import Query, split_arguments
-from captum_mllm.models.states import States, gather_states, hidden_states
-from captum_mllm.models.targets import split_target
+from captum_mllm.models.states import States, pass_states
 from captum_mllm.models.vocabulary import Vocabulary
 
 
-class MLLM(nn.Module):
+class MLLM(PassMemory, nn.Module):
     r"""A multimodal LLM whose answer to a question is a function of a picture tensor.
 
     ``mllm(image, query)`` takes a picture of any size, (B, 3, H, W) in [0, 1], and gives the logits
     of the tokens of a fixed answer, (B, T, V), so every attribution method of Captum works on it:
     the target ``(t, token_id)`` stays the same when the size of the picture, and with it the
     number of image tokens, changes. A picture of another size than its native one is seen at
-    another scale.
+    another scale. The words of the question are an input too where they are given,
+    ``mllm(image, word_embeddings, query)``.
 
     Where no gradient is wanted, the processor's own path is taken, so that what is explained is
     what the model is used with; else its arithmetic is repeated on tensors. The wrapped model is
@@ -81,7 +81,6 @@ class MLLM(nn.Module):
         self.image_token_id: int = model.config.image_token_id
         self.training = model.training
         self._tokens = TokenCache()
-        self._passes: Passes | None = None
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, **kwargs: Any) -> MLLM:
@@ -97,18 +96,15 @@ class MLLM(nn.Module):
         Returns:
             MLLM: in evaluation mode.
         """
-        if str(name_or_folder).startswith("demo/"):
-            from captum_mllm.demo import demo_folder
-
-            name_or_folder = demo_folder(str(name_or_folder).removeprefix("demo/"))
-        model = AutoModelForImageTextToText.from_pretrained(name_or_folder, **kwargs)
-        access = {name: value for name, value in kwargs.items() if name in HUB_ARGUMENTS}
-        return cls(model.eval(), load_processor(name_or_folder, **access))
+        return cls(*load_model(name_or_folder, **kwargs))
 
     @property
     def device(self) -> torch.device:
         embeddings: Any = self.model.get_input_embeddings()
-        return embeddings.weight.device
+        # Where accelerate runs it, if its weights lie elsewhere until then.
+        hook = getattr(embeddings, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        return embeddings.weight.device if device is None else torch.device(device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,15 +123,19 @@ class MLLM(nn.Module):
 
         Args:
             *args (Any): the pictures that the query leaves open, usually one, each of shape
-                (B, 3, H, W); then the :class:`Query`.
+                (B, 3, H, W); embeddings of the words as in :meth:`word_embeddings`, (B, P, D), if
+                they are inputs too; then the :class:`Query`.
 
         Returns:
             Tensor: of shape (B, T, V).
+
+        Raises:
+            ValueError: for inputs of another shape, or pictures far outside of [0, 1].
         """
         refuse_deep_lift(self)
-        pictures, query = split_arguments(args)
+        pictures, query = split_arguments(args, with_words=True)
         encoding = self.encode(pictures, query)
-        with self.evaluating():
+        with self.evaluating(encoding):
             rows = encoding.explained_rows(query)
             logits = self.model(**encoding.inputs, logits_to_keep=rows, use_cache=False).logits
         return logits.unflatten(0, (-1, encoding.windows)).mean(1)
@@ -165,34 +165,8 @@ class MLLM(nn.Module):
             ValueError: for an empty answer, and where the chat template leaves no place for the
                 picture.
         """
-        prompt = render_prompt(self.processor, inp)
-        # Tensors of their own, also for gradients later on where they are made in inference mode.
-        with torch.inference_mode(False):
-            pictures = [picture.to(self.device, copy=True) for picture in inp.images]
-        query = Query(
-            prompt=prompt,
-            answer_ids=(),
-            spans=text_spans(self.processor, inp, prompt),
-            native=tuple(map(size_of, pictures)),
-            pictures=tuple(
-                None if every_picture or index == inp.explained else picture
-                for index, picture in enumerate(pictures)
-            ),
-        )
-        opened = tuple(pictures[index].unsqueeze(0) for index in query.explained)
-        if target is None:
-            inputs = self.encode(opened, query).inputs
-            with self.evaluating():
-                answer = generate_answer(self.model, inputs, self.tokenizer, generation)
-        elif generation:
-            raise ValueError(
-                f"got both an answer and {', '.join(generation)}, which ask the model for one; "
-                "leave out one of them"
-            )
-        else:
-            answer = answer_tokens(
-                target, self.tokenizer, self.vocabulary.size, self.image_token_id
-            )
+        opened, query = open_query(self.processor, inp, self.device, every_picture)
+        answer = find_answer(self, opened, query, target, generation)
         return (opened if every_picture else opened[0]), replace(query, answer_ids=answer)
 
     @torch.no_grad()
@@ -210,22 +184,18 @@ class MLLM(nn.Module):
         Raises:
             ValueError: for a layer that the model does not have.
         """
-        pictures, query = split_arguments(args)
+        pictures, query = split_arguments(args, with_words=True)
         passes = self._passes
         if passes is not None and (known := passes.recall(pictures, query, layer)):
             return known
-        encoding = self.encode(pictures, query)
-        with self.evaluating():
-            found = hidden_states(self.model, encoding.inputs, layer)
-        for place, hidden in found.items():
-            states = gather_states(hidden.unflatten(0, (-1, encoding.windows)), encoding, query)
+        for place, states in pass_states(self, pictures, query, layer).items():
             if passes is not None:
                 passes.keep(states, pictures, query, place)
         return states
 
     def layouts(self, *args: Any) -> tuple[Layout, ...]:
         r"""Where the tokens of each explained picture lie, without a pass through the model."""
-        pictures, query = split_arguments(args)
+        pictures, query = split_arguments(args, with_words=True)
         if self._passes is not None and (known := self._passes.recall(pictures, query, None)):
             return known.layouts
         encoding = self.encode(pictures, query)
@@ -233,7 +203,7 @@ class MLLM(nn.Module):
 
     def explained_ids(self, *args: Any) -> Tensor:
         r"""Vocabulary indices of the explained tokens, without a pass through the model."""
-        pictures, query = split_arguments(args)
+        pictures, query = split_arguments(args, with_words=True)
         answer = torch.tensor(query.answer_ids, device=pictures[0].device)
         if not query.with_prompt:
             return answer
@@ -254,21 +224,32 @@ class MLLM(nn.Module):
         Returns:
             Tensor: float32, of shape (B,), or (T,) for one picture where no target is given.
         """
-        _, query = split_arguments(args)
+        _, query = split_arguments(args, with_words=True)
         states = self.states(*args, layer=layer)
-        start = 0 if query.with_prompt else states.n_words
-        predicting, ids = states.predicting[:, start:], states.ids[start:]
-        if target is None:
-            if len(predicting) != 1:
-                raise ValueError(
-                    f"got {len(predicting)} pictures and no target; give a target, or one picture"
-                )
-            return self.vocabulary.predictions(predicting[0], ids, 1).probability
-        rows, wanted = split_target(
-            target, len(predicting), len(ids), ids.device, self.vocabulary.size
-        )
-        chosen = predicting[torch.arange(len(predicting), device=rows.device), rows]
-        return self.vocabulary.predictions(chosen, wanted, 1).probability
+        return token_scores.target_probability(self.vocabulary, states, query, target)
+
+    @torch.no_grad()
+    def token_logits(self, *args: Any) -> Tensor:
+        r"""Logits of the explained tokens alone, (B, T), from a pass that nothing remembers."""
+        pictures, query = split_arguments(args, with_words=True)
+        states = pass_states(self, pictures, query)[None]
+        return token_scores.token_logits(self.vocabulary, states, query)
+
+    def word_embeddings(self, query: Query, answer: bool = False) -> Tensor:
+        r"""What stands for the words in the model, an input of ``forward`` beside the picture.
+
+        Args:
+            query (Query): the question and the answer.
+            answer (bool): the words of the answer but its last too. Default: False
+
+        Returns:
+            Tensor: of shape (1, P, D), or (1, P + T - 1, D) with the answer.
+        """
+        return word_embeddings.own_embeddings(self, query, answer)
+
+    def word_mask(self, query: Query, answer: bool = False) -> Tensor:
+        r"""A ``feature_mask`` of :meth:`word_embeddings`, (1, P, 1), one feature for each word."""
+        return word_embeddings.word_mask(self, query, answer)
 
     def as_language_model(self, *images: Picture) -> LanguageModel:
         r"""The model for Captum's own ``LLMAttribution``; see :class:`LanguageModel`.
@@ -278,19 +259,6 @@ class MLLM(nn.Module):
                 text alone.
         """
         return LanguageModel(self, images)
-
-    @contextmanager
-    def remember(self) -> Iterator[None]:
-        r"""Within it, a pass with the same pictures and query is made once.
-
-        What randomises weights or changes pictures in place must not run within it, see
-        :class:`~captum_mllm.models.passes.Passes` for what goes unnoticed.
-        """
-        outer, self._passes = self._passes, self._passes or Passes(self.parameters())
-        try:
-            yield
-        finally:
-            self._passes = outer
 
     def encode(self, pictures: Sequence[Tensor], query: Query) -> Encoding:
         r"""The wrapped model's inputs for a query, and where everything lies in them.
@@ -302,19 +270,19 @@ class MLLM(nn.Module):
         Returns:
             Encoding: differentiable in pictures that require a gradient.
         """
-        encoding = encode(
+        return encode(
             query.all_pictures(pictures),
             query,
             self.processor,
             self.geometry,
             self.image_token_id,
+            self.dtype,
             self._tokens if wants_gradient(pictures) else None,
         )
-        for name, value in encoding.inputs.items():
-            if value.is_floating_point():
-                encoding.inputs[name] = value.to(self.dtype)
-        return encoding
 
-    def evaluating(self) -> AbstractContextManager[None]:
-        r"""Within it, there is no dropout; afterwards the model is as before."""
-        return evaluation_mode(self.model)
+    @contextmanager
+    def evaluating(self, encoding: Encoding | None = None) -> Iterator[None]:
+        r"""Within it, there is no dropout, and the words of an encoding that brings embeddings
+        along have these; afterwards the model is as before."""
+        with evaluation_mode(self.model), word_embeddings.placed_words(self.model, encoding):
+            yield

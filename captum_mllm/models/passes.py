@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from captum_mllm.models.query import Query
@@ -24,22 +26,45 @@ class Passes:
         self._weights = tuple(weights)
         # The pictures are kept so that no other tensor takes their identity.
         self._kept: dict[Hashable, tuple[States, Sequence[Tensor], Query]] = {}
+        self._by_value: dict[Hashable, list[tuple[States, Sequence[Tensor]]]] = defaultdict(list)
 
     def recall(self, pictures: Sequence[Tensor], query: Query, layer: int | None) -> States | None:
         """The states of an earlier pass, if there was one."""
         kept = self._kept.get(self._key(pictures, query, layer))
-        return None if kept is None else kept[0]
+        if kept is not None:
+            return kept[0]
+        for states, others in self._by_value.get(self._value_key(pictures, query, layer), ()):
+            if all(map(torch.equal, pictures, others)):
+                return states
+        return None
 
     def keep(
-        self, states: States, pictures: Sequence[Tensor], query: Query, layer: int | None
+        self,
+        states: States,
+        pictures: Sequence[Tensor],
+        query: Query,
+        layer: int | None,
+        by_value: bool = False,
     ) -> None:
+        """Keep the states of a pass, if wanted for all pictures of the same values, which are
+        looked at then."""
         self._kept[self._key(pictures, query, layer)] = (states, pictures, query)
+        if by_value:
+            key = self._value_key(pictures, query, layer)
+            self._by_value[key].append((states, [picture.clone() for picture in pictures]))
 
     def _key(self, pictures: Sequence[Tensor], query: Query, layer: int | None) -> Hashable:
+        identities = tuple(map(id, pictures)), tuple(map(_version, pictures))
+        return identities, self._fixed_key(query, layer)
+
+    def _value_key(self, pictures: Sequence[Tensor], query: Query, layer: int | None) -> Hashable:
+        kinds = tuple((picture.shape, picture.dtype, picture.device) for picture in pictures)
+        return kinds, self._fixed_key(query, layer)
+
+    def _fixed_key(self, query: Query, layer: int | None) -> Hashable:
         fixed = [picture for picture in query.pictures if picture is not None]
-        versions = tuple(map(_version, (*pictures, *fixed)))
         weights = sum(map(_version, self._weights))
-        return tuple(map(id, pictures)), query.inputs_key, layer, versions, weights
+        return query.inputs_key, layer, tuple(map(_version, fixed)), weights
 
 
 def _version(tensor: Tensor) -> int:

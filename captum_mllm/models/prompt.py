@@ -60,7 +60,7 @@ def text_spans(processor: Any, inp: ImageTextInput, prompt: str) -> tuple[tuple[
         warnings.warn(
             "the chat template rewrites the texts of the messages, so the user's words cannot be "
             "told from the template's; all of the prompt is taken for them",
-            stacklevel=3,
+            stacklevel=4,
         )
         return ((0, len(prompt)),)
     return tuple(found.span(group + 1) for group in range(len(written) // 2))

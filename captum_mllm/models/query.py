@@ -29,6 +29,9 @@ class Query:
             None for each picture that is an input of the explained function.
         with_prompt (bool): whether the words of the prompt are explained before those of the
             answer. Default: False, the answer alone.
+        word_embeddings (Tensor, optional): what stands at the places of the words instead of the
+            embeddings of their tokens, (B, P, D), or with the words of the answer but its last
+            (B, P + T - 1, D). Default: None, nothing else.
     """
 
     prompt: str
@@ -37,6 +40,7 @@ class Query:
     native: tuple[Size, ...]
     pictures: tuple[Tensor | None, ...]
     with_prompt: bool = False
+    word_embeddings: Tensor | None = None
 
     @property
     def explained(self) -> tuple[int, ...]:
@@ -46,7 +50,10 @@ class Query:
     @property
     def inputs_key(self) -> tuple[Any, ...]:
         """Equal for queries that make the same pass through the model."""
-        return (self.prompt, self.answer_ids, self.native, tuple(map(id, self.pictures)))
+        words = self.word_embeddings
+        version = None if words is None or words.is_inference() else words._version
+        pictures = tuple(map(id, self.pictures))
+        return (self.prompt, self.answer_ids, self.native, pictures, id(words), version)
 
     def including_prompt(self) -> Query:
         """The same query with the words of the prompt explained too."""
@@ -71,11 +78,18 @@ class Query:
         ]
 
 
-def split_arguments(args: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], Query]:
+def split_arguments(
+    args: tuple[Any, ...], with_words: bool = False
+) -> tuple[tuple[Tensor, ...], Query]:
     r"""The pictures and the query apart that are the arguments of an ``MLLM``.
 
     Args:
-        args (tuple): the pictures, (B, 3, H, W) each, then the query.
+        args (tuple): the pictures, (B, 3, H, W) each; the embeddings of the words, (B, P, D), where
+            they are inputs too; then the query.
+        with_words (bool): whether embeddings may be among them. Default: False
+
+    Returns:
+        tuple[tuple[Tensor, ...], Query]: the pictures, and the query, which has the embeddings.
 
     Raises:
         TypeError: if the last is no query.
@@ -86,12 +100,19 @@ def split_arguments(args: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], Query]:
             "expected the picture and a Query; pass additional_forward_args=(query,) with the "
             "query that MLLM.prepare gives"
         )
-    *pictures, query = args
-    for picture in pictures:
-        check_pictures(picture)
-    if len({len(picture) for picture in pictures}) > 1:
+    *inputs, query = args
+    has_words = len(inputs) > 1 and isinstance(inputs[-1], Tensor) and inputs[-1].ndim == 3
+    if has_words and with_words:
+        query = replace(query, word_embeddings=inputs.pop())
+    if not with_words and (has_words or query.word_embeddings is not None):
         raise ValueError(
-            f"got batches of {[len(picture) for picture in pictures]} pictures, expected the same "
-            "number in each"
+            "got embeddings of the words, which this method does not take for an input; give the "
+            "picture alone"
         )
-    return tuple(pictures), query
+    for picture in inputs:
+        check_pictures(picture)
+    words = query.word_embeddings
+    sizes = [len(tensor) for tensor in (*inputs, *([] if words is None else [words]))]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"got batches of {sizes} inputs, expected the same number in each")
+    return tuple(inputs), query

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,15 @@ from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.query import Query
 from captum_mllm.models.targets import is_integer
+
+if TYPE_CHECKING:
+    from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.vocabulary import Predictions, Vocabulary
+
+# The name of predictions among what is derived.
+PREDICTIONS = "predictions"
+# How many tokens are ranked at least, so that who asks next finds them: as many as ARC wants.
+RANKED = 50
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class States:
         ids (Tensor): vocabulary indices of those P + T tokens.
         derived (dict): what was computed from them, by names of the caller's own, to be had again
             for as long as they are kept. Default: empty
+        of_prompt (dict): the same, of what does not depend on the answer. Default: empty
     """
 
     image: tuple[Tensor, ...]
@@ -34,7 +45,8 @@ class States:
     words: Tensor
     predicting: Tensor
     ids: Tensor
-    derived: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    derived: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    of_prompt: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def n_words(self) -> int:
@@ -45,6 +57,43 @@ class States:
         """What stands for each token as context, words of the prompt by their own state, words of
         the answer by the state that predicts them, shape (B, P + T, d)."""
         return torch.cat([self.words, self.predicting[:, self.n_words :]], dim=1)
+
+    def predictions(self, vocabulary: Vocabulary, k: int, with_words: bool) -> Predictions:
+        r"""What the model says in the place of each token; of one picture.
+
+        All logits of a token are computed once for as long as the states are kept, unless more of
+        them are to be ranked later on.
+
+        Args:
+            vocabulary (Vocabulary): the model's.
+            k (int): how many tokens to rank, at least 1.
+            with_words (bool): also in the place of the words of the prompt, which come first.
+        """
+        k = min(k, vocabulary.size)
+        words, answer = slice(self.n_words), slice(self.n_words, len(self.ids))
+        parts = [(answer, self.derived)]
+        if with_words:
+            parts.insert(0, (words, self.of_prompt))
+        missing = [
+            (rows, kept)
+            for rows, kept in parts
+            if PREDICTIONS not in kept or kept[PREDICTIONS].top_ids.shape[1] < k
+        ]
+        if missing:
+            # Together, so that the weights are read once.
+            rows = slice(missing[0][0].start, missing[-1][0].stop)
+            ranked = max(k, RANKED)
+            found = vocabulary.predictions(self.predicting[0, rows], self.ids[rows], ranked)
+            lengths = [len(self.ids[part]) for part, _ in missing]
+            splits = zip(*(value.split(lengths) for value in found))
+            for (_, kept), values in zip(missing, splits):
+                kept[PREDICTIONS] = Predictions(*values)
+        known = [kept[PREDICTIONS] for _, kept in parts]
+        return Predictions(
+            torch.cat([part.probability for part in known]),
+            torch.cat([part.top_ids[:, :k] for part in known]),
+            torch.cat([part.top_probability[:, :k] for part in known]),
+        )
 
 
 def hidden_states(
@@ -61,6 +110,7 @@ def hidden_states(
         dict[int or None, Tensor]: the model's own under None, then the layer's.
 
     Raises:
+        RuntimeError: if the pass cannot be watched.
         ValueError: for a layer that the model does not have.
     """
     if layer is None:
@@ -84,11 +134,18 @@ def hidden_states(
         last = model.base_model(**inputs, use_cache=False).last_hidden_state
     finally:
         handle.remove()
+    if len(seen) != 1:
+        raise RuntimeError(
+            f"what follows layer {layer} was seen {len(seen)} times in a pass, expected once; is "
+            "the model compiled? Its layers can be read in the model as it was"
+        )
     return {None: last, layer: decoder.norm(seen[0])}
 
 
 def gather_states(hidden: Tensor, encoding: Encoding, query: Query) -> States:
     r"""From hidden states (B, windows, S, d) to those that explanations need."""
+    # A model on several devices gives them on the last one, the positions are on the first.
+    hidden = hidden.to(encoding.answer_rows.device)
     # Text is the same in all windows, and the head is linear: the mean state gives mean logits.
     text = hidden.mean(1) if encoding.windows > 1 else hidden[:, 0]
     rows = encoding.explained_rows(query.including_prompt())
@@ -102,3 +159,16 @@ def gather_states(hidden: Tensor, encoding: Encoding, query: Query) -> States:
         predicting=text[:, rows],
         ids=torch.cat([encoding.word_ids, answer]),
     )
+
+
+def pass_states(
+    mllm: MLLM, pictures: Sequence[Tensor], query: Query, layer: int | None = None
+) -> dict[int | None, States]:
+    r"""The states of a new pass, the model's own under None, then a layer's."""
+    encoding = mllm.encode(pictures, query)
+    with mllm.evaluating(encoding):
+        found = hidden_states(mllm.model, encoding.inputs, layer)
+    return {
+        place: gather_states(hidden.unflatten(0, (-1, encoding.windows)), encoding, query)
+        for place, hidden in found.items()
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 # Logits held at a time, 8 MiB in float32.
 CHUNK = 2**21
+# States that share one reading of the weights, which takes as long as 10 to 20 states' arithmetic.
+BLOCK = 256
 
 
 class Predictions(NamedTuple):
@@ -28,16 +31,26 @@ class Predictions(NamedTuple):
 class Vocabulary:
     r"""The output embedding of a language model, asked for a few of its rows or in chunks.
 
+    Rows are read off the weights where these are all there is to it. A quantised output embedding,
+    or one with an adapter or with weights that are elsewhere, is run as the model runs it.
+
     Args:
-        head (nn.Module): the output embedding, with a ``weight`` of shape (V, d).
+        head (nn.Module): the output embedding, from (..., d) to (..., V).
+
+    Raises:
+        TypeError: for one that does not tell how many tokens it knows.
     """
 
     def __init__(self, head: nn.Module) -> None:
         self.head: Any = head
-
-    @property
-    def size(self) -> int:
-        return int(self.head.weight.shape[0])
+        self._has_rows = _has_rows(head)
+        size = getattr(head, "out_features", None)
+        if not isinstance(size, int):
+            raise TypeError(
+                f"the output embedding is a {type(head).__name__}, expected a linear layer, or a "
+                "module that tells its `out_features`"
+            )
+        self.size = size
 
     @torch.no_grad()
     def scores(self, states: Tensor, ids: Tensor) -> Tensor:
@@ -51,10 +64,17 @@ class Vocabulary:
             Tensor: float32, or float64 if the states are, shape (..., n).
         """
         dtype = torch.promote_types(states.dtype, torch.float32)
+        if not self._has_rows:
+            flat = states.flatten(0, -2)
+            found = torch.empty(len(flat), len(ids), dtype=dtype, device=states.device)
+            for block, place in zip(self._blocks(flat), self._blocks(found)):
+                for _, logits in self._logits(block):
+                    place.copy_(logits[:, ids.to(logits.device)])
+            return found.unflatten(0, states.shape[:-1])
         distinct, inverse = ids.to(self.head.weight.device).unique(return_inverse=True)
         rows = self.head.weight[distinct].to(states.device, dtype)
         scores = states.to(dtype) @ rows.mT
-        if getattr(self.head, "bias", None) is not None:
+        if self.head.bias is not None:
             scores = scores + self.head.bias[distinct].to(scores)
         return scores[..., inverse.to(states.device)]
 
@@ -63,8 +83,11 @@ class Vocabulary:
         r"""The k most probable tokens of each state, best first, shape (R, k) for (R, d)."""
         # Made before the logits: what is kept of each chunk must not stand between their places.
         found = torch.empty(len(states), k, dtype=torch.long, device=states.device)
-        for chunk, place in zip(self._chunks(states), self._chunks(found)):
-            place.copy_(self._logits(chunk).topk(k).indices)
+        for block, place in zip(self._blocks(states), self._blocks(found)):
+            best = Best(k)
+            for start, logits in self._logits(block):
+                best.add(logits, start)
+            place.copy_(best.ids)
         return found
 
     @torch.no_grad()
@@ -72,28 +95,93 @@ class Vocabulary:
         r"""The probability of a token for each of (R, d) states, and the k most probable."""
         k = min(k, self.size)
         # As for rankings.
-        dtype = torch.promote_types(self.head.weight.dtype, torch.float32)
+        dtype = torch.promote_types(states.dtype, torch.float32)
         found = Predictions(
             torch.empty(len(states), dtype=dtype, device=states.device),
             torch.empty(len(states), k, dtype=torch.long, device=states.device),
             torch.empty(len(states), k, dtype=dtype, device=states.device),
         )
-        for chunk, wanted, *places in zip(*map(self._chunks, (states, ids, *found))):
-            for place, value in zip(places, self._predict(self._logits(chunk), wanted, k)):
+        for block, wanted, *places in zip(*map(self._blocks, (states, ids, *found))):
+            for place, value in zip(places, predict(self._logits(block), wanted, k)):
                 place.copy_(value)
         return found
 
-    @staticmethod
-    def _predict(logits: Tensor, ids: Tensor, k: int) -> Predictions:
-        total = logits.logsumexp(-1, keepdim=True)
-        best = logits.topk(k)
-        probability = (logits.gather(-1, ids[:, None]) - total).exp()[:, 0]
-        return Predictions(probability, best.indices, (best.values - total).exp())
+    def _blocks(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split(BLOCK if self._has_rows else max(CHUNK // self.size, 1))
 
-    def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return rows.split(max(CHUNK // self.size, 1))
+    def _logits(self, states: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """All logits of some states, in float32 at least, in chunks of consecutive tokens."""
+        dtype = torch.promote_types(states.dtype, torch.float32)
+        if not self._has_rows:
+            yield 0, self.head(states).to(states.device, dtype, copy=True)
+            return
+        weight, bias = self.head.weight, self.head.bias
+        given = states.to(weight)
+        width = max(CHUNK // max(len(states), 1), 1)
+        for start in range(0, self.size, width):
+            chunk = slice(start, start + width)
+            logits = nn.functional.linear(
+                given, weight[chunk], None if bias is None else bias[chunk]
+            )
+            yield start, logits.to(states.device, dtype)
 
-    def _logits(self, states: Tensor) -> Tensor:
-        """All logits of a few states, in float32 at least."""
-        logits = self.head(states.to(self.head.weight))
-        return logits.to(states.device, torch.promote_types(logits.dtype, torch.float32))
+
+class Best:
+    r"""The k largest logits of each row, of chunks of the vocabulary as they come.
+
+    Args:
+        k (int): how many.
+    """
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.values: Tensor = torch.empty(0)
+        self.ids: Tensor = torch.empty(0)
+        self._first = True
+
+    def add(self, logits: Tensor, start: int) -> None:
+        """The logits (R, n) of the tokens from ``start`` on."""
+        values, ids = logits.topk(min(self.k, logits.shape[1]))
+        ids = ids + start
+        if not self._first:
+            values = torch.cat([self.values, values], 1)
+            ids = torch.cat([self.ids, ids], 1)
+            values, order = values.topk(min(self.k, values.shape[1]))
+            ids = ids.gather(1, order)
+        self.values, self.ids, self._first = values, ids, False
+
+
+def predict(chunks: Iterator[tuple[int, Tensor]], ids: Tensor, k: int) -> Predictions:
+    r"""Predictions from all logits of R states.
+
+    Args:
+        chunks (Iterator[tuple[int, Tensor]]): the first token of each chunk of the vocabulary, and
+            the logits (R, n) of its tokens, which are overwritten.
+        ids (Tensor): the asked token of each state, shape (R,).
+        k (int): how many tokens to rank.
+    """
+    best = Best(k)
+    total = chosen = torch.full(ids.shape, -torch.inf, device=ids.device)
+    for start, logits in chunks:
+        best.add(logits, start)
+        place = ids - start
+        inside = (place >= 0) & (place < logits.shape[1])
+        own = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        chosen = torch.where(inside, own, chosen)
+        # In place, as no chunk is looked at twice.
+        largest = logits.amax(1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
+        chunk_total = logits.sub_(largest).exp_().sum(1).log() + largest[:, 0]
+        total = torch.logaddexp(total, chunk_total)
+    return Predictions((chosen - total).exp(), best.ids, (best.values - total[:, None]).exp())
+
+
+def _has_rows(head: Any) -> bool:
+    """Whether the logits of a token are the states times its row of the weights, as they lie."""
+    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
+        return False
+    # What accelerate puts before a module moves weights and inputs, and computes nothing.
+    if "forward" in vars(head) and not hasattr(head, "_hf_hook"):
+        return False
+    weight = head.weight
+    plain = type(weight) in (Tensor, nn.Parameter) and not weight.is_meta
+    return plain and weight.is_floating_point()

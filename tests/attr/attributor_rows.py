@@ -193,7 +193,7 @@ LAYER_ROWS = [
 TOKEN_ROWS = [
     Row("LogitLens", _on_network(LogitLens)),
     Row("TokenGradCam", _on_network(TokenGradCam)),
-    Row("TokenGradCam, vision tower", lambda column: TokenGradCam(column.network, "vision.-1")),
+    Row("TokenGradCam, language model", lambda column: TokenGradCam(column.network, 0, "grad_cam")),
     Row("AttentionRollout", _on_network(AttentionRollout)),
     Row(
         "AttentionRollout, vision tower",

@@ -25,7 +25,19 @@ that run. A cell says what the values are, of the method alone and under `MSEA`:
 - **–**: an error, which says why.
 """
 
-METRICS = """## With Captum's metrics
+BESIDE_THE_TABLE = """## Picture and words together
+
+On a multimodal LLM, the embeddings of the words are an input too, `mllm(image, words, query)`, so
+methods of gradients and methods that perturb take `(image, mllm.word_embeddings(query))` as well;
+see [the questions](questions.md#how-do-i-weigh-the-picture-and-the-question-together).
+
+## What they look like
+
+The bundled model, a word of three pictures each; red speaks for the word, blue against it.
+
+![A row of maps for each method, alone and under MSEA](images/attributors.jpg)
+
+## With Captum's metrics
 
 `captum.metrics.infidelity` wants attributions of the shape of the picture. A grid or a map gets
 that by
@@ -108,7 +120,7 @@ def page() -> str:
             cells = [cell(row, name, notes) for name in COLUMNS]
             lines.append(" | ".join([f"| {row.name}", *cells]) + " |")
         lines.append("")
-    return "\n".join([*lines, METRICS, *notes.lines(), ""])
+    return "\n".join([*lines, BESIDE_THE_TABLE, *notes.lines(), ""])
 
 
 def main() -> None:

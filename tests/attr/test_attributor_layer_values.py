@@ -197,6 +197,6 @@ def test_grad_cam_of_the_bundled_model_follows_its_definition(layer: int) -> Non
     expected = torch.zeros(len(places), dtype=torch.float64)
     for channel in range(states.shape[1]):
         expected += gradient[:, channel].mean() * states[:, channel]
-    found = where.explain(TokenGradCam(network, layer))
+    found = where.explain(TokenGradCam(network, layer, "grad_cam"))
     assert expected.max() > 0
     torch.testing.assert_close(found.flatten(), expected.relu())

@@ -110,7 +110,7 @@ def measure(mllm: MLLM, shape: str, tokens: tuple[int, int], options: argparse.N
     Returns:
         Result: the measurements.
     """
-    methods = choose(options.methods)
+    methods = choose(options.methods, shape)
     subject = make_subject(mllm, *tokens)
     works = {method.name: method.prepare(subject) for method in methods}
     once = frozenset(method.name for method in methods if method.once)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -14,7 +14,7 @@ from captum_mllm import ARC, MSEA, TAM, LogitLens, MLLMAttribution
 from captum_mllm.attr import AttentionRollout
 from captum_mllm.attr.resizing import resize_inputs
 from tests.benchmarks.plain_tam import plain_maps, plain_pass
-from tests.benchmarks.subjects import Subject
+from tests.benchmarks.subjects import Subject, several_inputs
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 STEPS = 32
@@ -38,6 +38,8 @@ class Method:
         has_peak (bool): whether its memory is measured. Default: True
         has_stages (bool): whether its time can be split into stages. Default: False
         once (bool): measured in the first round alone, as it takes very long. Default: False
+        shapes (tuple[str, ...], optional): shapes at which it is measured unless it is asked for
+            by name. Default: None, all
     """
 
     name: str
@@ -46,6 +48,7 @@ class Method:
     has_peak: bool = True
     has_stages: bool = False
     once: bool = False
+    shapes: tuple[str, ...] | None = None
 
 
 def _bare(scales: Sequence[float]) -> Callable[[Subject], Work]:
@@ -102,7 +105,9 @@ def _after_the_pass(make: Callable[[Any], Attribution]) -> Callable[[Subject], W
         attribute = _every_token(make)(subject)
 
         def work() -> object:
-            with mock.patch.object(subject.mllm, "states", return_value=states):
+            # Nothing that an earlier round derived from them.
+            fresh = replace(states, derived={}, of_prompt={})
+            with mock.patch.object(subject.mllm, "states", return_value=fresh):
                 return attribute()
 
         return work
@@ -161,9 +166,43 @@ def _generate(subject: Subject) -> Work:
     return work
 
 
-def _generate_explained(subject: Subject) -> Work:
-    explainer = MLLMAttribution(LogitLens(subject.mllm))
-    return lambda: explainer.attribute(subject.inp, gen_args=_length(subject))
+def _generate_explained(make: Callable[[Any], Attribution]) -> Callable[[Subject], Work]:
+    """An answer of the model's own, and the whole result for it."""
+
+    def prepare(subject: Subject) -> Work:
+        explainer = MLLMAttribution(make(subject.mllm))
+        return lambda: explainer.attribute(subject.inp, gen_args=_length(subject))
+
+    return prepare
+
+
+def _stream(subject: Subject) -> Work:
+    """Every word with its map as it is said, and the whole result after the last."""
+    explainer = MLLMAttribution(ARC(LogitLens(subject.mllm)))
+
+    def work() -> object:
+        with explainer.stream(subject.inp, gen_args=_length(subject)) as stream:
+            for _ in stream:
+                pass
+            return stream.result
+
+    return work
+
+
+def _several(at_once: bool, own_answers: bool) -> Callable[[Subject], Work]:
+    """Some pictures with a question and an answer each, one at a time or in a batch."""
+
+    def prepare(subject: Subject) -> Work:
+        explainer = MLLMAttribution(ARC(LogitLens(subject.mllm)))
+        inputs = several_inputs(subject, BATCH)
+        answer = None if own_answers else list(subject.query.answer_ids)
+        options = _length(subject) if own_answers else None
+        if at_once:
+            targets = [answer] * BATCH
+            return lambda: explainer.attribute_batch(inputs, targets, gen_args=options)
+        return lambda: [explainer.attribute(inp, answer, gen_args=options) for inp in inputs]
+
+    return prepare
 
 
 LENS = "LogitLens"
@@ -174,7 +213,15 @@ ARC_SCALES = "ARC(MSEA(LogitLens))"
 TAM_AFTER = "TAM(LogitLens), after the pass"
 PLAIN = "plain TAM"
 PLAIN_AFTER = "plain TAM, after the pass"
+ARC_AFTER = "ARC(LogitLens), after the pass"
 EXPLAINED = "MLLMAttribution(LogitLens), generating"
+EXPLAINED_ARC = "MLLMAttribution(ARC(LogitLens)), generating"
+STREAMED = "MLLMAttribution(ARC(LogitLens)), streaming"
+BATCH = 8
+SINGLY = f"{BATCH} inputs and answers, singly"
+AT_ONCE = f"{BATCH} inputs and answers, in a batch"
+SINGLY_OWN = f"{BATCH} inputs, generating, singly"
+AT_ONCE_OWN = f"{BATCH} inputs, generating, in a batch"
 
 # Maps at the grid of the largest scale, as MLLMAttribution asks for them.
 _GRID: dict[str, Any] = {"scales": SCALES, "output_size": "largest"}
@@ -214,26 +261,38 @@ METHODS: dict[str, Method] = {
         Method(PLAIN, _plain_tam, ONE),
         Method(TAM_AFTER, _after_the_pass(lambda mllm: TAM(LogitLens(mllm))), ONE, has_peak=False),
         Method(
-            "ARC(LogitLens), after the pass",
+            ARC_AFTER,
             _after_the_pass(lambda mllm: ARC(LogitLens(mllm))),
             ONE,
             has_peak=False,
         ),
         Method(PLAIN_AFTER, _plain_tam_after_the_pass, ONE, has_peak=False),
         Method(GENERATE, _generate, GENERATE),
-        Method(EXPLAINED, _generate_explained, GENERATE),
+        Method(EXPLAINED, _generate_explained(LogitLens), GENERATE),
+        Method(EXPLAINED_ARC, _generate_explained(lambda mllm: ARC(LogitLens(mllm))), GENERATE),
+        Method(STREAMED, _stream, GENERATE),
+        Method(SINGLY, _several(False, False), SINGLY, shapes=("tiny",)),
+        Method(AT_ONCE, _several(True, False), SINGLY, shapes=("tiny",)),
+        Method(SINGLY_OWN, _several(False, True), SINGLY_OWN, shapes=("tiny",)),
+        Method(AT_ONCE_OWN, _several(True, True), SINGLY_OWN, shapes=("tiny",)),
     )
 }
 
 
-def choose(names: Sequence[str] | None) -> list[Method]:
+def choose(names: Sequence[str] | None, shape: str) -> list[Method]:
     r"""The methods of these names and the bare passes that they are held against.
+
+    Args:
+        names (Sequence[str], optional): their names. None for all that are measured at a shape.
+        shape (str): the shape's name.
 
     Raises:
         ValueError: for an unknown name.
     """
     if names is None:
-        return list(METHODS.values())
+        return [
+            method for method in METHODS.values() if method.shapes is None or shape in method.shapes
+        ]
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise ValueError(f"unknown methods {unknown}, expected some of {list(METHODS)}")

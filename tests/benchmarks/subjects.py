@@ -148,6 +148,19 @@ def make_subject(mllm: MLLM, image_tokens: int, answer_tokens: int) -> Subject:
     return Subject(mllm, inp, image, query)
 
 
+def several_inputs(subject: Subject, count: int) -> list[ImageTextInput]:
+    r"""Pictures of noise as large as the subject's, each with a question of its own length."""
+    random = np.random.default_rng(1)
+    shape = np.asarray(subject.inp.images[0]).shape[1:]
+    pictures = [
+        Image.fromarray(random.integers(0, 256, (*shape, 3), dtype=np.uint8)) for _ in range(count)
+    ]
+    return [
+        ImageTextInput(picture, " ".join([DEMO_PROMPT] * (1 + index % 3)))
+        for index, picture in enumerate(pictures)
+    ]
+
+
 def _processor() -> Any:
     tokenizer = tiny_models.tokenizer(special=tiny_models.QWEN_SPECIAL)
     return image_only(transformers.Qwen2VLProcessor)(

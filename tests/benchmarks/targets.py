@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from tests.benchmarks.methods import (
     ARC_LENS,
+    AT_ONCE,
+    AT_ONCE_OWN,
     EXPLAINED,
+    EXPLAINED_ARC,
     FOUR,
     GENERATE,
     LENS,
@@ -15,6 +18,9 @@ from tests.benchmarks.methods import (
     ONE,
     PLAIN,
     PLAIN_AFTER,
+    SINGLY,
+    SINGLY_OWN,
+    STREAMED,
     TAM_AFTER,
     TAM_LENS,
 )
@@ -58,7 +64,11 @@ TARGETS = (
     Target("time, LogitLens / bare pass", _time(LENS, ONE), 1.05),
     Target("time, ARC(LogitLens) / bare pass", _time(ARC_LENS, ONE), 1.10),
     Target("time, MSEA(LogitLens) / four bare passes", _time(LENS_SCALES, FOUR), 1.05),
-    Target("time, generating and explaining / generating", _time(EXPLAINED, GENERATE), 1.03),
+    Target("time, generating and LogitLens / generating", _time(EXPLAINED, GENERATE), 1.03),
+    Target("time, generating and ARC / generating", _time(EXPLAINED_ARC, GENERATE), 1.03),
+    Target("time, streaming ARC / generating", _time(STREAMED, GENERATE), 1.03),
+    Target("time, own answers singly / in a batch", _time(SINGLY_OWN, AT_ONCE_OWN), 2, True),
+    Target("time, given answers singly / in a batch", _time(SINGLY, AT_ONCE), 2, True),
     Target("time after the pass, plain TAM / TAM", _time(PLAIN_AFTER, TAM_AFTER), 100, True),
     Target("peak memory, LogitLens / bare pass", _peak(LENS, ONE), 1.1),
     Target("peak memory, TAM(LogitLens) / bare pass", _peak(TAM_LENS, ONE), 1.1),

@@ -15,13 +15,18 @@ from tests.benchmarks import cost
 from tests.benchmarks.methods import (
     ARC_LENS,
     ARC_SCALES,
+    AT_ONCE,
+    AT_ONCE_OWN,
     EXPLAINED,
+    EXPLAINED_ARC,
     FOUR,
     LENS,
     LENS_SCALES,
     METHODS,
     ONE,
     PLAIN,
+    SINGLY,
+    STREAMED,
     TAM_AFTER,
     TAM_LENS,
     choose,
@@ -64,8 +69,12 @@ def peak(name: str) -> int:
         (f"MLLMAttribution({ARC_SCALES})", 4),
         ("AttentionRollout", 1),
         (PLAIN, 1),
-        # A pass for each token that is said, and at most one to explain them.
-        (EXPLAINED, ANSWER + 1),
+        # A pass for each token that is said, and none to explain them.
+        (EXPLAINED, ANSWER),
+        (EXPLAINED_ARC, ANSWER),
+        (STREAMED, ANSWER),
+        (AT_ONCE, 1),
+        (AT_ONCE_OWN, ANSWER),
     ],
 )
 def test_an_explanation_needs_no_more_passes(name: str, expected: int) -> None:
@@ -120,9 +129,16 @@ def test_the_command_writes_tables_and_numbers(
         print(text)
 
 
+def test_batches_are_measured_on_the_small_shape_unless_asked_for() -> None:
+    names = {shape: {method.name for method in choose(None, shape)} for shape in ("tiny", "2b")}
+    assert names["tiny"] == set(METHODS)
+    assert AT_ONCE not in names["2b"]
+    assert [method.name for method in choose([AT_ONCE], "2b")] == [SINGLY, AT_ONCE]
+
+
 def test_unknown_methods_and_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown methods"):
-        choose(["LogitLenz"])
+        choose(["LogitLenz"], "tiny")
     with pytest.raises(ValueError, match="expected 'tiny' or one of"):
         load_model("3b")
     with pytest.raises(ValueError, match="do not make a square"):

@@ -59,7 +59,7 @@ def test_where_files_come_from_is_told_to_the_processor_too(
         seen.update(kwargs)
         return load_processor(name, **kwargs)
 
-    monkeypatch.setattr("captum_mllm.models.mllm.load_processor", load)
+    monkeypatch.setattr("captum_mllm.models.loading.load_processor", load)
     folder = save("llava", tmp_path)
     mllm = MLLM.from_pretrained(folder, dtype="float64", **access)
     assert mllm.dtype == torch.float64

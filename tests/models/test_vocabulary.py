@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from captum_mllm.models import vocabulary
-from captum_mllm.models.vocabulary import Vocabulary
+from captum_mllm.models.states import States
+from captum_mllm.models.vocabulary import Predictions, Vocabulary
 
 
 @pytest.fixture(params=[True, False], ids=["bias", "no bias"])
@@ -35,6 +36,49 @@ def test_rankings_and_predictions_equal_those_of_all_logits(head: nn.Linear) -> 
     torch.testing.assert_close(found.probability, probabilities[torch.arange(13), ids])
     assert torch.equal(found.top_ids, best.indices)
     torch.testing.assert_close(found.top_probability, best.values)
+
+
+def states_of(predicting: torch.Tensor, ids: torch.Tensor, n_words: int) -> States:
+    words = torch.zeros(1, n_words, predicting.shape[1])
+    return States((), (), words, predicting[None], ids)
+
+
+@pytest.mark.parametrize("order", [[(5, False), (5, True)], [(5, True), (5, False)]], ids=str)
+def test_states_compute_all_logits_of_a_token_once(
+    head: nn.Linear, order: list[tuple[int, bool]]
+) -> None:
+    hidden, ids = torch.randn(7, 8), torch.randint(0, 101, (7,))
+    states = states_of(hidden, ids, n_words=3)
+    rows: list[int] = []
+
+    class Counting(Vocabulary):
+        def predictions(self, states: torch.Tensor, ids: torch.Tensor, k: int) -> Predictions:
+            rows.append(len(states))
+            return super().predictions(states, ids, k)
+
+    counting = Counting(head)
+    expected = Vocabulary(head).predictions(hidden, ids, 5)
+    for k, with_words in order:
+        found = states.predictions(counting, k, with_words)
+        for own, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(own, other if with_words else other[3:])
+    assert sum(rows) == 7
+    # More of them than were ranked are ranked anew.
+    assert states.predictions(counting, 80, with_words=True).top_ids.shape == (7, 80)
+    assert sum(rows) == 14
+
+
+def test_infinite_logits_rank_last_and_make_no_nan(head: nn.Linear) -> None:
+    with torch.no_grad():
+        head.weight[40:] = 0
+    head.bias = nn.Parameter(torch.zeros(101))
+    head.bias.data[40:] = -torch.inf
+    states, ids = torch.randn(4, 8), torch.tensor([0, 39, 40, 100])
+    found = Vocabulary(head).predictions(states, ids, 50)
+    expected = head(states).softmax(-1)
+    torch.testing.assert_close(found.probability, expected[torch.arange(4), ids])
+    torch.testing.assert_close(found.top_probability, expected.topk(50).values)
+    assert (found.top_ids[:, :40] < 40).all()
 
 
 def test_no_states_have_no_rankings(head: nn.Linear) -> None:

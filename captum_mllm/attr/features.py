@@ -1,0 +1,93 @@
+"""What a method is asked for: segments of the picture, and words beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from captum.attr import Attribution
+from torch import Tensor
+
+from captum_mllm.attr.segments import Segments, SegmentsLike, picture_segments
+from captum_mllm.attr.wrapper_chain import wrapper_chain
+
+_TEXTS = {"prompt": "the words of the prompt", "earlier": "the earlier words"}
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    r"""What a method is asked for beside the pixels.
+
+    Args:
+        segments (Segments, optional): of the picture. Default: None, the method takes the pixels.
+        words (str, optional): ``"prompt"`` for the words of the question as features too,
+            ``"earlier"`` for those of the answer as well. Default: None, neither.
+    """
+
+    segments: Segments | None = None
+    words: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What follows the name of the method where the features are named."""
+        parts = [] if self.segments is None else [self.segments.text]
+        parts += [] if self.words is None else [_TEXTS[self.words]]
+        return f" over {' and '.join(parts)}" if parts else ""
+
+
+def find_features(
+    method: Attribution, picture: Tensor, segments: SegmentsLike | None, words: str | None
+) -> Features:
+    r"""The features that a user asks for, see :meth:`MLLMAttribution.attribute`.
+
+    Raises:
+        TypeError: for segments that are none.
+        ValueError: for unknown words, words for a method that weighs them by itself, and segments
+            that do not fit the picture.
+    """
+    if words is not None and words not in _TEXTS:
+        raise ValueError(
+            f"words={words!r}, expected 'prompt' for the words of the question, 'earlier' for "
+            "those of the answer as well, or None"
+        )
+    chain = wrapper_chain(method)
+    own = next((found for found in chain if hasattr(found, "attribute_text")), None)
+    if words is not None and own is not None:
+        raise ValueError(
+            f"got words={words!r}, but {own.get_name()} weighs the earlier words by itself; "
+            "leave it out"
+        )
+    if segments is None:
+        return Features(words=words)
+    words = words or ("prompt" if own is None else None)
+    return Features(picture_segments(segments, picture), words)
+
+
+def split_baselines(baselines: Any) -> tuple[Any, Any]:
+    r"""The baseline of the picture and that of the words, of which a pair is given or the first.
+
+    Raises:
+        ValueError: for a tuple that is no pair.
+    """
+    if not isinstance(baselines, tuple):
+        return baselines, None
+    if len(baselines) != 2:
+        raise ValueError(
+            f"got {len(baselines)} baselines, expected (picture, words), or that of the picture"
+        )
+    return baselines
+
+
+def to_tokens(values: Tensor, word_of_token: Tensor) -> Tensor:
+    r"""Values of words (N, W), each shared by the tokens of its word, (N, n)."""
+    sizes = torch.bincount(word_of_token)
+    return (values / sizes.to(values))[:, word_of_token]
+
+
+def to_earlier(values: Tensor, n_tokens: int) -> Tensor:
+    r"""Weights of the first tokens (N, n) as weights of all of them, (N, n_tokens): 0 for tokens
+    that were no features, and for a token itself and those after it."""
+    values = F.pad(values, (0, n_tokens - values.shape[1]))
+    return values.tril(n_tokens - len(values) - 1)

@@ -1,0 +1,200 @@
+"""Methods that perturb, over segments of the picture and words together, for all tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from captum.attr import (
+    Attribution,
+    FeatureAblation,
+    FeaturePermutation,
+    Lime,
+    LimeBase,
+    Occlusion,
+    PerturbationAttribution,
+    ShapleyValueSampling,
+)
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_mllm._captum import format_output
+from captum_mllm.attr.coalitions import Coalitions
+from captum_mllm.attr.features import split_baselines, to_tokens
+from captum_mllm.attr.forward_function import only_query
+from captum_mllm.attr.segments import Segments
+from captum_mllm.metrics.picture_baselines import picture_baseline
+from captum_mllm.models.layout import size_of
+from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.query import Query
+from captum_mllm.models.word_embeddings import word_baseline
+
+
+class SegmentAttribution(Attribution):
+    r"""
+    Asks a method that perturbs which segments of the picture, and which words, each token needs.
+
+    What the method perturbs is whether they are there, so a feature is a segment or a word, and
+    all tokens of the answer are explained from the same passes: at once by methods that take
+    functions of several values, else in turn, with the same random draws and without passes of
+    their own.
+
+    Args:
+        attribution_method (Attribution): a method of Captum that perturbs, on an
+            :class:`~captum_mllm.MLLM`.
+        segments (Segments): of the picture.
+        words (str, optional): as in :class:`~captum_mllm.attr.features.Features`. Default: None
+        baselines (Any): what stands in the place of absent segments and words, see
+            :class:`~captum_mllm.MLLMAttribution`. Default: None
+        sliding_window_shapes (tuple, optional): of Occlusion, in segments, and in words.
+            Default: None, one at a time.
+        strides (tuple or int, optional): of Occlusion. Default: None, 1
+
+    Raises:
+        TypeError: for a method that does not perturb features.
+        ValueError: for windows of a method that has none, and baselines that are no pair.
+    """
+
+    explains_every_token = True
+
+    def __init__(
+        self,
+        attribution_method: Attribution,
+        segments: Segments,
+        words: str | None = None,
+        baselines: Any = None,
+        sliding_window_shapes: Any = None,
+        strides: Any = None,
+    ) -> None:
+        _check_method(attribution_method)
+        super().__init__(attribution_method.forward_func)
+        self.attribution_method = attribution_method
+        self.segments = segments
+        self.words = words
+        self.baselines = split_baselines(baselines)
+        self.windows = {
+            name: value
+            for name, value in (
+                ("sliding_window_shapes", sliding_window_shapes),
+                ("strides", strides),
+            )
+            if value is not None
+        }
+        if self.windows and not isinstance(attribution_method, Occlusion):
+            raise ValueError(
+                f"{attribution_method.get_name()} has no windows; leave out "
+                f"{' and '.join(self.windows)}, or take Occlusion"
+            )
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        return bool(self.attribution_method.multiplies_by_inputs)
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: Tensor,
+        additional_forward_args: Any = None,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        r"""
+        Args:
+            inputs (Tensor): the picture, (1, 3, H, W) in [0, 1], at any scale.
+            additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
+            **kwargs (Any): passed on to the method, such as ``perturbations_per_eval``,
+                ``n_samples`` and ``show_progress``.
+
+        Returns:
+            Tensor or tuple[Tensor, Tensor]: maps (T, 1, H, W), the same for all pixels of a
+            segment; where words are features too, also a value (T, n) for each of their tokens,
+            which share that of the word.
+
+        Raises:
+            ValueError: if the segments or the baselines do not fit the picture.
+        """
+        query = only_query(additional_forward_args)
+        segments = self.segments.resized(size_of(inputs))
+        words = self._words(query)
+        coalitions = Coalitions(
+            self.forward_func, inputs, query, segments, self._hidden(inputs, query), words
+        )
+        found = self._values(coalitions, **kwargs)
+        maps = segments.paint(found[0].to(inputs.device))
+        if self.words is None:
+            return maps
+        if words is None:
+            return maps, maps.new_zeros(len(maps), 0)
+        return maps, to_tokens(found[1].to(words[2].device), words[2])
+
+    def attribute_future(self) -> Callable[..., Any]:
+        raise NotImplementedError("attribute_future is not implemented for SegmentAttribution")
+
+    def _values(self, coalitions: Coalitions, **kwargs: Any) -> list[Tensor]:
+        """The value of each segment and of each word for each token, (T, ...)."""
+        method = copy(self.attribution_method)
+        method.forward_func = coalitions
+        present = coalitions.everything
+        kwargs |= self._window_arguments(present)
+        inputs = format_output(len(present) > 1, present)
+        if isinstance(method, (FeatureAblation, ShapleyValueSampling)):
+            found = method.attribute(inputs, **kwargs)
+            found = found if isinstance(found, tuple) else (found,)
+            return [part.reshape(-1, *one.shape[1:]) for part, one in zip(found, present)]
+        rows = []
+        state = torch.get_rng_state()
+        for token in range(coalitions(*present).shape[1]):
+            # The same draws for each token, so that the coalitions of the first serve them all.
+            torch.set_rng_state(state)
+            found = method.attribute(inputs, target=token, **kwargs)
+            rows.append(found if isinstance(found, tuple) else (found,))
+            kwargs.pop("show_progress", None)
+        return [torch.cat(parts) for parts in zip(*rows)]
+
+    def _window_arguments(self, present: tuple[Tensor, ...]) -> dict[str, Any]:
+        """Windows of Occlusion for the segments and for the words, of one where none is given."""
+        if not isinstance(self.attribution_method, Occlusion):
+            return {}
+        single = tuple((1,) * (part.ndim - 1) for part in present)
+        found = {}
+        for name in ("sliding_window_shapes", "strides"):
+            given = self.windows.get(name, ())
+            if not isinstance(given, tuple) or not all(isinstance(each, tuple) for each in given):
+                given = (given,)
+            given = (*given, *single[len(given) :])
+            found[name] = given if len(present) > 1 else given[0]
+        return found
+
+    def _hidden(self, image: Tensor, query: Query) -> Tensor:
+        """What is to be seen in the place of absent segments."""
+        baseline, _ = self.baselines
+        if isinstance(baseline, Tensor) and baseline.ndim >= 2:
+            (native,) = (query.native[index] for index in query.explained)
+            if size_of(baseline) == native and native != size_of(image):
+                whole = baseline.expand(1, 3, *native)
+                baseline = F.interpolate(whole, size_of(image), mode="bilinear", antialias=True)
+        return picture_baseline(image, baseline)
+
+    def _words(self, query: Query) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Embeddings of the words, those in their place, and the word of each token."""
+        if self.words is None:
+            return None
+        mllm: MLLM = self.forward_func
+        answer = self.words == "earlier"
+        own = mllm.word_embeddings(query, answer)
+        if not own.shape[1]:
+            return None
+        absent = word_baseline(mllm.model, mllm.tokenizer, own, self.baselines[1])
+        return own, absent, mllm.word_mask(query, answer)[0, :, 0]
+
+
+def _check_method(method: Attribution) -> None:
+    known = isinstance(method, PerturbationAttribution)
+    known = known and (isinstance(method, Lime) or not isinstance(method, LimeBase))
+    if not known or isinstance(method, FeaturePermutation):
+        raise TypeError(
+            f"{method.get_name()} does not remove segments; give `segments` to FeatureAblation, "
+            "Occlusion, ShapleyValueSampling, ShapleyValues, Lime or KernelShap, or leave them out"
+        )

@@ -1,0 +1,217 @@
+"""Parts of a picture that are present or absent together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_mllm.models.layout import Size, size_of
+from captum_mllm.models.pixels import to_pil
+from captum_mllm.models.targets import is_integer
+
+SegmentsLike = tuple[int, int] | int | Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    r"""Segments of a picture, which may overlap and need not cover it.
+
+    Args:
+        regions (Tensor): the region of each pixel, (H, W); within one, the same segments lie.
+        members (Tensor): which segments lie over each region, bool, (R, S).
+        text (str): what they are, to be read.
+        grid (tuple[int, int], optional): rows and columns, where the segments are the cells of a
+            grid. Default: None
+    """
+
+    regions: Tensor
+    members: Tensor
+    text: str
+    grid: tuple[int, int] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one value for each segment: (1, rows, columns) of a grid, else (S,)."""
+        return (self.members.shape[1],) if self.grid is None else (1, *self.grid)
+
+    @property
+    def size(self) -> Size:
+        return size_of(self.regions)
+
+    def seen(self, present: Tensor) -> Tensor:
+        r"""Which pixels are there if only some segments are.
+
+        Args:
+            present (Tensor): bool, (B, \*shape).
+
+        Returns:
+            Tensor: bool, (B, 1, H, W); False where an absent segment lies.
+        """
+        absent = (~present.flatten(1)).to(torch.float32)
+        hidden = (absent @ self.members.to(absent).T) > 0
+        return ~hidden[:, self.regions][:, None]
+
+    def paint(self, values: Tensor) -> Tensor:
+        r"""Values of segments (N, \*shape) as maps (N, 1, H, W): each pixel has the sum of those
+        of its segments, and 0 without any."""
+        values = values.flatten(1)
+        return (values @ self.members.to(values).T)[:, self.regions][:, None]
+
+    def resized(self, size: Size) -> Segments:
+        r"""The same segments on the picture at another size.
+
+        Raises:
+            ValueError: if a segment has no pixel there.
+        """
+        if size == self.size:
+            return self
+        regions = self.regions
+        for axis, side in enumerate(size):
+            before = regions.shape[axis]
+            centres = (torch.arange(side, device=regions.device) + 0.5) * (before / side)
+            regions = regions.index_select(axis, centres.long().clamp_(max=before - 1))
+        lost = (~self.members[regions.unique()].any(0)).nonzero().flatten().tolist()
+        if lost:
+            raise ValueError(
+                f"on a picture of {size[0]} x {size[1]} pixels no pixel is left for segments "
+                f"{lost[:10]}{' and others' if len(lost) > 10 else ''}; leave this scale out, or "
+                "take fewer and larger segments"
+            )
+        return replace(self, regions=regions)
+
+
+def picture_segments(segments: SegmentsLike, picture: Tensor) -> Segments:
+    r"""
+    The segments of a picture, in any of the forms in which a user gives them.
+
+    Args:
+        segments (tuple[int, int], int, Tensor or Sequence[Tensor]): rows and columns of a grid; a
+            number of :func:`superpixels`; or, as :class:`captum.attr.ImageMaskInput` takes them, a
+            label for each pixel, integers (H, W), or a mask (H, W) for each segment, which may
+            overlap.
+        picture (Tensor): (1, 3, H, W) in [0, 1].
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for a number below 1, more rows or columns than pixels, labels or masks of
+            another size, and an empty mask.
+        ModuleNotFoundError: for superpixels without scikit-image.
+    """
+    size = size_of(picture)
+    if isinstance(segments, Tensor):
+        return _by_labels(segments, size, "segments")
+    if isinstance(segments, int) and is_integer(segments):
+        return _by_labels(superpixels(picture, segments), size, "superpixels")
+    given: tuple[Any, ...] = tuple(segments) if isinstance(segments, Sequence) else ()
+    if len(given) == 2 and all(map(is_integer, given)):
+        labels = grid_segments(size, given).to(picture.device)
+        text = f"a grid of {given[0]} x {given[1]}"
+        return replace(_by_labels(labels, size, ""), text=text, grid=given)
+    if given and all(isinstance(mask, Tensor) for mask in given):
+        return _by_masks(given, size)
+    raise TypeError(
+        f"got segments={segments!r}, expected (rows, columns), a number of superpixels, a label "
+        "for each pixel (H, W), or a mask (H, W) for each segment"
+    )
+
+
+def grid_segments(size: Size, shape: tuple[int, int]) -> Tensor:
+    r"""
+    The cells of a grid over a picture, numbered row by row. With two dimensions before them,
+    ``[None, None]``, they are a ``feature_mask`` of pictures.
+
+    Args:
+        size (tuple[int, int]): height and width of the picture, in pixels.
+        shape (tuple[int, int]): rows and columns.
+
+    Returns:
+        Tensor: of shape (H, W), integers from 0.
+
+    Raises:
+        ValueError: for less than one row or column, or more than there are pixels.
+
+    Examples::
+        >>> from captum_mllm.attr import grid_segments
+        >>> grid_segments((2, 5), (1, 2))
+        tensor([[0, 0, 0, 1, 1],
+                [0, 0, 0, 1, 1]])
+    """
+    if not all(1 <= cells <= pixels for cells, pixels in zip(shape, size)):
+        raise ValueError(
+            f"got a grid of {shape[0]} x {shape[1]} segments, expected at least 1 and at most one "
+            f"for each of the {size[0]} x {size[1]} pixels"
+        )
+    row, column = (torch.arange(pixels) * cells // pixels for pixels, cells in zip(size, shape))
+    return row[:, None] * shape[1] + column
+
+
+def superpixels(picture: Tensor, n_segments: int = 50, compactness: float = 10.0) -> Tensor:
+    r"""
+    Segments of similar colour. With two dimensions before them, ``[None, None]``, they are a
+    ``feature_mask`` of the picture.
+
+    By simple linear iterative clustering (SLIC, Achanta et al., IEEE TPAMI 2012), as scikit-image
+    has it.
+
+    Args:
+        picture (Tensor): (1, 3, H, W) or (3, H, W) in [0, 1].
+        n_segments (int): about how many there are to be. Default: 50
+        compactness (float): the more, the squarer; see :func:`skimage.segmentation.slic`.
+            Default: 10.0
+
+    Returns:
+        Tensor: of shape (H, W), integers from 0.
+
+    Raises:
+        ModuleNotFoundError: without scikit-image.
+        ValueError: for less than one segment.
+
+    Examples::
+        >>> import torch
+        >>> from captum_mllm.attr import superpixels
+        >>> picture = torch.zeros(3, 8, 16)
+        >>> picture[0, :, 8:] = 1
+        >>> superpixels(picture, n_segments=2)[0].tolist()
+        [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
+    """
+    if n_segments < 1:
+        raise ValueError(f"got {n_segments} superpixels, expected at least 1")
+    try:
+        from skimage.segmentation import slic
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "superpixels need scikit-image: pip install scikit-image; or give segments as a grid, "
+            "(rows, columns)"
+        ) from error
+    image = np.asarray(to_pil(picture[0] if picture.ndim == 4 else picture))
+    labels = slic(image, n_segments=n_segments, compactness=compactness, start_label=0)
+    return torch.from_numpy(labels).long().to(picture.device)
+
+
+def _by_labels(labels: Tensor, size: Size, text: str) -> Segments:
+    if tuple(labels.shape) != size or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(
+            f"got labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for segments, "
+            f"expected integers of the picture's {size[0]} x {size[1]} pixels"
+        )
+    found, regions = labels.unique(return_inverse=True)
+    members = torch.eye(len(found), dtype=torch.bool, device=labels.device)
+    return Segments(regions, members, f"{len(found)} {text}")
+
+
+def _by_masks(masks: Sequence[Tensor], size: Size) -> Segments:
+    for index, mask in enumerate(masks):
+        if tuple(mask.shape) != size or not mask.any():
+            raise ValueError(
+                f"got a mask of shape {tuple(mask.shape)} with {int(mask.count_nonzero())} pixels "
+                f"for segment {index}, expected one of the picture's {size[0]} x {size[1]} pixels "
+                "that is not empty"
+            )
+    columns = torch.stack([mask.bool().flatten() for mask in masks], dim=1)
+    members, regions = columns.unique(dim=0, return_inverse=True)
+    return Segments(regions.reshape(size), members, f"{len(masks)} segments")

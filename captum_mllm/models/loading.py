@@ -1,0 +1,27 @@
+"""Load a model with its processor, from the hub, a folder or this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+from captum_mllm.models.processors import HUB_ARGUMENTS, load_processor
+
+
+def load_model(name_or_folder: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Any]:
+    r"""A model in evaluation mode and its processor; see :meth:`MLLM.from_pretrained`."""
+    if str(name_or_folder).startswith("demo/"):
+        from captum_mllm.demo import demo_folder
+
+        name_or_folder = demo_folder(str(name_or_folder).removeprefix("demo/"))
+    model = AutoModelForImageTextToText.from_pretrained(name_or_folder, **kwargs)
+    access = {name: value for name, value in kwargs.items() if name in HUB_ARGUMENTS}
+    return model.eval(), load_processor(name_or_folder, **access)
+
+
+def model_name(config: Any) -> str:
+    r"""The name on the hub, or of the folder: where it lies is nobody's business."""
+    name = str(getattr(config, "_name_or_path", "") or config.model_type)
+    return Path(name).name if Path(name).is_dir() else name

@@ -1,0 +1,82 @@
+"""From an input as people have it to the tensors and the query that stand for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_mllm.models.answers import answer_tokens
+from captum_mllm.models.decoding import answer_prompts
+from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.layout import size_of
+from captum_mllm.models.prompt import render_prompt, text_spans
+from captum_mllm.models.query import Query
+
+if TYPE_CHECKING:
+    from captum_mllm.models.mllm import MLLM
+
+
+def open_query(
+    processor: Any, inp: ImageTextInput, device: torch.device, every_picture: bool
+) -> tuple[tuple[Tensor, ...], Query]:
+    r"""The pictures that are explained, and a query without an answer yet.
+
+    Args:
+        processor (Any): the model's processor.
+        inp (ImageTextInput): the pictures and the question.
+        device (torch.device): where the pictures are to be.
+        every_picture (bool): leave every picture open, not only the explained one.
+
+    Returns:
+        tuple[tuple[Tensor, ...], Query]: pictures (1, 3, H, W) in [0, 1], and the query.
+
+    Raises:
+        ValueError: where the chat template leaves no place for the picture.
+    """
+    prompt = render_prompt(processor, inp)
+    # Tensors of their own, also for gradients later on where they are made in inference mode.
+    with torch.inference_mode(False):
+        pictures = [picture.to(device, copy=True) for picture in inp.images]
+    query = Query(
+        prompt=prompt,
+        answer_ids=(),
+        spans=text_spans(processor, inp, prompt),
+        native=tuple(map(size_of, pictures)),
+        pictures=tuple(
+            None if every_picture or index == inp.explained else picture
+            for index, picture in enumerate(pictures)
+        ),
+    )
+    return tuple(pictures[index].unsqueeze(0) for index in query.explained), query
+
+
+def find_answer(
+    mllm: MLLM,
+    pictures: Sequence[Tensor],
+    query: Query,
+    target: str | Sequence[int] | Tensor | None,
+    generation: dict[str, Any],
+) -> tuple[int, ...]:
+    r"""The tokens of the answer that is given, or that the model makes.
+
+    Args:
+        mllm (MLLM): the model.
+        pictures (Sequence[Tensor]): the pictures that the query leaves open.
+        query (Query): the question.
+        target (str, Sequence[int] or Tensor, optional): the answer. None for the model's own.
+        generation (dict): arguments of ``generate``.
+
+    Raises:
+        ValueError: for an answer and arguments of ``generate`` at once, and an empty answer.
+    """
+    if target is None:
+        return answer_prompts(mllm, [(pictures, query)], generation)[0]
+    if generation:
+        raise ValueError(
+            f"got both an answer and {', '.join(generation)}, which ask the model for one; "
+            "leave out one of them"
+        )
+    return answer_tokens(target, mllm.tokenizer, mllm.vocabulary.size, mllm.image_token_id)

@@ -1,0 +1,156 @@
+"""The embeddings of words as an input of the model, beside the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from captum_mllm.models.encoding import Encoding
+from captum_mllm.models.query import Query
+from captum_mllm.models.words import group_words, token_texts
+
+if TYPE_CHECKING:
+    from captum_mllm.models.mllm import MLLM
+
+WordBaseline = Tensor | float | str | None
+
+
+@contextmanager
+def placed_words(model: PreTrainedModel, encoding: Encoding | None) -> Iterator[None]:
+    r"""Within it, the embeddings that an encoding brings along stand at the places of the words.
+
+    Whatever the family does with its embeddings, the model does with these.
+
+    Args:
+        model (PreTrainedModel): the model.
+        encoding (Encoding, optional): its inputs; without ``word_embeddings`` nothing happens.
+
+    Raises:
+        ValueError: if there is not one embedding of the model's size for each word.
+    """
+    given = None if encoding is None else encoding.word_embeddings
+    if encoding is None or given is None:
+        yield
+        return
+    embedding: Any = model.get_input_embeddings()
+    positions = _positions(given, encoding, embedding.weight.shape[1])
+    shape = encoding.inputs["input_ids"].shape
+
+    def place(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        # Some models look up single tokens as well.
+        if output.shape[:-1] != shape:
+            return output
+        rows = given.repeat_interleave(len(output) // len(given), 0).to(output)
+        return output.index_copy(1, positions.to(output.device), rows)
+
+    handle = embedding.register_forward_hook(place)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def word_ids(mllm: MLLM, query: Query, answer: bool) -> tuple[Tensor, int]:
+    r"""The tokens of the words, with those of the answer but its last, and how many of them are of
+    the prompt."""
+    # They do not depend on what is to be seen.
+    blank = [
+        torch.zeros(1, 3, *query.native[index], device=mllm.device) for index in query.explained
+    ]
+    encoding = mllm.encode(blank, replace(query, word_embeddings=None))
+    positions = encoding.earlier_positions if answer else encoding.word_positions
+    return encoding.inputs["input_ids"][0, positions], len(encoding.word_positions)
+
+
+@torch.no_grad()
+def embed(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    r"""The embeddings (1, n, D) of tokens (n,)."""
+    embedding: Any = model.get_input_embeddings()
+    return embedding(ids[None].to(embedding.weight.device)).clone()
+
+
+def own_embeddings(mllm: MLLM, query: Query, answer: bool) -> Tensor:
+    r"""The embeddings of the words as the model has them; see :meth:`MLLM.word_embeddings`."""
+    return embed(mllm.model, word_ids(mllm, query, answer)[0])
+
+
+def word_mask(mllm: MLLM, query: Query, answer: bool) -> Tensor:
+    r"""The word of each token; see :meth:`MLLM.word_mask`."""
+    ids, n_prompt = word_ids(mllm, query, answer)
+    # No word goes over from the prompt into the answer.
+    sizes = [
+        len(word)
+        for part in (ids[:n_prompt], ids[n_prompt:])
+        for word in group_words(token_texts(mllm.tokenizer, part.tolist()))
+    ]
+    words = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
+    return words[None, :, None].to(ids.device)
+
+
+@torch.no_grad()
+def word_baseline(
+    model: PreTrainedModel, tokenizer: Any, embeddings: Tensor, baseline: WordBaseline
+) -> Tensor:
+    r"""What stands in the place of a word that is removed.
+
+    By default it is the mean of all embeddings: what tokens have in common, without what makes a
+    word this word. Every model has it, while a token for padding or for a space is lacking in some
+    and untrained in others, and no token has the embedding 0.
+
+    Args:
+        model (PreTrainedModel): the model.
+        tokenizer (PreTrainedTokenizerBase): its tokenizer.
+        embeddings (Tensor): of the words, (1, n, D).
+        baseline (Tensor, float or str, optional): ``"mean"``; the text of a token, such as
+            ``" "`` or ``tokenizer.pad_token``; a number; or an embedding (D,), or one for each
+            word, (n, D). None is the mean.
+
+    Returns:
+        Tensor: of the shape of ``embeddings``.
+
+    Raises:
+        ValueError: for a text that is not one token, and a tensor that does not fit.
+    """
+    weight: Any = model.get_input_embeddings().weight
+    if baseline is None or (isinstance(baseline, str) and baseline == "mean"):
+        found = weight.mean(0, dtype=torch.promote_types(weight.dtype, torch.float32))
+    elif isinstance(baseline, str):
+        ids = tokenizer(baseline, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise ValueError(
+                f"the text {baseline!r} for removed words is {len(ids)} tokens of this tokenizer, "
+                "expected the text of one token, such as ' ' or that for padding, or 'mean'"
+            )
+        found = embed(model, torch.tensor(ids))
+    else:
+        found = torch.as_tensor(baseline)
+    try:
+        found = found.to(embeddings).expand_as(embeddings)
+    except RuntimeError as error:
+        raise ValueError(
+            f"got embeddings {tuple(found.shape)} for removed words, expected a number, (D,) or "
+            f"(n, D) for words of shape (1, n, D) = {tuple(embeddings.shape)}"
+        ) from error
+    if not found.isfinite().all():
+        raise ValueError("the embeddings for removed words have to be finite")
+    return found
+
+
+def _positions(given: Tensor, encoding: Encoding, size: int) -> Tensor:
+    """Where the embeddings stand among the tokens."""
+    choices = (encoding.word_positions, encoding.earlier_positions)
+    for positions in choices:
+        if given.is_floating_point() and given.shape[1:] == (len(positions), size):
+            return positions
+    counts = " or ".join(str(len(positions)) for positions in choices)
+    raise ValueError(
+        f"got embeddings of words of shape {tuple(given.shape)} and dtype {given.dtype}, expected "
+        f"(B, {counts}, {size}), floating point, one for each word of the prompt or of prompt and "
+        "answer; MLLM.word_embeddings(query) gives those of the tokens themselves"
+    )

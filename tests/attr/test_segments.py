@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import ImageMaskInput
+from torch import Tensor
+
+from captum_mllm.attr import grid_segments, superpixels
+from captum_mllm.attr.segments import Segments, picture_segments
+from captum_mllm.models.pixels import to_pil, to_tensor
+
+SIZE = (6, 9)
+
+
+def picture(size: tuple[int, int] = SIZE) -> Tensor:
+    return (
+        torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+    )
+
+
+def overlapping() -> list[Tensor]:
+    masks = torch.zeros(3, *SIZE, dtype=torch.bool)
+    masks[0, :4, :4] = True
+    masks[1, 2:, 2:6] = True
+    masks[2, 3, 3] = True
+    return list(masks)
+
+
+def two_halves(picture: Tensor) -> Tensor:
+    labels = torch.full(SIZE, 7)
+    labels[:, 4:] = -2
+    return labels
+
+
+@pytest.mark.parametrize(
+    "given", [overlapping(), two_halves(picture()), grid_segments(SIZE, (2, 3))], ids=str
+)
+def test_segments_are_hidden_and_painted_as_captum_does(given: Any) -> None:
+    segments = picture_segments(given, picture())
+    pil = to_pil(picture()[0])
+    as_masks = {"mask_list": given} if isinstance(given, list) else {"mask": given}
+    inp = ImageMaskInput(pil, baseline=(0, 0, 0), **as_masks)
+    count = inp.n_itp_features
+    assert segments.shape == (count,)
+    for number in range(2**count):
+        present = torch.tensor([[number >> index & 1 for index in range(count)]])
+        expected = to_tensor(inp.to_model_input(present))
+        seen = segments.seen(present.bool())
+        assert torch.equal(torch.where(seen, picture(), 0.0)[0], expected)
+    values = torch.randn(4, count)
+    expected = torch.stack([inp.format_pixel_attr(row[None])[0] for row in values])
+    torch.testing.assert_close(segments.paint(values)[:, 0], expected)
+
+
+def test_several_coalitions_are_hidden_at_once() -> None:
+    segments = picture_segments((2, 3), picture())
+    present = torch.rand(5, 1, 2, 3, generator=torch.Generator().manual_seed(0)) > 0.5
+    seen = segments.seen(present)
+    assert seen.shape == (5, 1, *SIZE)
+    for row in range(SIZE[0]):
+        for column in range(SIZE[1]):
+            assert torch.equal(seen[:, 0, row, column], present[:, 0, row // 3, column // 3])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (6, 9), (4, 5), (1, 9)])
+def test_a_grid_has_cells_of_nearly_the_same_size(shape: tuple[int, int]) -> None:
+    labels = grid_segments(SIZE, shape)
+    assert labels.unique().tolist() == list(range(shape[0] * shape[1]))
+    sides = [
+        labels[:, 0].div(shape[1], rounding_mode="floor").bincount(),
+        labels[0].bincount(),
+    ]
+    for side, pixels, cells in zip(sides, SIZE, shape):
+        assert side.min() >= pixels // cells
+        assert side.max() <= -(-pixels // cells)
+    assert picture_segments(shape, picture()).shape == (1, *shape)
+
+
+def test_superpixels_follow_colours() -> None:
+    pytest.importorskip("skimage")
+    flat = torch.zeros(1, 3, 30, 40)
+    flat[:, 0, :, 20:] = 1
+    labels = superpixels(flat, n_segments=6)
+    assert labels.shape == (30, 40)
+    assert not set(labels[:, :19].unique().tolist()) & set(labels[:, 21:].unique().tolist())
+    segments = picture_segments(6, flat)
+    assert segments.shape == (len(labels.unique()),)
+    assert segments.text == f"{len(labels.unique())} superpixels"
+    assert torch.equal(superpixels(flat[0], n_segments=6), labels)
+
+
+def test_superpixels_without_scikit_image_say_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install scikit-image; or give .* grid"):
+        picture_segments(10, picture())
+
+
+def test_at_another_size_segments_lie_where_they_lay() -> None:
+    segments = picture_segments((2, 3), picture())
+    assert segments.resized(SIZE) is segments
+    twice = segments.resized((12, 18))
+    assert torch.equal(twice.regions, grid_segments((12, 18), (2, 3)))
+    half = picture_segments(overlapping()[:2], picture()).resized((3, 5))
+    assert half.size == (3, 5)
+    assert half.members.any(0).all()
+    single = picture_segments(overlapping(), picture())
+    with pytest.raises(ValueError, match=r"2 x 4 pixels no pixel is left for segments \[2\]"):
+        single.resized((2, 4))
+
+
+def test_pixels_outside_of_all_masks_stay_and_are_worth_nothing() -> None:
+    segments = picture_segments(overlapping()[:1], picture())
+    seen = segments.seen(torch.zeros(1, 1, dtype=torch.bool))
+    assert torch.equal(~seen[0, 0], overlapping()[0])
+    maps = segments.paint(torch.ones(1, 1))
+    assert torch.equal(maps[0, 0] > 0, overlapping()[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ((0, 3), ValueError, "at least 1"),
+        ((7, 3), ValueError, "at most one for each of the 6 x 9 pixels"),
+        (0, ValueError, "got 0 superpixels"),
+        (True, TypeError, "segments=True"),
+        ("superpixels", TypeError, "expected \\(rows, columns\\)"),
+        ((2.0, 3), TypeError, "expected \\(rows, columns\\)"),
+        ((), TypeError, "expected"),
+        (torch.zeros(3, 4, dtype=torch.long), ValueError, "the picture's 6 x 9 pixels"),
+        (torch.zeros(SIZE), ValueError, "dtype torch.float32"),
+        ([torch.zeros(SIZE)], ValueError, "with 0 pixels for segment 0"),
+        ([torch.ones(2, 2)], ValueError, r"shape \(2, 2\)"),
+    ],
+    ids=str,
+)
+def test_what_is_no_segments_is_refused(given: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        picture_segments(given, picture())
+
+
+def test_labels_may_be_any_whole_numbers() -> None:
+    segments = picture_segments(two_halves(picture()).to(torch.int16), picture())
+    assert isinstance(segments, Segments)
+    assert segments.text == "2 segments"
+    assert torch.equal(segments.regions, (two_halves(picture()) == 7).long())
