@@ -138,6 +138,7 @@ def test_grad_cam_at_every_layer(family: str) -> None:
     layers: list[Any] = [*range(N_LAYERS - 1), *(f"vision.{index}" for index in range(depth))]
     for layer in layers:
         check_places(TokenGradCam(mllm, layer, "grad_cam"), mllm, family)
+    check_places(TokenGradCam(mllm), mllm, family)
     with pytest.raises(ValueError, match="is the last of the language model"):
         TokenGradCam(mllm, N_LAYERS - 1)
 
