@@ -58,4 +58,6 @@ def _text(value: Any, method: Attribution) -> str:
     if isinstance(value, (tuple, list)):
         texts = [_text(each, method) for each in value]
         return f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})"
-    return repr(value)
+    # The address of an object tells nothing, and is another one in each run.
+    plain = type(value).__repr__ is object.__repr__
+    return type(value).__name__ if plain else repr(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from captum.attr import IntegratedGradients, NoiseTunnel, Saliency
+from captum.attr import IntegratedGradients, Lime, NoiseTunnel, Saliency
 
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
 from captum_mllm.attr import AttentionRollout, TokenGradCam
@@ -44,6 +44,10 @@ def test_only_options_that_were_set_are_written(mllm: MLLM) -> None:
     assert {text: describe(method) for text, method in written.items()} == {
         text: text for text in written
     }
+
+
+def test_objects_are_named_without_their_addresses(mllm: MLLM) -> None:
+    assert describe(Lime(mllm)) == "Lime(interpretable_model=SkLearnLasso)"
 
 
 def test_arguments_stand_with_the_wrapper_that_takes_them(mllm: MLLM) -> None:
