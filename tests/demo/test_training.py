@@ -21,6 +21,7 @@ from captum_mllm.demo.architecture import Architecture, cut, grid_centers
 from captum_mllm.demo.architectures import ARCHITECTURES
 from captum_mllm.demo.attention import use_float32_attention
 from captum_mllm.demo.batches import answer_loss, hidden_states, text_batch
+from captum_mllm.demo.evaluate import evaluate, evaluation_scenes
 from captum_mllm.demo.image_words import WORD_GROUPS
 from captum_mllm.demo.language_stage import answer_accuracy
 from captum_mllm.demo.optimization import Checkpoint, StepLoss, fit, learning_rate_factor
@@ -238,3 +239,12 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path) -> None:
         train_module.train(tmp_path, fraction=0.0)
     with pytest.raises(ValueError, match=r"'gpt'.*qwen2-vl.*internvl"):
         train_module.train(tmp_path, "gpt")
+
+
+@pytest.mark.slow
+def test_a_short_run_learns_to_speak_and_to_see(tmp_path: Path) -> None:
+    model = train_module.train(tmp_path, fraction=0.05)
+    accuracy = evaluate(model, load_processor(tmp_path), evaluation_scenes(50))
+    assert accuracy.words >= 0.5
+    # An object covers 6 percent of a picture on average.
+    assert accuracy.color_pointing >= 0.3
