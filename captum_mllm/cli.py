@@ -68,6 +68,8 @@ def explain(options: argparse.Namespace) -> None:
     transformers_logging.disable_progress_bar()
     if options.stream and options.answer is not None:
         raise ValueError("--stream explains what the model says; leave out --answer or --stream")
+    if options.max_new_tokens < 1:
+        raise ValueError(f"got --max-new-tokens {options.max_new_tokens}, expected at least 1")
     bundled = options.model.startswith("demo/")
     picture = options.picture or demo_picture()
     prompt = options.prompt
@@ -75,6 +77,10 @@ def explain(options: argparse.Namespace) -> None:
         prompt = DEMO_PROMPT if bundled else DEFAULT_PROMPT
     with Image.open(picture) as image:
         inp = ImageTextInput(image, prompt)
+    # A folder that cannot be written is better found out before a large model is loaded.
+    Path(options.output).mkdir(parents=True, exist_ok=True)
+    if bundled and options.picture:
+        _say(options, f"{options.model} knows rendered shapes alone, as in the bundled picture.")
     _say(options, f"Loading {options.model} ...")
     mllm = _load(options)
     scales = options.scales or ((1.0,) if options.stream else None)
@@ -141,7 +147,6 @@ def _write(result: MLLMAttributionResult, folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     matplotlib.use("Agg")
-    folder.mkdir(parents=True, exist_ok=True)
     result.save_html(folder / "page.html")
     result.save(folder / "result.safetensors")
     plot = result.plot_words()

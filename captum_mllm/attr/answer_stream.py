@@ -58,7 +58,7 @@ class AnswerStream(Iterator[AnswerWord]):
     def __init__(self, words: Iterator[AnswerWord], finish: Callable[[], Any]) -> None:
         self._words = words
         self._finish = finish
-        self._has_ended = False
+        self._has_ended = self._is_broken_off = False
         self._result: MLLMAttributionResult | None = None
 
     def __next__(self) -> AnswerWord:
@@ -67,24 +67,29 @@ class AnswerStream(Iterator[AnswerWord]):
         except StopIteration:
             self._has_ended = True
             raise
+        except BaseException:
+            self._is_broken_off = True
+            raise
 
     @property
     def result(self) -> MLLMAttributionResult:
         r"""The explanation of the whole answer, as :meth:`MLLMAttribution.attribute` gives it.
 
         Raises:
-            RuntimeError: before the answer has ended.
+            RuntimeError: before the answer has ended, and if it was broken off.
         """
         if self._result is None:
-            if not self._has_ended:
+            if self._is_broken_off or not self._has_ended:
+                state = "was broken off" if self._is_broken_off else "has not ended"
                 raise RuntimeError(
-                    "the answer has not ended; take all of the stream's words before its result"
+                    f"the answer {state}; take all of the stream's words before its result"
                 )
             self._result = self._finish()
         return self._result
 
     def close(self) -> None:
         r"""End the answer here, and leave the model as it was."""
+        self._is_broken_off |= not self._has_ended
         self._words.close()  # type: ignore[attr-defined]
 
     def __enter__(self) -> AnswerStream:

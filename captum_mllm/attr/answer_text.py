@@ -7,7 +7,7 @@ from typing import Any
 
 from captum_mllm.models.states import States
 from captum_mllm.models.vocabulary import Predictions
-from captum_mllm.models.words import Word, group_words, token_texts
+from captum_mllm.models.words import Word, group_runs, group_words, token_texts
 
 
 def texts(tokenizer: Any, states: States) -> list[str]:
@@ -17,11 +17,14 @@ def texts(tokenizer: Any, states: States) -> list[str]:
     return token_texts(tokenizer, prompt) + token_texts(tokenizer, answer)
 
 
-def words(tokens: Sequence[str], n_prompt: int, start: int) -> list[Word]:
-    r"""Words of the tokens from ``start`` on; none goes from the prompt over into the answer."""
-    prompt, answer = group_words(tokens[start:n_prompt]), group_words(tokens[n_prompt:])
-    shift = n_prompt - start
-    return [*prompt, *(tuple(token + shift for token in word) for word in answer)]
+def words(texts: Sequence[str], states: States, with_prompt: bool) -> list[Word]:
+    r"""Words of the explained tokens; none goes over from the prompt into the answer, nor over a
+    picture."""
+    n_words = states.n_words
+    if not with_prompt:
+        return group_words(texts[n_words:])
+    runs = (n_words,) if states.runs is None else states.runs
+    return group_runs(texts, (*runs, len(texts) - n_words))
 
 
 def rankings(tokenizer: Any, predicted: Predictions, k: int) -> list[list[tuple[str, float]]]:

@@ -42,8 +42,11 @@ def attribute_batch(
     r"""One result for each input; arguments as of :meth:`MLLMAttribution.attribute_batch`.
 
     Raises:
+        TypeError: for a single text as targets.
         ValueError: for no inputs, or another number of targets.
     """
+    if isinstance(targets, str):
+        raise TypeError(f"got targets={targets!r}, expected a list with an answer for each input")
     targets = [None] * len(inputs) if targets is None else list(targets)
     if not inputs or len(targets) != len(inputs):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,7 +65,8 @@ class Coalitions:
         """
         parts = [part > 0.5 for part in present]
         rows = torch.cat([part.flatten(1) for part in parts], dim=1).cpu().numpy()
-        keys = [row.tobytes() for row in rows]
+        # A bit for each feature: there may be many coalitions.
+        keys = [row.tobytes() for row in np.packbits(rows, axis=1)]
         # One pass for each coalition that is not known yet.
         new = {key: row for row, key in enumerate(keys) if key not in self._known}
         if new:

@@ -80,10 +80,13 @@ def split_baselines(baselines: Any) -> tuple[Any, Any]:
     return baselines
 
 
-def to_tokens(values: Tensor, word_of_token: Tensor) -> Tensor:
-    r"""Values of words (N, W), each shared by the tokens of its word, (N, n)."""
-    sizes = torch.bincount(word_of_token)
-    return (values / sizes.to(values))[:, word_of_token]
+def to_tokens(values: Tensor, word_of_token: Tensor, n_tokens: int) -> Tensor:
+    r"""Values of words for the last N of all tokens (N, W), each shared by those tokens of its
+    word that stand before the explained one, (N, n)."""
+    places = torch.arange(n_tokens, device=values.device)
+    before = (places[: len(word_of_token)] < places[-len(values) :, None]).to(values)
+    counts = torch.zeros_like(values).index_add_(1, word_of_token, before)
+    return before * (values / counts.clamp(min=1))[:, word_of_token]
 
 
 def to_earlier(values: Tensor, n_tokens: int) -> Tensor:

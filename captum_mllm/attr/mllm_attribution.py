@@ -121,7 +121,8 @@ class MLLMAttribution(Attribution):
         Returns:
             MLLMAttributionResult: maps of the picture (T, h, w) and weights of the earlier
             words (T, P + T): those that the method gives to text, as features (0 for words that
-            were none; the tokens of a word that is removed as one share its value) or by
+            were none; those tokens of a removed word
+            that stand before the explained one share its value) or by
             ``attribute_text`` of ARC, TAM and AttentionRollout, also within other wrappers; else
             how strongly the state of each earlier word says the token, in logits, at least 0.
             What each scale of MSEA saw is part of it where MSEA is the method or lies directly
@@ -273,7 +274,7 @@ class MLLMAttribution(Attribution):
             token_attr=weights.float().cpu(),
             output_probs=predicted.probability.cpu(),
             n_prompt=states.n_words,
-            words=answer_text.words(texts, states.n_words, start),
+            words=answer_text.words(texts, states, query.with_prompt),
             top_predictions=answer_text.rankings(mllm.tokenizer, predicted, top_predictions),
             scales=scales.results,
             picture=to_pil(inp.images[inp.explained]),

@@ -109,6 +109,13 @@ class MLLMAttributionResult(LLMAttributionResult):
         self.method = method
         self.model = model
 
+    def __repr__(self) -> str:
+        height, width = self.image_attr.shape[1:]
+        return (
+            f"{type(self).__name__}({''.join(self.output_tokens)!r}, method={self.method!r}, "
+            f"{len(self.output_tokens)} tokens, maps of {height} x {width})"
+        )
+
     @property
     def output_words(self) -> list[str]:
         """The explained words, without the spaces around them."""

@@ -110,7 +110,8 @@ class SegmentAttribution(Attribution):
         Returns:
             Tensor or tuple[Tensor, Tensor]: maps (T, 1, H, W), the same for all pixels of a
             segment; where words are features too, also a value (T, n) for each of their tokens,
-            which share that of the word.
+            where those of a word before
+            the explained token share its value.
 
         Raises:
             ValueError: if the segments or the baselines do not fit the picture.
@@ -127,7 +128,10 @@ class SegmentAttribution(Attribution):
             return maps
         if words is None:
             return maps, maps.new_zeros(len(maps), 0)
-        return maps, to_tokens(found[1].to(words[2].device), words[2])
+        word_of_token = words[2]
+        # Of the answer's own words, the last is no feature.
+        n_tokens = len(word_of_token) + (1 if self.words == "earlier" else len(query.answer_ids))
+        return maps, to_tokens(found[1].to(word_of_token.device), word_of_token, n_tokens)
 
     def attribute_future(self) -> Callable[..., Any]:
         raise NotImplementedError("attribute_future is not implemented for SegmentAttribution")

@@ -54,7 +54,8 @@ def _text(value: Any, method: Attribution) -> str:
         return f"Tensor{tuple(value.shape)}"
     if isinstance(value, nn.Module) and isinstance(method.forward_func, nn.Module):
         modules = method.forward_func.named_modules()
-        return next((name for name, module in modules if module is value), type(value).__name__)
+        name = next((name for name, module in modules if module is value), "")
+        return name or type(value).__name__
     if isinstance(value, (tuple, list)):
         texts = [_text(each, method) for each in value]
         return f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})"

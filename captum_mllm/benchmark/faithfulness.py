@@ -119,7 +119,8 @@ class Faithfulness:
             .log_softmax(-1)
             .gather(2, ids[None, :, None].expand(len(logits), -1, -1))[..., 0]
         )
-        drops = (likelihood[0] - likelihood[1:]).mT
+        # On the CPU, where the maps are.
+        drops = (likelihood[0] - likelihood[1:]).mT.cpu()
         return torch.stack([drops[list(case.words[place].tokens)].sum(0) for place in case.nouns])
 
     def _picture_without(self, place: int) -> PictureBaseline:

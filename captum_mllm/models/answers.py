@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,20 +44,28 @@ def generate_answers(
     settings = _settings(model, options)
     if taken := sorted(set(options) & set(inputs)):
         raise ValueError(f"got {', '.join(taken)} for generate, which the prompt itself gives")
-    if settings.pop("num_return_sequences", None) not in (None, 1):
+    if _setting(model, settings, "num_return_sequences") not in (None, 1):
         raise ValueError("got num_return_sequences above 1, expected 1: one answer is explained")
     if watcher is not None:
         others = settings.get("stopping_criteria") or ()
         settings["stopping_criteria"] = StoppingCriteriaList([*others, watcher])
     generator: Any = model
+    found = _setting(model, settings, "eos_token_id")
+    ends = set() if found is None else set(torch.as_tensor(found).reshape(-1).tolist())
     output = generator.generate(**inputs, **settings, return_dict_in_generate=False)
     answers = [
-        without_special(row, tokenizer)
+        without_special(without_padding(row, ends), tokenizer)
         for row in output[:, inputs["input_ids"].shape[1] :].tolist()
     ]
     if not all(answers):
         raise ValueError("the model answers nothing; give the answer to explain as `target`")
     return answers
+
+
+def without_padding(answer: Sequence[int], ends: set[int]) -> Sequence[int]:
+    r"""The tokens of an answer up to the first that ends it; what follows fills up the batch."""
+    first = next((place for place, token in enumerate(answer) if token in ends), len(answer))
+    return answer[: first + 1]
 
 
 def without_special(answer: Sequence[int], tokenizer: Any) -> tuple[int, ...]:
@@ -85,6 +94,12 @@ def answer_tokens(
     """
     if isinstance(target, str):
         given = tokenizer(target, add_special_tokens=False)["input_ids"]
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in given:
+            warnings.warn(
+                f"the answer {target!r} has words that the model does not know; "
+                f"{tokenizer.unk_token!r} is explained in their place",
+                stacklevel=3,
+            )
     elif isinstance(target, Tensor):
         given = (target[0] if target.ndim == 2 and len(target) == 1 else target).tolist()
     else:
@@ -107,6 +122,16 @@ def answer_tokens(
             f"the answer holds token {image_token_id}, the picture's placeholder; leave it out"
         )
     return tuple(map(int, ids))
+
+
+def _setting(model: Any, settings: dict[str, Any], name: str) -> Any:
+    """What holds in ``generate``: an argument, else the configuration given, else the model's."""
+    if settings.get(name) is not None:
+        return settings[name]
+    configs = (settings.get("generation_config"), model.generation_config)
+    return next(
+        (value for each in configs if (value := getattr(each, name, None)) is not None), None
+    )
 
 
 def _settings(model: Any, options: dict[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,18 @@ class Encoding:
         return torch.cat([self.word_positions, self.answer_rows[:-1] + 1])
 
     @property
+    def word_runs(self) -> tuple[int, ...]:
+        """How many words of the prompt stand beside each other, run after run. Between two runs
+        stands what is none of the user's text, such as a picture."""
+        positions = self.word_positions.tolist()
+        starts = [
+            place
+            for place, position in enumerate(positions)
+            if place == 0 or position != positions[place - 1] + 1
+        ]
+        return tuple(end - start for start, end in zip(starts, [*starts[1:], len(positions)]))
+
+    @property
     def word_ids(self) -> Tensor:
         """Vocabulary indices of the words of the prompt, shape (P,)."""
         return self.inputs["input_ids"][0, self.word_positions]

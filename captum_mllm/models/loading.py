@@ -16,9 +16,20 @@ def load_model(name_or_folder: str | Path, **kwargs: Any) -> tuple[PreTrainedMod
         from captum_mllm.demo import demo_folder
 
         name_or_folder = demo_folder(str(name_or_folder).removeprefix("demo/"))
+    _check_folder(str(name_or_folder))
     model = AutoModelForImageTextToText.from_pretrained(name_or_folder, **kwargs)
     access = {name: value for name, value in kwargs.items() if name in HUB_ARGUMENTS}
     return model.eval(), load_processor(name_or_folder, **access)
+
+
+def _check_folder(name: str) -> None:
+    # A name on the hub has one slash at most, and none in front.
+    is_path = name.startswith((".", "/", "~", "\\")) or name.count("/") > 1
+    if is_path and not Path(name).is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {name!r}; give one made by save_pretrained, or a name on the "
+            "Hugging Face hub"
+        )
 
 
 def model_name(config: Any) -> str:

@@ -35,6 +35,8 @@ class States:
         predicting (Tensor): the rows that predict the words of the prompt, then those that
             predict the answer, shape (B, P + T, d).
         ids (Tensor): vocabulary indices of those P + T tokens.
+        runs (tuple[int, ...], optional): how many of the P words stand beside each other, run
+            after run. Default: None, all of them.
         derived (dict): what was computed from them, by names of the caller's own, to be had again
             for as long as they are kept. Default: empty
         of_prompt (dict): the same, of what does not depend on the answer. Default: empty
@@ -45,6 +47,7 @@ class States:
     words: Tensor
     predicting: Tensor
     ids: Tensor
+    runs: tuple[int, ...] | None = None
     derived: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     of_prompt: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -158,6 +161,7 @@ def gather_states(hidden: Tensor, encoding: Encoding, query: Query) -> States:
         words=text[:, encoding.word_positions],
         predicting=text[:, rows],
         ids=torch.cat([encoding.word_ids, answer]),
+        runs=encoding.word_runs,
     )
 
 

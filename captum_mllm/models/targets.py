@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -46,6 +46,6 @@ def split_target(
     return rows, tokens
 
 
-def is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> TypeGuard[int]:
     r"""Whether a value is an integer, and not a truth value."""
     return isinstance(value, Integral) and not isinstance(value, bool)

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.query import Query
-from captum_mllm.models.words import group_words, token_texts
+from captum_mllm.models.targets import is_integer
+from captum_mllm.models.words import group_runs, token_texts
 
 if TYPE_CHECKING:
     from captum_mllm.models.mllm import MLLM
@@ -56,16 +57,17 @@ def placed_words(model: PreTrainedModel, encoding: Encoding | None) -> Iterator[
         handle.remove()
 
 
-def word_ids(mllm: MLLM, query: Query, answer: bool) -> tuple[Tensor, int]:
-    r"""The tokens of the words, with those of the answer but its last, and how many of them are of
-    the prompt."""
+def word_ids(mllm: MLLM, query: Query, answer: bool) -> tuple[Tensor, tuple[int, ...]]:
+    r"""The tokens of the words, with those of the answer but its last, and how many of them stand
+    beside each other: the runs of the prompt, then the answer's."""
     # They do not depend on what is to be seen.
     blank = [
         torch.zeros(1, 3, *query.native[index], device=mllm.device) for index in query.explained
     ]
     encoding = mllm.encode(blank, replace(query, word_embeddings=None))
     positions = encoding.earlier_positions if answer else encoding.word_positions
-    return encoding.inputs["input_ids"][0, positions], len(encoding.word_positions)
+    runs = (*encoding.word_runs, len(positions) - len(encoding.word_positions))
+    return encoding.inputs["input_ids"][0, positions], runs
 
 
 @torch.no_grad()
@@ -82,13 +84,11 @@ def own_embeddings(mllm: MLLM, query: Query, answer: bool) -> Tensor:
 
 def word_mask(mllm: MLLM, query: Query, answer: bool) -> Tensor:
     r"""The word of each token; see :meth:`MLLM.word_mask`."""
-    ids, n_prompt = word_ids(mllm, query, answer)
-    # No word goes over from the prompt into the answer.
-    sizes = [
-        len(word)
-        for part in (ids[:n_prompt], ids[n_prompt:])
-        for word in group_words(token_texts(mllm.tokenizer, part.tolist()))
+    ids, runs = word_ids(mllm, query, answer)
+    texts = [
+        text for run in ids.split(list(runs)) for text in token_texts(mllm.tokenizer, run.tolist())
     ]
+    sizes = [len(word) for word in group_runs(texts, runs)]
     words = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
     return words[None, :, None].to(ids.device)
 
@@ -128,6 +128,11 @@ def word_baseline(
                 "expected the text of one token, such as ' ' or that for padding, or 'mean'"
             )
         found = embed(model, torch.tensor(ids))
+    elif is_integer(baseline) and baseline != 0:
+        raise ValueError(
+            f"got the integer {baseline} for removed words; if it is a token, give its text, such "
+            "as tokenizer.decode(token), and if it is the value of all dimensions, a float"
+        )
     else:
         found = torch.as_tensor(baseline)
     try:

@@ -73,6 +73,28 @@ def group_words(texts: Sequence[str]) -> list[Word]:
     return [tuple(word) for word in words]
 
 
+def group_runs(texts: Sequence[str], lengths: Sequence[int]) -> list[Word]:
+    r"""The tokens that make each word, of which none goes over from one run of tokens into the
+    next.
+
+    Args:
+        texts (Sequence[str]): the texts of all tokens.
+        lengths (Sequence[int]): how many tokens each run has.
+
+    Examples::
+        >>> from captum_mllm.models.words import group_runs
+        >>> group_runs(["red", "dish"], (1, 1))
+        [(0,), (1,)]
+    """
+    words: list[Word] = []
+    start = 0
+    for length in lengths:
+        found = group_words(texts[start : start + length])
+        words += [tuple(start + token for token in word) for word in found]
+        start += length
+    return words
+
+
 # A unit over the kinds of characters: a word, a flag, or a sign with what is joined to it.
 _UNIT = re.compile(
     r"(?:[ad_][+z]*(?:(?<=[a+z])'(?=a)|-(?=[ad])|(?<=[d+z]),(?=d))?)+|rr|[^ ](?:\+|z[^ ]?)*"

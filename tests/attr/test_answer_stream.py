@@ -280,3 +280,23 @@ def test_inputs_of_the_stream_are_read_once(mllm: MLLM) -> None:
     first: Tensor = next(stream).image_attr
     assert first.isfinite().all()
     stream.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stream_that_was_broken_off_has_no_result(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mllm = MLLM(*shared("llava"))
+    stream = MLLMAttribution(LogitLens(mllm)).stream(asked(), gen_args=LONG)
+    next(stream)
+    if fails:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(mllm.model), "forward", None)
+            with pytest.raises(TypeError):
+                list(stream)
+        assert not list(stream)
+    else:
+        stream.close()
+        assert not list(stream)
+    with pytest.raises(RuntimeError, match="was broken off"):
+        _ = stream.result

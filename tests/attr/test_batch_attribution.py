@@ -123,3 +123,24 @@ def test_bad_batches_are_refused_and_the_model_stays_as_it_was() -> None:
         explainer.attribute_batch(inputs(), ANSWERS, gen_args=GENERATION)
     assert snapshot(mllm.model) == before
     assert not mllm.remembers
+
+
+def test_a_single_text_is_no_list_of_answers() -> None:
+    explainer = MLLMAttribution(LogitLens(MLLM(*shared("qwen2_vl"))))
+    with pytest.raises(TypeError, match="expected a list with an answer for each input"):
+        explainer.attribute_batch(inputs()[:2], "no")
+
+
+def test_padding_is_no_part_of_an_answer() -> None:
+    mllm = MLLM(*shared("qwen2_vl"))
+    explainer = MLLMAttribution(LogitLens(mllm))
+    given = inputs()[:2]
+    answers = [mllm.prepare(inp, max_new_tokens=6)[1].answer_ids for inp in given]
+    # One answer ends early, with a token that the other has not; words fill up the batch.
+    end = next(token for token in answers[0] if token not in answers[1])
+    padding = mllm.tokenizer(" cat", add_special_tokens=False)["input_ids"][0]
+    options = {"max_new_tokens": 6, "eos_token_id": end, "pad_token_id": padding}
+    together = explainer.attribute_batch(given, gen_args=options)
+    for inp, found in zip(given, together):
+        assert_close(found, explainer.attribute(inp, gen_args=options))
+    assert len(together[0].output_tokens) < len(together[1].output_tokens)

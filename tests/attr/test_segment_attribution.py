@@ -456,3 +456,34 @@ def test_half_precision_gives_nearly_the_same(dtype: torch.dtype) -> None:
     assert results[1].image_attr.dtype == torch.float32
     difference = (results[1].image_attr - results[0].image_attr).abs().max()
     assert difference <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("answer", "with_prompt"), [("a horse and a cat", False), ("a horse", True)]
+)
+def test_tokens_of_cut_words_keep_what_the_words_before_them_are_worth(
+    answer: str, with_prompt: bool
+) -> None:
+    mllm = tiny("qwen2_vl")
+    inp = question("what is it ?" if with_prompt else "what ?")
+    method = ShapleyValueSampling(mllm) if with_prompt else ShapleyValues(mllm)
+    result = MLLMAttribution(method).attribute(
+        inp,
+        target=answer,
+        include_prompt=with_prompt,
+        segments=(1, 1),
+        words="earlier",
+        perturbations_per_eval=64,
+    )
+    image, query = mllm.prepare(inp, target=answer)
+    query = query.including_prompt() if with_prompt else query
+    own = mllm.word_embeddings(query, True)
+    absent = word_baseline(mllm.model, mllm.tokenizer, own, None)
+    with torch.no_grad():
+        present, nothing = (
+            mllm.token_logits(*inputs, query)[0]
+            for inputs in ((image, own), (torch.zeros_like(image), absent))
+        )
+    found = result.image_attr[:, 0, 0] + result.token_attr.sum(1)
+    assert len(result.words) < len(result.output_tokens)
+    torch.testing.assert_close(found, present - nothing, rtol=0, atol=1e-5)

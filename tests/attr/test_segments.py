@@ -148,3 +148,11 @@ def test_labels_may_be_any_whole_numbers() -> None:
     assert isinstance(segments, Segments)
     assert segments.text == "2 segments"
     assert torch.equal(segments.regions, (two_halves(picture()) == 7).long())
+
+
+def test_many_masks_are_told_apart() -> None:
+    random = torch.Generator().manual_seed(0)
+    masks = list(torch.rand(70, 20, 30, generator=random) > 0.7)
+    segments = picture_segments(masks, torch.zeros(1, 3, 20, 30))
+    for index, mask in enumerate(masks):
+        assert torch.equal(segments.members[:, index][segments.regions], mask)

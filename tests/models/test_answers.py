@@ -72,6 +72,10 @@ def test_the_users_length_is_not_cut_by_ours(mllm: MLLM) -> None:
     ("options", "message"),
     [
         ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences above 1"),
+        (
+            {"generation_config": GenerationConfig(num_return_sequences=2, do_sample=True)},
+            "num_return_sequences above 1",
+        ),
         ({"input_ids": torch.tensor([[1]])}, "input_ids for generate, which the prompt"),
         ({"target": "a cat", "num_beams": 2}, "both an answer and num_beams"),
     ],
@@ -124,3 +128,10 @@ def test_what_are_no_tokens_is_refused(mllm: MLLM, target: Any) -> None:
 def test_tokens_that_make_no_answer_are_refused(mllm: MLLM, target: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mllm.prepare(INPUT, target=target)
+
+
+def test_unknown_words_are_explained_with_a_warning() -> None:
+    mllm = MLLM.from_pretrained("demo/qwen2-vl")
+    inp = ImageTextInput(torch.zeros(3, 112, 112), "Describe the image.")
+    with pytest.warns(UserWarning, match=r"'a red bus'.*does not know.*<unk>"):
+        mllm.prepare(inp, target="a red bus")

@@ -78,3 +78,9 @@ def test_without_torchvision_the_whole_processor_cannot_be_built(tmp_path: Path)
     save("qwen2_vl", tmp_path)
     with pytest.raises((ImportError, OSError, ValueError)):
         transformers.AutoProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./absent", "/absent/model", "models/tuned/absent"])
+def test_a_folder_that_is_not_there_is_said_to_be(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        MLLM.from_pretrained(name)

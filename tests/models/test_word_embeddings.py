@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_mllm import MLLM, MSEA, AttentionRollout, ImageTextInput, TokenGradCam
+from captum_mllm import (
+    MLLM,
+    MSEA,
+    AttentionRollout,
+    ImageTextInput,
+    LogitLens,
+    MLLMAttribution,
+    TokenGradCam,
+)
 from captum_mllm.models import Query
 from captum_mllm.models.word_embeddings import word_baseline
 from tests.models.test_model_unchanged import snapshot
@@ -193,3 +201,25 @@ def test_absent_words_are_the_mean_embedding_or_what_is_given() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             word_baseline(model, tokenizer, own, bad)
+
+
+def test_words_on_both_sides_of_a_picture_stay_apart(mllm: MLLM) -> None:
+    parts = [
+        {"type": "text", "text": "what cat"},
+        {"type": "image"},
+        {"type": "text", "text": "dog is it ?"},
+    ]
+    inp = ImageTextInput(PICTURE, messages=[{"role": "user", "content": parts}])
+    _, query = mllm.prepare(inp, target="a cat")
+    mask = mllm.word_mask(query)[0, :, 0].tolist()
+    result = MLLMAttribution(LogitLens(mllm)).attribute(inp, target="a cat", include_prompt=True)
+    assert result.output_words == ["what", "cat", "dog", "is", "it", "?", "a", "cat"]
+    words = [word for word in result.words if word[0] < result.n_prompt]
+    assert mask == [place for place, word in enumerate(words) for _ in word]
+
+
+def test_a_token_number_is_no_baseline(mllm: MLLM) -> None:
+    _, query = prepared(mllm)
+    own = mllm.word_embeddings(query)
+    with pytest.raises(ValueError, match=r"the integer 5 .*give its text"):
+        word_baseline(mllm.model, mllm.tokenizer, own, 5)
