@@ -12,7 +12,6 @@ import pytest
 import torch
 from captum.attr import Attribution, Saliency
 from PIL import Image
-from torch import Tensor
 
 from captum_mllm import (
     ARC,
@@ -273,13 +272,17 @@ def test_lockstep_runs_a_step_at_a_time() -> None:
     assert len(done) == 4
 
 
-def test_inputs_of_the_stream_are_read_once(mllm: MLLM) -> None:
-    picture = torch.rand(3, 84, 84)
-    inp = ImageTextInput(picture, "what ?")
-    stream = MLLMAttribution(LogitLens(mllm)).stream(inp, gen_args=LONG)
-    first: Tensor = next(stream).image_attr
-    assert first.isfinite().all()
-    stream.close()
+def test_the_picture_is_read_once(mllm: MLLM) -> None:
+    picture = torch.rand(3, 84, 84, generator=torch.Generator().manual_seed(0))
+    explainer = MLLMAttribution(LogitLens(mllm))
+    undisturbed = list(explainer.stream(ImageTextInput(picture.clone(), "what ?"), gen_args=LONG))
+    stream = explainer.stream(ImageTextInput(picture, "what ?"), gen_args=LONG)
+    words = [next(stream)]
+    picture.zero_()
+    words += stream
+    for found, expected in zip(words, undisturbed, strict=True):
+        assert found.word == expected.word
+        torch.testing.assert_close(found.image_attr, expected.image_attr)
 
 
 @pytest.mark.parametrize("fails", [False, True])
