@@ -89,11 +89,11 @@ def _tiny(title: str, family: str, size: Size) -> Column:
     return _multimodal(title, MLLM(model.double(), processor), inp, "a cat", 1)
 
 
-def _bundled() -> Column:
-    mllm = MLLM.from_pretrained("demo/qwen2-vl", dtype="float64")
+def _bundled(title: str, name: str) -> Column:
+    mllm = MLLM.from_pretrained(name, dtype="float64")
     with Image.open(demo_picture()) as picture:
         inp = ImageTextInput(picture, DEMO_PROMPT)
-        return _multimodal("bundled Qwen2-VL", mllm, inp, "a striped red star", 3)
+        return _multimodal(f"bundled {title}", mllm, inp, "a striped red star", 3)
 
 
 COLUMNS: dict[str, Callable[[], Column]] = {
@@ -103,7 +103,10 @@ COLUMNS: dict[str, Callable[[], Column]] = {
     "llava": lambda: _tiny("LLaVA-1.5", "llava", (84, 84)),
     "internvl": lambda: _tiny("InternVL", "internvl", (56, 112)),
 }
-BUNDLED = {"bundled": _bundled}
+BUNDLED = {
+    "bundled": lambda: _bundled("Qwen2-VL", "demo/qwen2-vl"),
+    "bundled_internvl": lambda: _bundled("InternVL", "demo/internvl"),
+}
 MULTIMODAL = ("qwen2_vl", "llava", "internvl")
 
 

@@ -65,7 +65,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
     ("name", "n_steps", "method"),
     [*((name, 32, "gausslegendre") for name in COLUMNS)]
     # A trained model is steep near a black picture.
-    + [pytest.param("bundled", 200, "riemann_trapezoid", marks=pytest.mark.slow)],
+    + [pytest.param(name, 200, "riemann_trapezoid", marks=pytest.mark.slow) for name in BUNDLED],
 )
 def test_integrated_gradients_sum_to_the_difference(name: str, n_steps: int, method: str) -> None:
     where = column(name)
