@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
 from captum_mllm.attr import AttentionRollout, ScaleAttribution
 from captum_mllm.models.vocabulary import CHUNK
+from tests.models.test_decoding import counted
 from tests.models.test_mllm import picture
 from tests.models.test_model_unchanged import snapshot
 from tests.models.tiny_models import FAMILIES, build, shared
@@ -46,17 +47,6 @@ def inp() -> ImageTextInput:
 
 def arc(mllm: MLLM) -> Attribution:
     return ARC(MSEA(LogitLens(mllm)))
-
-
-@contextmanager
-def counted(mllm: MLLM) -> Iterator[list[int]]:
-    """Counts passes of the language model."""
-    passes: list[int] = []
-    handle = mllm.model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
-    try:
-        yield passes
-    finally:
-        handle.remove()
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.5, 2.0), (1.0, 2.0)], ids=str)

@@ -30,7 +30,7 @@ from captum_mllm.models import Query
 from captum_mllm.models.word_embeddings import word_baseline
 from tests.attr.attributor_rows import LeastSquares, kernel_shap
 from tests.attr.test_attributor_perturbations import shapley_values
-from tests.attr.test_mllm_attribution import counted
+from tests.models.test_decoding import counted
 from tests.models.test_mllm import picture
 from tests.models.test_model_unchanged import snapshot
 from tests.models.tiny_models import build, shared

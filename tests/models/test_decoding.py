@@ -34,6 +34,7 @@ def asked(size: tuple[int, int] = (84, 112)) -> ImageTextInput:
 
 @contextmanager
 def counted(mllm: MLLM) -> Iterator[list[int]]:
+    """Counts passes of the language model."""
     passes: list[int] = []
     handle = mllm.model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
     try:
