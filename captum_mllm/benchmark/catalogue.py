@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from captum_mllm.benchmark.combinations import COMBINATIONS
+from captum_mllm.benchmark.combinations import COMBINATIONS, FURTHER
 from captum_mllm.benchmark.controls import CONTROLS
 from captum_mllm.benchmark.method import Method
 from captum_mllm.benchmark.methods import PUBLISHED, SWEEPS
 
 #: The methods in the order of the table.
 METHODS: dict[str, Method] = {
-    method.name: method for method in (*PUBLISHED, *COMBINATIONS, *SWEEPS, *CONTROLS)
+    method.name: method for method in (*PUBLISHED, *COMBINATIONS, *SWEEPS, *FURTHER, *CONTROLS)
 }
 
 

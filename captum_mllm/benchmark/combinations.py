@@ -10,7 +10,7 @@ from captum_mllm.benchmark.cases import Base
 from captum_mllm.benchmark.lens_probability import LensProbability
 from captum_mllm.benchmark.map_function import geometric_mean
 from captum_mllm.benchmark.method import DEFAULT_SCALES, Explain, Method, Wrapper, attribution
-from captum_mllm.benchmark.methods import ATTENTION, GRAD_CAM, LENS, ROLLOUT
+from captum_mllm.benchmark.methods import ATTENTION, GRAD_CAM, LENS, ROLLOUT, SWEPT
 from captum_mllm.benchmark.picture_contrast import PictureContrast
 
 
@@ -27,6 +27,10 @@ def _weighed_by_area(
     return attribution(base, wrapper, DEFAULT_SCALES, weights=weights, **options)
 
 
+def _further(name: str, explain: Explain, every: int = SWEPT, note: str = "") -> Method:
+    return Method(name, explain, "sweep", every=every, note=note)
+
+
 _arc, _tam = partial(ARC, normalize=False), partial(TAM, normalize=False, filter_size=None)
 _contrast = partial(LensProbability, reading="contrast")
 _rank = partial(LensProbability, reading="reciprocal rank")
@@ -35,10 +39,6 @@ _LENS_ATTENTION = (LENS, ATTENTION)
 
 COMBINATIONS: tuple[Method, ...] = (
     Method("attention-msea", _weighed_by_area(ATTENTION), "combination"),
-    Method("arc-attention-msea", _weighed_by_area(ATTENTION, _arc), "combination"),
-    Method("tam-attention-msea", _weighed_by_area(ATTENTION, _tam), "combination"),
-    Method("rollout-msea", _weighed_by_area(ROLLOUT), "combination"),
-    Method("grad-cam-msea", _weighed_by_area(GRAD_CAM), "combination", every=5),
     Method(
         "lens-x-attention",
         attribution(_LENS_ATTENTION),
@@ -46,30 +46,32 @@ COMBINATIONS: tuple[Method, ...] = (
         note="what an image token says, where the word attends to it",
     ),
     Method("lens-x-attention-msea", _weighed_by_area(_LENS_ATTENTION), "combination"),
-    Method("arc-lens-x-attention-msea", _weighed_by_area(_LENS_ATTENTION, _arc), "combination"),
-    Method(
-        "lens-attention-mean",
-        attribution(_LENS_ATTENTION, combine=geometric_mean),
-        "combination",
-        note="geometric mean of lens and attention",
-    ),
     Method(
         "lens-attention-mean-msea",
         _weighed_by_area(_LENS_ATTENTION, combine=geometric_mean),
         "combination",
+        note="geometric mean of lens and attention",
     ),
-    Method("rank-x-attention-msea", _weighed_by_area((_rank, ATTENTION)), "combination"),
-    Method("probability-msea", attribution(LensProbability, scales=DEFAULT_SCALES), "combination"),
-    Method(
+)
+
+#: Those that are compared on few pictures.
+FURTHER: tuple[Method, ...] = (
+    _further("arc-attention-msea", _weighed_by_area(ATTENTION, _arc)),
+    _further("tam-attention-msea", _weighed_by_area(ATTENTION, _tam)),
+    _further("rollout-msea", _weighed_by_area(ROLLOUT)),
+    _further("grad-cam-msea", _weighed_by_area(GRAD_CAM), every=20),
+    _further("arc-lens-x-attention-msea", _weighed_by_area(_LENS_ATTENTION, _arc)),
+    _further("lens-attention-mean", attribution(_LENS_ATTENTION, combine=geometric_mean)),
+    _further("rank-x-attention-msea", _weighed_by_area((_rank, ATTENTION))),
+    _further("probability-msea", attribution(LensProbability, scales=DEFAULT_SCALES)),
+    _further(
         "likelihood-msea",
         attribution(_contrast, scales=DEFAULT_SCALES),
-        "combination",
         note="log-probability above its mean over the picture",
     ),
-    Method(
+    _further(
         "contrast-msea",
         attribution(lens_contrast, scales=DEFAULT_SCALES),
-        "combination",
         note="the lens less that of an empty picture",
     ),
 )

@@ -9,27 +9,15 @@ import torch.nn.functional as F
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm.attr.context_suppression import ContextSuppression, context_scores
+from captum_mllm import ARC
 from captum_mllm.benchmark.cases import Case
 from captum_mllm.benchmark.lens_probability import LensProbability
 from captum_mllm.benchmark.map_function import MapFunction
 from captum_mllm.benchmark.method import DEFAULT_SCALES, Method, attribution
 from captum_mllm.benchmark.methods import ATTENTION, LENS
-from captum_mllm.models import States
 
 # Standard deviation of the blob, as a share of the picture's sides.
 _BLOB = 0.2
-
-
-class JointNormalization(ContextSuppression):
-    r"""Context suppression that suppresses nothing: what remains of TAM and ARC is that image and
-    text scores are mapped to [0, 1] together."""
-
-    def weights(self, states: States) -> Tensor:
-        return torch.zeros_like(context_scores(self.forward_func, states))
-
-    def relevance(self, states: States) -> Tensor:
-        return context_scores(self.forward_func, states)
 
 
 def power(method: Attribution, exponent: float) -> MapFunction:
@@ -89,6 +77,8 @@ def _grid(case: Case) -> tuple[int, int]:
 
 
 _LARGEST = DEFAULT_SCALES[-1:]
+# What remains of TAM and ARC is that image and text scores are mapped to [0, 1] together.
+_normalized = partial(ARC, suppress=None, normalize=True)
 _squared, _cubed = partial(power, exponent=2), partial(power, exponent=3)
 
 CONTROLS: tuple[Method, ...] = (
@@ -97,7 +87,7 @@ CONTROLS: tuple[Method, ...] = (
     Method("lens-probability", attribution(LensProbability), "control", note="softmax"),
     Method(
         "lens-normalized",
-        attribution(LENS, JointNormalization),
+        attribution(LENS, _normalized),
         "control",
         None,
         note="ARC without its suppression",
@@ -107,7 +97,7 @@ CONTROLS: tuple[Method, ...] = (
     Method("msea-squared", attribution(LENS, _squared, DEFAULT_SCALES), "control"),
     Method(
         "msea-normalized",
-        attribution(LENS, JointNormalization, DEFAULT_SCALES),
+        attribution(LENS, _normalized, DEFAULT_SCALES),
         "control",
         None,
         note="ARC(MSEA) without its suppression",

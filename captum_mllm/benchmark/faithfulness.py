@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -17,8 +16,7 @@ from captum_mllm.benchmark.score import NOTHING, Score, Scores
 from captum_mllm.datasets import counterfactual, render
 from captum_mllm.metrics import (
     causal_correlation,
-    deletion_auc,
-    insertion_auc,
+    perturbation_curve,
     relevance_mass,
 )
 from captum_mllm.metrics.picture_baselines import PictureBaseline
@@ -81,28 +79,29 @@ class Faithfulness:
             return dict.fromkeys(("insertion", "deletion", "difference"), NOTHING)
         place = int(np.random.default_rng(case.example.number).choice(case.nouns))
         maps = case.of_words(maps, [place])[:, None]
-        insertion = self._area(insertion_auc, place, maps)
-        deletion = self._area(deletion_auc, place, maps)
+        insertion = self._area("insertion", place, maps)
+        deletion = self._area("deletion", place, maps)
         return {
             "insertion": Score(insertion, 1.0),
             "deletion": Score(deletion, 1.0),
             "difference": Score(insertion - deletion, 1.0),
         }
 
-    def _area(self, metric: Callable[..., Tensor], place: int, maps: Tensor) -> float:
+    def _area(self, kind: Literal["insertion", "deletion"], place: int, maps: Tensor) -> float:
         token = self.case.words[place].tokens[0]
-        area = metric(
+        curve = perturbation_curve(
             self.case.mllm,
             self.case.image,
             maps,
+            kind,
             baselines=self._picture_without(place),
             additional_forward_args=(self.case.query,),
             target=(token, self.case.query.answer_ids[token]),
             steps=self.steps,
             perturbations_per_eval=self.steps + 1,
-            normalize=True,
+            spacing="quadratic",
         )
-        return float(area)
+        return float(curve.area_under(normalize=True))
 
     @cached_property
     def _drops(self) -> Tensor:

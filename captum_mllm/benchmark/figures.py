@@ -64,9 +64,7 @@ def plot_bars(summary: Summary) -> Figure:
         axis.axvline(0, color="black", lw=0.5)
         axis.tick_params(labelsize=7)
     axes[0].set_yticks(list(places), rows)
-    figure.suptitle(
-        f"{summary.model}, style {summary.style}, {summary.pictures} pictures", fontsize=9
-    )
+    figure.suptitle(summary.title, fontsize=9)
     return figure
 
 

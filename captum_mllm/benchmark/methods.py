@@ -33,7 +33,11 @@ PUBLISHED: tuple[Method, ...] = (
         levels=None,
         note="and image tokens weighed by their own predictions",
     ),
-    Method("msea", attribution(LENS, scales=DEFAULT_SCALES), note="the lens at four scales"),
+    Method(
+        "msea",
+        attribution(LENS, scales=DEFAULT_SCALES),
+        note="the default: the lens at four scales",
+    ),
     Method("tam-msea", attribution(LENS, TAM, DEFAULT_SCALES), levels=None),
     Method(
         "arc-msea",
@@ -46,13 +50,16 @@ PUBLISHED: tuple[Method, ...] = (
     Method("attention-last", attribution(LAST_ATTENTION), note="last layer, mean of heads"),
     Method("attention", attribution(ATTENTION), note="mean of all layers and heads"),
     Method("rollout", attribution(ROLLOUT)),
-    Method("gradient-rollout", attribution(GRADIENT_ROLLOUT), note="Chefer et al."),
-    Method("grad-cam", attribution(GRAD_CAM), note="middle layer of the decoder"),
-    Method("grad-cam++", attribution(GRAD_CAM_PLUS_PLUS)),
-    Method("input-x-gradient", pixel_methods.input_x_gradient, every=10),
-    Method("integrated-gradients", pixel_methods.integrated_gradients, every=10, note="10 steps"),
-    Method("occlusion", pixel_methods.occlusion, every=10, note="a seventh of the side"),
+    Method("gradient-rollout", attribution(GRADIENT_ROLLOUT), every=5, note="Chefer et al."),
+    Method("grad-cam", attribution(GRAD_CAM), note="middle layer of the vision tower"),
+    Method("grad-cam++", attribution(GRAD_CAM_PLUS_PLUS), every=5),
+    Method("input-x-gradient", pixel_methods.input_x_gradient, every=20),
+    Method("integrated-gradients", pixel_methods.integrated_gradients, every=20, note="10 steps"),
+    Method("occlusion", pixel_methods.occlusion, every=20, note="a seventh of the side"),
 )
+
+#: Settings are compared on one picture in so many.
+SWEPT = 5
 
 _SCALE_SETS = (
     (1.0, 1.5),
@@ -70,16 +77,22 @@ def _scales_name(scales: tuple[float, ...]) -> str:
 
 SWEEPS: tuple[Method, ...] = (
     *(
-        Method(_scales_name(scales), attribution(LENS, scales=scales), "sweep")
+        Method(_scales_name(scales), attribution(LENS, scales=scales), "sweep", every=SWEPT)
         for scales in _SCALE_SETS
     ),
-    Method("msea-max", attribution(LENS, scales=DEFAULT_SCALES, normalize="max"), "sweep", "map"),
+    Method(
+        "msea-max",
+        attribution(LENS, scales=DEFAULT_SCALES, normalize="max"),
+        "sweep",
+        "map",
+        every=SWEPT,
+    ),
     *(
-        Method(f"arc-k{k}", attribution(LENS, partial(ARC, top_k=k)), "sweep", None)
+        Method(f"arc-k{k}", attribution(LENS, partial(ARC, top_k=k)), "sweep", None, SWEPT)
         for k in (5, 10, 20)
     ),
     *(
-        Method(f"arc-p{p:g}", attribution(LENS, partial(ARC, persistence=p)), "sweep", None)
+        Method(f"arc-p{p:g}", attribution(LENS, partial(ARC, persistence=p)), "sweep", None, SWEPT)
         for p in (0.5, 0.7, 0.98)
     ),
 )

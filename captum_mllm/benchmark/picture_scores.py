@@ -14,6 +14,9 @@ from captum_mllm.benchmark.record import Record
 from captum_mllm.benchmark.score import Scores
 from captum_mllm.benchmark.settings import Settings
 
+#: The scales are compared on one picture in so many.
+CONSISTENCY_EVERY = 5
+
 
 def score_picture(mllm: MLLM, name: str, example: Example, settings: Settings) -> Record:
     r"""
@@ -44,7 +47,7 @@ def score_picture(mllm: MLLM, name: str, example: Example, settings: Settings) -
                 raise RuntimeError(
                     f"{method.name} fails on {name}, {example.style} {example.number}: {error}"
                 ) from error
-        consistent = "consistency" in settings.metrics
+        consistent = "consistency" in settings.metrics and example.number % CONSISTENCY_EVERY == 0
         return Record(
             model=name,
             style=example.style,

@@ -20,7 +20,7 @@ from captum_mllm.benchmark.summary import Summary, Table
 _ROLES = {
     "method": "Methods",
     "combination": "Combinations that no paper has",
-    "sweep": "Other settings",
+    "sweep": "Other settings and combinations",
     "control": "Controls",
 }
 _LEVELS = {
@@ -43,7 +43,7 @@ def to_markdown(summaries: Sequence[Summary], settings: Settings) -> str:
     """
     parts = [_introduction(summaries, settings)]
     for summary in summaries:
-        parts.append(f"## {summary.model}, style {summary.style}, {summary.pictures} pictures")
+        parts.append(f"## {summary.title}")
         parts += _sections(summary)
     parts.append(_legend(settings))
     return "\n\n".join(parts) + "\n"

@@ -24,6 +24,10 @@ class Score(NamedTuple):
         r"""The score of words one by one, (n,)."""
         return cls(float(values.sum()), float(len(values)))
 
+    def plus(self, other: Score) -> Score:
+        r"""The score over the words of both."""
+        return Score(self.total + other.total, self.words + other.words)
+
 
 #: The score of each metric, by its name.
 Scores = dict[str, Score]

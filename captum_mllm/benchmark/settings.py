@@ -47,9 +47,9 @@ class Settings:
     seed: int = 0
     prior: float = 0.5
     contact: float = 0.0
-    baseline: Baseline = "blur"
+    baseline: Baseline = "counterfactual"
     steps: int = 10
-    curves_every: int = 5
+    curves_every: int = 15
 
     def __post_init__(self) -> None:
         names = tuple(method.name for method in select_methods(self.methods))

@@ -16,7 +16,10 @@ from captum_mllm.benchmark.columns import (
 )
 from captum_mllm.benchmark.estimates import RESAMPLES, Estimates, estimate
 from captum_mllm.benchmark.record import Record
-from captum_mllm.benchmark.score import Scores
+from captum_mllm.benchmark.score import NOTHING, Scores
+
+#: The style of a summary of all captions of each scene.
+ALL_STYLES = "all"
 
 # For each column of a table, by its title, the estimate of each row.
 Table = dict[str, Estimates]
@@ -25,11 +28,11 @@ Table = dict[str, Estimates]
 @dataclass(frozen=True)
 class Summary:
     r"""
-    The tables of one model on captions of one style.
+    The tables of one model on captions of one style, or of all styles together.
 
     Args:
         model (str): The model's name.
-        style (str): The style of the captions.
+        style (str): The style of the captions, or :data:`ALL_STYLES`.
         pictures (int): How many there are.
         tables (dict[str, dict]): ``"localization"``, ``"faithfulness"``, ``"targets"`` (a row for
             each scale), ``"agreement"`` (a row for each base), and ``"comparison"``, how each
@@ -42,6 +45,12 @@ class Summary:
     pictures: int
     tables: dict[str, Table]
     reference: str
+
+    @property
+    def title(self) -> str:
+        """What it is of, for headings."""
+        style = "all styles" if self.style == ALL_STYLES else f"style {self.style}"
+        return f"{self.model}, {style}, {self.pictures} pictures"
 
     def to_dict(self) -> dict[str, Any]:
         """The same in values of JSON."""
@@ -59,7 +68,10 @@ def summarize(
     records: Sequence[Record], reference: str, resamples: int = RESAMPLES
 ) -> list[Summary]:
     r"""
-    The tables of each model and style.
+    The tables of each model and style, and of each model on all styles if there are several.
+
+    The captions of a scene in different styles are no independent samples, so that all of them
+    together count as one picture in the bootstrap.
 
     Args:
         records (Sequence[Record]): Those of a run.
@@ -69,12 +81,16 @@ def summarize(
     Returns:
         list[Summary]: In the order in which models and styles first come.
     """
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.model, record.style), []).append(record)
+    groups: dict[str, dict[str, list[Record]]] = {}
+    for record in sorted(records, key=lambda record: record.number):
+        groups.setdefault(record.model, {}).setdefault(record.style, []).append(record)
+    for styles in groups.values():
+        if len(styles) > 1:
+            styles[ALL_STYLES] = _by_scene([each for group in styles.values() for each in group])
     summaries = []
-    for (model, style), group in groups.items():
-        group.sort(key=lambda record: record.number)
+    for model, style, group in (
+        (model, style, group) for model, styles in groups.items() for style, group in styles.items()
+    ):
         methods = [record.methods for record in group]
         tables = {
             "localization": _table(methods, LOCALIZATION, resamples),
@@ -85,6 +101,34 @@ def summarize(
         }
         summaries.append(Summary(model, style, len(group), tables, reference))
     return summaries
+
+
+def _by_scene(records: Sequence[Record]) -> list[Record]:
+    """One record for each scene, with the scores of all its captions."""
+    scenes: dict[int, list[Record]] = {}
+    for record in records:
+        scenes.setdefault(record.number, []).append(record)
+    return [
+        Record(
+            model=group[0].model,
+            style=ALL_STYLES,
+            number=number,
+            methods=_sum_scores([record.methods for record in group]),
+            targets=_sum_scores([record.targets for record in group]),
+            agreement=_sum_scores([record.agreement for record in group]),
+        )
+        for number, group in sorted(scenes.items())
+    ]
+
+
+def _sum_scores(rows: Sequence[dict[str, Scores]]) -> dict[str, Scores]:
+    found: dict[str, Scores] = {}
+    for row in rows:
+        for name, scores in row.items():
+            sums = found.setdefault(name, {})
+            for metric, score in scores.items():
+                sums[metric] = sums.get(metric, NOTHING).plus(score)
+    return found
 
 
 def _table(

@@ -17,6 +17,9 @@ from captum_mllm.metrics.target_probability import target_probability
 # A picture that is no likelier than its baseline by this much shows nothing to explain.
 _SMALLEST_DROP = 1e-6
 
+# The grid of the random field that orders pixels of equal attribution.
+_FIELD = (14, 14)
+
 
 class PerturbationCurve(NamedTuple):
     r"""
@@ -67,13 +70,15 @@ def perturbation_curve(
     target: TargetType = None,
     steps: int = 20,
     perturbations_per_eval: int = 1,
+    spacing: Literal["even", "quadratic"] = "even",
 ) -> PerturbationCurve:
     r"""
     Replace the baseline by the picture (insertion) or the picture by its baseline (deletion), the
-    pixels with the largest attributions first, in steps of equal area.
+    pixels with the largest attributions first, step by step.
 
-    Pixels with equal attributions follow each other in a fixed random order: a constant map gets
-    the curve of a random one, not that of a scan from the top.
+    Pixels with equal attributions follow each other in the order of a fixed random field, patch by
+    patch: a constant map gets the curve of a random one, not that of a scan from the top, and what
+    a mask leaves out is no noise of single pixels, which few models have ever seen.
 
     Args:
         forward_func (Callable): A model or function, such as an
@@ -102,6 +107,10 @@ def perturbation_curve(
         perturbations_per_eval (int, optional): How many steps are evaluated in one call of
             ``forward_func``, each with all B examples.
             Default: 1
+        spacing (str, optional): ``"even"`` for steps of equal area; ``"quadratic"`` for an area of
+            :math:`(s/S)^2` after step s, where what matters is a small part of a picture and the
+            first of a few even steps would already cover it.
+            Default: "even"
 
     Returns:
         PerturbationCurve: With S + 1 points. Nothing has a gradient.
@@ -125,12 +134,17 @@ def perturbation_curve(
         tensor([[0.0000, 0.5000, 1.0000, 1.0000, 1.0000]])
     """
     _validate(inputs, attributions, kind, steps, perturbations_per_eval)
+    if spacing not in ("even", "quadratic"):
+        raise ValueError(f'spacing must be "even" or "quadratic", got {spacing!r}')
     inputs = inputs.detach()
     ranks = _ranks(attributions, inputs)
     baseline = picture_baseline(inputs, baselines).detach()
     before, after = (baseline, inputs) if kind == "insertion" else (inputs, baseline)
     cells = inputs.shape[-2] * inputs.shape[-1]
-    counts = (2 * cells * torch.arange(steps + 1, device=inputs.device) + steps) // (2 * steps)
+    done_steps, all_steps = torch.arange(steps + 1, device=inputs.device), steps
+    if spacing == "quadratic":
+        done_steps, all_steps = done_steps**2, steps**2
+    counts = (2 * cells * done_steps + all_steps) // (2 * all_steps)
     extra = format_additional_forward_args(additional_forward_args) or ()
     probabilities = []
     for chunk in counts.split(perturbations_per_eval):
@@ -153,7 +167,8 @@ def _ranks(attributions: Tensor, inputs: Tensor) -> Tensor:
     maps = resize(check_maps(attributions, "attributions").sum(1), (height, width))
     flat = maps.flatten(1).to(inputs.device)
     generator = torch.Generator().manual_seed(0)
-    shuffled = torch.randperm(flat.shape[1], generator=generator).to(flat.device)
+    field = torch.rand(1, *_FIELD, generator=generator)
+    shuffled = resize(field, (height, width)).flatten().argsort().to(flat.device)
     order = shuffled[flat[:, shuffled].argsort(dim=1, descending=True, stable=True)]
     places = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places).reshape(maps.shape)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_mllm import LogitLens
+from captum_mllm import ARC, LogitLens
 from captum_mllm.attr.context_suppression import context_scores
 from captum_mllm.benchmark.cases import Case
 from captum_mllm.benchmark.catalogue import METHODS
-from captum_mllm.benchmark.controls import JointNormalization, power
+from captum_mllm.benchmark.controls import power
 from captum_mllm.benchmark.localization import localization_scores
 from captum_mllm.benchmark.score import Scores
 
@@ -60,7 +60,7 @@ def test_a_power_is_of_the_positive_part(case: Case) -> None:
 
 def test_joint_normalisation_is_that_of_arc_without_its_suppression(case: Case) -> None:
     base = case.base(LogitLens)
-    found = case.maps(JointNormalization(base))
+    found = case.maps(ARC(base, suppress=None, normalize=True))
     lens = case.maps(base).relu()
     states = case.mllm.states(case.image, case.query)
     text = context_scores(case.mllm, states)[states.n_words :]

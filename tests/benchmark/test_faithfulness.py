@@ -14,7 +14,7 @@ from captum_mllm.benchmark.controls import true_masks
 from captum_mllm.benchmark.examples import Example, sample_examples
 from captum_mllm.benchmark.faithfulness import Faithfulness
 from captum_mllm.datasets import counterfactual, render
-from captum_mllm.metrics import deletion_auc, insertion_auc, relevance_mass
+from captum_mllm.metrics import perturbation_curve, relevance_mass
 from captum_mllm.models.pixels import to_tensor
 
 
@@ -70,11 +70,17 @@ def test_curves_are_those_of_one_noun(case: Case, baseline: str) -> None:
         "additional_forward_args": (case.query,),
         "target": (place, case.query.answer_ids[place]),
         "steps": 2,
-        "normalize": True,
+        "spacing": "quadratic",
     }
     each = maps[place][None, None]
-    insertion = float(insertion_auc(case.mllm, case.image, each, **arguments))
-    deletion = float(deletion_auc(case.mllm, case.image, each, **arguments))
+    insertion, deletion = (
+        float(
+            perturbation_curve(case.mllm, case.image, each, kind, **arguments).area_under(
+                normalize=True
+            )
+        )
+        for kind in ("insertion", "deletion")
+    )
     np.testing.assert_allclose(
         [found[name].total for name in ("insertion", "deletion", "difference")],
         [insertion, deletion, insertion - deletion],

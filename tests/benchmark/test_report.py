@@ -52,8 +52,24 @@ def test_the_report_holds_each_method_with_its_interval() -> None:
     assert "mean of all layers" in legend
     occlusion = [line for line in text.splitlines() if line.startswith("| occlusion |")]
     assert all("(2)" in line for line in occlusion[:3])
-    assert "one in 10" in occlusion[-1]
+    assert "one in 20" in occlusion[-1]
     assert "| 1 | 1.2 [1.2, 1.2] | 75.0 [75.0, 75.0] |" in text
+
+
+def test_captions_of_one_scene_count_as_one_picture() -> None:
+    records = [
+        Record("demo/m", style, number, {"lens": scores(0.1 * number + shift)}, {}, {})
+        for style, shift in (("caption", 0.0), ("dense", 0.2))
+        for number in range(4)
+    ]
+    one, other, both = summarize(records, "lens", resamples=100)
+    assert [each.style for each in (one, other, both)] == ["caption", "dense", "all"]
+    assert both.pictures == 4
+    means = [each.tables["localization"]["pointing"]["lens"] for each in (one, other, both)]
+    assert means[2].value == pytest.approx((means[0].value + means[1].value) / 2)
+    # Twice the words of the same scenes are no more evidence.
+    assert means[2].high - means[2].low == pytest.approx(means[0].high - means[0].low, rel=0.3)
+    assert both.title == "demo/m, all styles, 4 pictures"
 
 
 def test_results_are_json() -> None:

@@ -163,6 +163,37 @@ def test_more_steps_than_pixels() -> None:
     assert (curve.area_under() < 1).all()
 
 
+def test_quadratic_steps_are_finer_where_the_map_is_largest() -> None:
+    arguments = {"baselines": "mean", "target": 0}
+    fine = perturbation_curve(classifier(), pictures(), maps(), "insertion", steps=100, **arguments)
+    curve = perturbation_curve(
+        classifier(), pictures(), maps(), "insertion", steps=10, spacing="quadratic", **arguments
+    )
+    cells = SIZE[0] * SIZE[1]
+    expected = ((torch.arange(11) / 10) ** 2 * cells + 0.5).floor() / cells
+    torch.testing.assert_close(curve.area, expected.to(curve.area))
+    # Of the even steps those with the same area have the same probability.
+    every = [round(100 * float(area)) for area in (torch.arange(11) / 10) ** 2]
+    torch.testing.assert_close(curve.probability, fine.probability[:, every])
+
+
+def test_pixels_of_one_value_come_in_patches() -> None:
+    seen = []
+
+    def remember(picture: Tensor) -> Tensor:
+        seen.append(picture[0, 0] > 0)
+        return picture.mean((1, 2, 3))
+
+    picture = torch.ones(1, 3, 56, 56)
+    constant = torch.ones(1, 1, 56, 56)
+    perturbation_curve(remember, picture, constant, "insertion", baselines=0.0, steps=2)
+    half = seen[1]
+    assert half.float().mean() == 0.5
+    # Of scattered pixels half would have a neighbour of the other kind.
+    assert (half[1:] != half[:-1]).float().mean() < 0.25
+    assert 0.2 < half[:28].float().mean() < 0.8
+
+
 def test_where_the_picture_is_no_likelier_there_is_nothing_to_normalise() -> None:
     images = pictures()
     same = torch.zeros(1, 1, *SIZE, dtype=torch.float64)
@@ -266,6 +297,8 @@ def test_bad_arguments_are_refused() -> None:
         insertion_auc(model, images, attributions, target=0, steps=0)
     with pytest.raises(ValueError, match='kind must be "insertion" or "deletion"'):
         perturbation_curve(model, images, attributions, "both")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="spacing must be"):
+        perturbation_curve(model, images, attributions, "insertion", spacing="log")  # type: ignore[arg-type]
 
 
 def test_probabilities_that_are_not_defined_are_refused() -> None:
