@@ -7,7 +7,7 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 
 #: The names of the models that ship.
-DEMO_MODELS: tuple[str, ...] = ("qwen2-vl", "internvl")
+DEMO_MODELS: tuple[str, ...] = ("qwen2-vl", "llava-1.5", "internvl")
 
 #: What the demo models are trained to be asked, by the style of the caption that answers it; see
 #: :func:`captum_mllm.datasets.caption`.

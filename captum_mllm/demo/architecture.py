@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ class Architecture(ABC):
     native_view: int
     #: The odds of the views in training.
     views: Mapping[int, float]
+    #: The odds of the zooms of the last stage: side of the drawn picture over that of its canvas.
+    zooms: Mapping[float, float] = MappingProxyType({1.0: 1.0})
     #: The scales at which it is measured, and the view of each.
     scales: Mapping[float, int]
     #: Side of the pictures rendered for training, in pixels.

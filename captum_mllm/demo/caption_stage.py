@@ -1,28 +1,19 @@
-r"""The last stage: the whole model learns to answer all questions about pictures of all views."""
+r"""The main stage: the whole model learns to answer all questions about pictures of all views."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from captum_mllm.demo.architecture import Architecture
-from captum_mllm.demo.batches import answer_loss, hidden_states, text_batch
-from captum_mllm.demo.image_words import group_logits, image_consistency_loss, image_word_loss
-from captum_mllm.demo.language_stage import answer_accuracy
+from captum_mllm.demo.caption_loss import caption_loss, draw_view, pictures_per_step
 from captum_mllm.demo.optimization import Checkpoint, fit, step_generator
 from captum_mllm.demo.pool import ScenePool, pictures_of
 
 _STAGE = "captions"
-_TOKENS_PER_STEP = 3500
-_TEXT_TOKENS = 120
 _WINDOW = 4096
-_ENTERING_WEIGHT = 0.1
-_LEAVING_WEIGHT = 0.15
-_CONSISTENCY_WEIGHT = 0.2
 
 
 @dataclass(frozen=True)
@@ -60,8 +51,7 @@ def train_captions(
 ) -> None:
     r"""Train the whole model on the answers to all questions, in place.
 
-    Three losses on what the image tokens say (:mod:`captum_mllm.demo.image_words`) go with that of
-    the answers, which does not reach the last states of the image tokens.
+    The loss is :func:`~captum_mllm.demo.caption_loss.caption_loss`.
 
     Args:
         model (transformers.PreTrainedModel): The model.
@@ -90,32 +80,10 @@ def train_captions(
         phase = [phase for phase in _CURRICULUM if step >= phase.start * steps][-1]
         generator = step_generator(seed, _STAGE, step)
         views = [v for v in architecture.views if phase.all_views or v <= architecture.native_view]
-        odds = np.array([architecture.views[view] for view in views])
-        view = int(generator.choice(views, p=odds / odds.sum()))
-        tokens = len(architecture.token_centers(view))
-        examples = pools[phase].draw(
-            generator, step, min(48, _TOKENS_PER_STEP // (tokens + _TEXT_TOKENS))
-        )
-        batch = text_batch([example.captions for example in examples], architecture, view)
-        with torch.set_grad_enabled(phase.vision):
-            features = architecture.features(model, pictures_of(examples), view)
-        states = hidden_states(model, batch, features)
-        loss, logits = answer_loss(model, batch, states)
-        scenes = [example.scene for example in examples]
-        embeddings = model.lm_head.weight
-        entering = group_logits(embeddings, features)
-        leaving = group_logits(embeddings, states[:, batch.image])
-        image_loss = image_word_loss(leaving, scenes)
-        consistency = image_consistency_loss(leaving, entering)
-        total = loss + _LEAVING_WEIGHT * image_loss + _CONSISTENCY_WEIGHT * consistency
-        if phase.vision:
-            sharp = [3.0 * part for part in entering]
-            total = total + _ENTERING_WEIGHT * image_word_loss(sharp, scenes)
-        return total, {
-            "answer": loss.item(),
-            "image": image_loss.item(),
-            "consistency": consistency.item(),
-            **answer_accuracy(batch, logits),
-        }
+        view = draw_view(architecture, views, generator)
+        count = pictures_per_step(architecture, view)
+        examples = pools[phase].draw(generator, step, count)
+        pictures = pictures_of(examples)
+        return caption_loss(model, architecture, examples, pictures, view, vision=phase.vision)
 
     fit(model, model, step_loss, steps, 2e-3, checkpoint, _STAGE)

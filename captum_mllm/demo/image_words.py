@@ -1,17 +1,20 @@
 r"""What image tokens say of what they show.
 
 Each image token says one shape or "background", one colour or "background", and "striped", "plain"
-or "background". The losses know the words of a scene and the average size of objects, or what the
+or "background". The losses know the words of a scene and the size of its objects, or what the
 token said before; none knows where objects are.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from captum_mllm.datasets.scenes import COLORS, Scene, SceneObject
-from captum_mllm.datasets.shapes import SHAPES
+from captum_mllm.datasets.shapes import EXTENT, SHAPES, signed_distance
 from captum_mllm.demo.vocabulary import token_ids
 
 #: The share of a picture that an object covers on average.
@@ -40,6 +43,31 @@ def object_words(thing: SceneObject) -> tuple[str, ...]:
     return thing.shape, thing.color, "striped" if thing.striped else "plain"
 
 
+def object_area(thing: SceneObject) -> float:
+    r"""The share of a picture that an object covers, by its shape and its radius.
+
+    Args:
+        thing (SceneObject): The object.
+
+    Returns:
+        float: In 0 to 1.
+
+    Examples::
+
+        >>> round(object_area(SceneObject("square", "red", x=0.5, y=0.5, radius=0.1)), 3)
+        0.028
+    """
+    return _square_radii(thing.shape) * thing.radius**2
+
+
+@cache
+def _square_radii(shape: str) -> float:
+    """The area of a shape of radius 1."""
+    steps = np.linspace(-EXTENT, EXTENT, 401)
+    inside = signed_distance(shape, *np.meshgrid(steps, steps)) < 0
+    return float(inside.mean() * (2 * EXTENT) ** 2)
+
+
 def group_logits(embeddings: Tensor, states: Tensor) -> list[Tensor]:
     r"""The logits of the words of each group.
 
@@ -55,16 +83,19 @@ def group_logits(embeddings: Tensor, states: Tensor) -> list[Tensor]:
     return list(logits.float().split([len(group) for group in WORD_GROUPS], dim=-1))
 
 
-def image_word_loss(logits: list[Tensor], scenes: list[Scene], area: float = OBJECT_AREA) -> Tensor:
+def image_word_loss(
+    logits: list[Tensor], scenes: list[Scene], area: float | None = OBJECT_AREA, zoom: float = 1.0
+) -> Tensor:
     r"""Cross-entropy between the words due to a scene and those that its image tokens say.
 
-    Averaged over the picture, every object is due the share of its average size for its words.
+    Averaged over the picture, every object is due a share of it for its words.
 
     Args:
         logits (list[Tensor]): (B, N, number of words) for each of :data:`WORD_GROUPS`.
         scenes (list[Scene]): The B scenes.
-        area (float): The share of the picture that an object covers, in (0, 1).
-            Default: :data:`OBJECT_AREA`
+        area (float, optional): The share of the picture, in (0, 1), that is due to any object. If
+            None, that of :func:`object_area`. Default: :data:`OBJECT_AREA`
+        zoom (float): How much larger than the picture it is drawn. Default: 1.0
 
     Returns:
         Tensor: The mean loss, summed over the groups; a scalar.
@@ -74,11 +105,54 @@ def image_word_loss(logits: list[Tensor], scenes: list[Scene], area: float = OBJ
         due = torch.zeros(len(scenes), len(words))
         for row, scene in zip(due, scenes):
             for thing in scene.objects:
-                row[words.index(object_words(thing)[number])] += area
+                share = object_area(thing) if area is None else area
+                row[words.index(object_words(thing)[number])] += share * zoom**2
+        # Objects that are drawn large may be cut off.
+        due /= due.sum(dim=1, keepdim=True).clamp_min(1)
         due[:, -1] = 1 - due[:, :-1].sum(dim=1)
         shares = said.softmax(dim=-1).mean(dim=1)
         losses.append(-(due * (shares + _SMALLEST_SHARE).log()).sum(dim=1).mean())
     return torch.stack(losses).sum()
+
+
+def image_echo_loss(leaving: list[Tensor], entering: list[Tensor]) -> Tensor:
+    r"""Squared distance between the logits of image tokens in the end and those on entering.
+
+    Where a softmax is sure, nothing holds its logits, but a logit lens compares them across tokens.
+    So they are held to what the vision tower said, up to the shift and the factor that fit best.
+
+    Args:
+        leaving (list[Tensor]): (B, N, number of words) for each of :data:`WORD_GROUPS`, of the last
+            states of the language model.
+        entering (list[Tensor]): The same of the vision tower's output; they are the fixed target.
+
+    Returns:
+        Tensor: The mean over tokens and words, summed over the groups; a scalar.
+    """
+    losses = []
+    for said, told in zip(leaving, entering):
+        said, told = said - said.mean(), told.detach() - told.detach().mean()
+        factor = (said * told).sum().detach() / told.square().sum()
+        losses.append((said - factor * told).square().mean())
+    return torch.stack(losses).sum()
+
+
+def image_loudness_loss(logits: list[Tensor]) -> Tensor:
+    r"""Variance, over a picture, of how loud its image tokens speak.
+
+    A token at the rim of an object, which says the object and the background at once and both
+    loudly, outbids those inside in logits, though not in probabilities. The loudness is the
+    logarithm of the sum of a group's exponentiated logits, so that equally loud tokens rank by
+    logits as they do by probabilities.
+
+    Args:
+        logits (list[Tensor]): (B, N, number of words) for each of :data:`WORD_GROUPS`.
+
+    Returns:
+        Tensor: The mean over pictures, summed over the groups; a scalar.
+    """
+    loudness = torch.stack([said.logsumexp(dim=-1) for said in logits])
+    return loudness.var(dim=-1, correction=0).mean(dim=-1).sum()
 
 
 def image_consistency_loss(leaving: list[Tensor], entering: list[Tensor]) -> Tensor:

@@ -38,6 +38,10 @@ class Llava(Architecture):
     model_type = "llava"
     native_view = _GRID
     views = MappingProxyType({_GRID: 1.0})
+    # Above 1 as windows at a finer scale do, below as a margin does.
+    zooms = MappingProxyType(
+        {0.5: 0.1, 0.65: 0.1, 0.8: 0.1, 0.9: 0.1, 1.0: 0.4, 1.25: 0.08, 1.5: 0.07, 2.0: 0.05}
+    )
     scales = MappingProxyType({1.0: _GRID})
     picture_size = _SIZE
     crop_grid = _GRID

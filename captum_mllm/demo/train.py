@@ -21,6 +21,7 @@ from captum_mllm.demo.attention import use_float32_attention
 from captum_mllm.demo.caption_stage import train_captions
 from captum_mllm.demo.language_stage import train_language
 from captum_mllm.demo.optimization import Checkpoint
+from captum_mllm.demo.polish_stage import polish
 from captum_mllm.demo.vision_stage import ground_vision, initialize_vision, train_vision
 
 #: Strength of the language prior of the captions that the model learns from.
@@ -29,12 +30,24 @@ PRIOR = 0.3
 #: Share of the scenes, of two or three objects, in which two objects touch.
 CONTACT = 0.25
 
-_STEPS = {"language": 700, "vision": 1200, "grounding": 500, "captions": 6000}
+_STEPS = {
+    "language": 700,
+    "vision": 1200,
+    "grounding": 500,
+    "captions": 6000,
+    "zooms": 800,
+    "polish": 400,
+}
 
 
 def _stages(
     model: Any, architecture: Architecture, seed: int
 ) -> dict[str, Callable[[int, Checkpoint], None]]:
+    zooms: dict[str, Callable[[int, Checkpoint], None]] = {}
+    if len(architecture.zooms) > 1:
+        zooms["zooms"] = lambda steps, file: polish(
+            model, architecture, seed, steps, PRIOR, CONTACT, file, lens=False
+        )
     return {
         "language": lambda steps, file: train_language(
             model, architecture, seed, steps, PRIOR, CONTACT, file
@@ -44,6 +57,10 @@ def _stages(
             model, architecture, seed, steps, CONTACT, file
         ),
         "captions": lambda steps, file: train_captions(
+            model, architecture, seed, steps, PRIOR, CONTACT, file
+        ),
+        **zooms,
+        "polish": lambda steps, file: polish(
             model, architecture, seed, steps, PRIOR, CONTACT, file
         ),
     }

@@ -105,6 +105,7 @@ COLUMNS: dict[str, Callable[[], Column]] = {
 }
 BUNDLED = {
     "bundled": lambda: _bundled("Qwen2-VL", "demo/qwen2-vl"),
+    "bundled_llava": lambda: _bundled("LLaVA-1.5", "demo/llava-1.5"),
     "bundled_internvl": lambda: _bundled("InternVL", "demo/internvl"),
 }
 MULTIMODAL = ("qwen2_vl", "llava", "internvl")

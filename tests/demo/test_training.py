@@ -15,14 +15,20 @@ from captum_mllm.datasets.captions import CAPTION_STYLES, caption
 from captum_mllm.datasets.rendering import render
 from captum_mllm.datasets.sampling import sample_scene
 from captum_mllm.datasets.scenes import Scene, SceneObject
-from captum_mllm.demo import caption_stage, language_stage, vision_stage
+from captum_mllm.demo import (
+    caption_loss,
+    caption_stage,
+    language_stage,
+    polish_stage,
+    vision_stage,
+)
 from captum_mllm.demo import train as train_module
 from captum_mllm.demo.architecture import Architecture, cut, grid_centers
 from captum_mllm.demo.architectures import ARCHITECTURES
 from captum_mllm.demo.attention import use_float32_attention
 from captum_mllm.demo.batches import answer_loss, hidden_states, text_batch
 from captum_mllm.demo.evaluate import evaluate, evaluation_scenes
-from captum_mllm.demo.image_words import WORD_GROUPS
+from captum_mllm.demo.image_words import WORD_GROUPS, group_logits, image_echo_loss
 from captum_mllm.demo.language_stage import answer_accuracy
 from captum_mllm.demo.optimization import Checkpoint, StepLoss, fit, learning_rate_factor
 from captum_mllm.demo.pool import ScenePool, pictures_of
@@ -171,7 +177,7 @@ def _prepared(architecture: Architecture) -> Any:
 
 @pytest.fixture
 def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for stage in (language_stage, vision_stage, caption_stage):
+    for stage in (language_stage, vision_stage, caption_loss):
         monkeypatch.setattr(stage, "_TOKENS_PER_STEP", 900)
 
 
@@ -195,6 +201,33 @@ def test_captioning_lowers_the_loss(name: str, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "captions.pt")
     caption_stage.train_captions(model, architecture, 0, 10, 0.3, 0.25, checkpoint)
     assert loss() < before - 0.4
+
+
+@pytest.mark.usefixtures("short_steps")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_polishing_lets_image_tokens_echo(name: str, tmp_path: Path) -> None:
+    architecture = ARCHITECTURES[name]
+    model = _prepared(architecture)
+    view = architecture.native_view
+    scenes = [sample_scene([99, seed]) for seed in range(4)]
+    captions = [{style: caption(scene, style) for style in CAPTION_STYLES} for scene in scenes]
+    batch = text_batch(captions, architecture, view)
+    pictures = np.stack([render(scene, architecture.picture_size).image for scene in scenes])
+
+    def echo() -> float:
+        with torch.no_grad():
+            features = architecture.features(model, pictures, view)
+            states = hidden_states(model, batch, features)[:, batch.image]
+            embeddings = model.lm_head.weight
+            leaving, entering = group_logits(embeddings, states), group_logits(embeddings, features)
+            return image_echo_loss(leaving, entering).item()
+
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+    before = echo()
+    checkpoint = Checkpoint(tmp_path / "polish.pt")
+    polish_stage.polish(model, architecture, 0, 10, 0.3, 0.25, checkpoint)
+    assert echo() < 0.7 * before
 
 
 @pytest.mark.usefixtures("short_steps")
@@ -225,7 +258,7 @@ def test_run_trains_all_stages_and_goes_on_where_it_stopped(
     def refuse(*_: object) -> None:
         raise AssertionError("a finished stage ran again")
 
-    for stage in ("train_language", "train_vision", "ground_vision", "train_captions"):
+    for stage in ("train_language", "train_vision", "ground_vision", "train_captions", "polish"):
         monkeypatch.setattr(train_module, stage, refuse)
     again = train_module.train(tmp_path, name)
     for key, parameter in model.named_parameters():

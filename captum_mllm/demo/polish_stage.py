@@ -1,0 +1,62 @@
+r"""The last stages: towers of one resolution see other zooms, and the lens is polished."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from captum_mllm.demo.architecture import Architecture
+from captum_mllm.demo.caption_loss import caption_loss, draw_view, pictures_per_step
+from captum_mllm.demo.framing import frame
+from captum_mllm.demo.optimization import Checkpoint, fit, step_generator
+from captum_mllm.demo.pool import ScenePool, pictures_of
+
+_WINDOW = 4096
+
+
+def polish(
+    model: Any,
+    architecture: Architecture,
+    seed: int,
+    steps: int,
+    prior: float,
+    contact: float,
+    checkpoint: Checkpoint,
+    lens: bool = True,
+) -> None:
+    r"""Go on with the captions, in place: of zoomed pictures, and with a better lens.
+
+    An architecture with zooms sees the pictures smaller and larger; what it sees larger has one
+    object, which stays whole.
+
+    Args:
+        model (transformers.PreTrainedModel): The model.
+        architecture (Architecture): Its architecture.
+        seed (int): The seed of the training run.
+        steps (int): The number of steps.
+        prior (float): Strength of the language prior of the scenes, in 0 to 1.
+        contact (float): Share of the scenes in which objects touch, in 0 to 1.
+        checkpoint (Checkpoint): Where to resume from and to save to.
+        lens (bool): As for :func:`~captum_mllm.demo.caption_loss.caption_loss`. Default: True
+    """
+    stage = "polish" if lens else "zooms"
+    side = architecture.picture_size
+    options = {"prior": prior, "contact": contact}
+    several = ScenePool(seed + 4, 2 * side, 4, _WINDOW, **options)
+    single = ScenePool(seed + 4, 2 * side, 4, _WINDOW, objects=1, **options)
+    views = list(architecture.views)
+    zooms = list(architecture.zooms)
+
+    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = step_generator(seed, stage, step)
+        view = draw_view(architecture, views, generator)
+        zoom = float(generator.choice(zooms, p=list(architecture.zooms.values())))
+        pool = single if zoom > 1 else several
+        examples = pool.draw(generator, step, pictures_per_step(architecture, view))
+        pictures = pictures_of(examples)
+        if zoom != 1:
+            pictures = frame(pictures, [example.scene for example in examples], zoom, generator)
+        return caption_loss(model, architecture, examples, pictures, view, zoom=zoom, lens=lens)
+
+    fit(model, model, step_loss, steps, 7e-4, checkpoint, stage)
