@@ -32,6 +32,7 @@ DEMO_MODEL = "demo/qwen2-vl"
 DEFAULT_PROMPT = "Describe the image."
 # The scales each method runs at unless others are asked for.
 METHODS: dict[str, tuple[float, ...]] = {
+    "msea": (0.5, 1.0, 1.5, 2.0),
     "arc": (0.5, 1.0, 1.5, 2.0),
     "tam": (1.0,),
     "logit-lens": (1.0,),
@@ -138,8 +139,12 @@ def build_method(
     arguments: dict[str, Any] = {}
     if scales != (1.0,):
         base, arguments = MSEA(base), {"scales": scales}
-    wrappers = {"arc": ARC, "tam": TAM}
-    return (wrappers[name](base) if name in wrappers else base), arguments
+    if name == "logit-lens":
+        return base, arguments
+    if name == "msea":
+        # MSEA's maps as they are, and ARC's word of which earlier words count.
+        return ARC(base, suppress=None), arguments
+    return {"arc": ARC, "tam": TAM}[name](base), arguments
 
 
 def _write(result: MLLMAttributionResult, folder: Path) -> None:
@@ -225,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--method",
         choices=tuple(METHODS),
-        default="arc",
+        default="msea",
         help="how words are explained (default: %(default)s)",
     )
     add(

@@ -71,7 +71,7 @@ def test_streamed_words_are_those_of_the_result(
     arguments += ["--quiet", "--output", str(tmp_path / "out")]
     assert main([*arguments, "--max-new-tokens", "6"]) == 0
     result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
-    assert result.method == "ARC(LogitLens)"
+    assert result.method == "ARC(LogitLens, suppress=None)"
     printed = capsys.readouterr().out.split("Answer: ")[0].splitlines()
     assert [line.rpartition("  ")[0] for line in printed] == result.output_words
     assert main([*arguments, "--scales", "0.5,1"]) == 2
@@ -79,7 +79,7 @@ def test_streamed_words_are_those_of_the_result(
     assert "leave out --answer or --stream" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["arc", "tam", "logit-lens"])
+@pytest.mark.parametrize("method", ["msea", "arc", "tam", "logit-lens"])
 def test_methods(
     method: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,9 +89,14 @@ def test_methods(
     out, err = capsys.readouterr()
     assert "Answer: a cat" in out
     assert "Loading" in err
-    named = {"arc": "ARC(MSEA(LogitLens))", "tam": "TAM(LogitLens)", "logit-lens": "LogitLens"}
+    named = {
+        "msea": "ARC(MSEA(LogitLens), suppress=None)",
+        "arc": "ARC(MSEA(LogitLens))",
+        "tam": "TAM(LogitLens)",
+        "logit-lens": "LogitLens",
+    }
     assert f"Method: {named[method]}\n" in out
-    assert ("scale 0.5" in out) == (method == "arc")
+    assert ("scale 0.5" in out) == (method in ("msea", "arc"))
 
 
 def test_half_precision_and_the_models_own_answer(folders: dict[str, Path], tmp_path: Path) -> None:

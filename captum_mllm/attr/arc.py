@@ -38,12 +38,14 @@ class ARC(ContextSuppression):
         top_k (int, optional): length of the rankings, 1 to the vocabulary's size.
             Default: None, 50 as in the paper, or all of a smaller vocabulary
         persistence (float): p of the rank-biased overlap, in (0, 1). Default: 0.9
-        suppress (str): which words count as interference, "irrelevant" or "relevant" ones.
-            Default: "irrelevant"
+        suppress (str, optional): which words count as interference, "irrelevant" or "relevant"
+            ones. If None, none does: the text attribution stays, and maps are the positive part of
+            the method's. Default: "irrelevant"
         image_agreement (bool): also weigh each image token by the overlap of its own top-k
             predictions with those of the word. It computes, in chunks, the logits of every image
             token. Default: False
-        normalize (bool): map image and text scores to [0, 1] together. Default: True
+        normalize (bool, optional): map image and text scores to [0, 1] together.
+            Default: None, if words are suppressed
         filter_size (int, optional): side of the window of a rank Gaussian filter.
             Default: None, no filter.
 
@@ -69,9 +71,9 @@ class ARC(ContextSuppression):
         attribution_method: Attribution,
         top_k: int | None = None,
         persistence: float = 0.9,
-        suppress: Literal["irrelevant", "relevant"] = "irrelevant",
+        suppress: Literal["irrelevant", "relevant"] | None = "irrelevant",
         image_agreement: bool = False,
-        normalize: bool = True,
+        normalize: bool | None = None,
         filter_size: int | None = None,
     ) -> None:
         super().__init__(attribution_method, normalize, filter_size)
@@ -82,14 +84,16 @@ class ARC(ContextSuppression):
             )
         if not 0 < persistence < 1:
             raise ValueError(f"persistence={persistence}, expected a number in (0, 1)")
-        if suppress not in ("irrelevant", "relevant"):
-            raise ValueError(f"suppress={suppress!r}, expected 'irrelevant' or 'relevant'")
+        if suppress not in ("irrelevant", "relevant", None):
+            raise ValueError(f"suppress={suppress!r}, expected 'irrelevant', 'relevant' or None")
         self.top_k = top_k
         self.persistence = persistence
         self.suppress = suppress
         self.image_agreement = image_agreement
 
-    def weights(self, states: States) -> Tensor:
+    def weights(self, states: States) -> Tensor | None:
+        if self.suppress is None:
+            return None
         correlation = self.correlation(states)
         if self.suppress == "irrelevant":
             correlation = 1 - correlation

@@ -41,10 +41,11 @@ class ContextSuppression(Attribution, ABC):
     Args:
         attribution_method (Attribution): a method on an :class:`~captum_mllm.MLLM`: LogitLens,
             MSEA around it, or any of Captum's.
-        normalize (bool): map each word's image and text scores to [0, 1] together, as TAM does,
-            so that a word that rests on text has a faint map. Text scores are logits: the maps of
-            a method that are not (``in_logit_units``), such as gradients, or MSEA with a
-            ``normalize`` of its own, are mapped to [0, 1] alone. Default: True
+        normalize (bool, optional): map each word's image and text scores to [0, 1] together, as
+            TAM does, so that a word that rests on text has a faint map. Text scores are logits: the
+            maps of a method that are not (``in_logit_units``), such as gradients, or MSEA with a
+            ``normalize`` of its own, are mapped to [0, 1] alone. Default: None, if words are
+            suppressed
         filter_size (int, optional): side of the window of :func:`rank_gaussian_filter`.
             Default: None, no filter.
     """
@@ -54,7 +55,7 @@ class ContextSuppression(Attribution, ABC):
     def __init__(
         self,
         attribution_method: Attribution,
-        normalize: bool = True,
+        normalize: bool | None = None,
         filter_size: int | None = None,
     ) -> None:
         check_attribution(attribution_method)
@@ -70,8 +71,9 @@ class ContextSuppression(Attribution, ABC):
         return bool(self.attribution_method.multiplies_by_inputs)
 
     @abstractmethod
-    def weights(self, states: States) -> Tensor:
-        r"""Interference of each token on each token, before the causal mask, (N, N) at least 0."""
+    def weights(self, states: States) -> Tensor | None:
+        r"""Interference of each token on each token, before the causal mask, (N, N) at least 0;
+        None if no token interferes."""
 
     @abstractmethod
     def relevance(self, states: States) -> Tensor:
@@ -185,10 +187,14 @@ class ContextSuppression(Attribution, ABC):
         self, maps: Tensor, states: States, rows: Tensor, seen: Tensor, in_logits: bool
     ) -> Tensor:
         """The maps of the tokens ``rows``, out of those of all tokens."""
-        another_word = states.ids[rows, None] != states.ids
-        weights = self.weights(states).tril(-1)[rows] * another_word
-        maps = self.refine(suppress_context(maps[rows], maps, weights.to(maps)), states, rows)
-        if self.normalize:
+        weights = self.weights(states)
+        normalize = weights is not None if self.normalize is None else self.normalize
+        own = maps[rows]
+        if weights is not None:
+            another_word = states.ids[rows, None] != states.ids
+            own = suppress_context(own, maps, (weights.tril(-1)[rows] * another_word).to(maps))
+        maps = self.refine(own, states, rows)
+        if normalize:
             text = context_scores(self.forward_func, states).to(maps)
             before = torch.ones_like(text, dtype=torch.bool).tril(-1)
             count = len(states.ids) if in_logits else 0

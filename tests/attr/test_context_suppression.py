@@ -160,6 +160,21 @@ def test_arc_weighs_the_interference_by_the_overlap_of_the_rankings() -> None:
     torch.testing.assert_close(two.attribute_text(PICTURE, query)[2, 2], overlap[0, 0].float())
 
 
+def test_without_suppression_maps_stay_and_words_are_still_weighed() -> None:
+    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
+    query = (mllm.query(),)
+    lens = LogitLens(mllm)
+    words_only = ARC(lens, top_k=2, suppress=None)
+    call = {"additional_forward_args": query}
+    assert torch.equal(words_only.attribute(PICTURE, **call), lens.attribute(PICTURE, **call))
+    weights = words_only.attribute_text(PICTURE, query)
+    assert weights[2, 2] > 0
+    assert torch.equal(weights, ARC(lens, top_k=2).attribute_text(PICTURE, query))
+    normalized = ARC(lens, top_k=2, suppress=None, normalize=True).attribute(PICTURE, **call)
+    # RED's own map goes up to 3, and so does nothing that the words before say of it.
+    assert normalized[2].max() == 1 and normalized[2].min() == 0
+
+
 def test_image_agreement_gates_each_token_by_its_own_ranking() -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
     query = (mllm.query(),)
