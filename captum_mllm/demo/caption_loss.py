@@ -46,7 +46,7 @@ def draw_view(
 def pictures_per_step(architecture: Architecture, view: int) -> int:
     r"""How many pictures of a view make up a batch, so that all batches cost about the same."""
     tokens = len(architecture.token_centers(view))
-    return min(48, _TOKENS_PER_STEP // (tokens + _TEXT_TOKENS))
+    return max(1, min(48, _TOKENS_PER_STEP // (tokens + _TEXT_TOKENS)))
 
 
 def caption_loss(
