@@ -238,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_scales,
         metavar="S,S,...",
         help="sizes at which the picture is seen, relative to its own (default: 0.5,1,1.5,2 for "
-        "arc, else 1)",
+        "msea and arc, else 1)",
     )
     add(
         "--stream",

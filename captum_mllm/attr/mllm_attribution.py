@@ -54,7 +54,7 @@ class MLLMAttribution(Attribution):
         >>> from captum_mllm.demo import demo_picture
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
         >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
-        >>> explainer = MLLMAttribution(ARC(MSEA(LogitLens(mllm))))
+        >>> explainer = MLLMAttribution(ARC(MSEA(LogitLens(mllm)), suppress=None))
         >>> result = explainer.attribute(inp, target="a red circle")
         >>> result.output_tokens
         ['a', ' red', ' circle']
@@ -228,7 +228,8 @@ class MLLMAttribution(Attribution):
             >>> from PIL import Image
             >>> from captum_mllm import ARC, MLLM, ImageTextInput, LogitLens, MLLMAttribution
             >>> from captum_mllm.demo import demo_picture
-            >>> explainer = MLLMAttribution(ARC(LogitLens(MLLM.from_pretrained("demo/qwen2-vl"))))
+            >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
+            >>> explainer = MLLMAttribution(ARC(LogitLens(mllm), suppress=None))
             >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
             >>> with explainer.stream(inp, gen_args={"max_new_tokens": 3}) as stream:
             ...     shapes = [step.map.shape for step in stream]

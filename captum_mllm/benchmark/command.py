@@ -42,7 +42,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="measure methods on scenes whose truth is known",
         description="Explain the captions of rendered scenes, whose objects have exact masks and\n"
         "counterfactual twins, with methods and controls, and leave a table with intervals,\n"
-        "figures and all scores in a folder. All methods on 300 scenes take about an hour.",
+        "figures and all scores in a folder. All methods on 300 scenes take a quarter of\n"
+        "an hour.",
         epilog=fill("methods: " + ", ".join(METHODS), 80, break_on_hyphens=False),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
