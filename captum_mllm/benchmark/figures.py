@@ -64,6 +64,7 @@ def plot_bars(summary: Summary) -> Figure:
         axis.axvline(0, color="black", lw=0.5)
         axis.tick_params(labelsize=7)
     axes[0].set_yticks(list(places), rows)
+    axes[0].set_ylim(0.3, len(rows) + 0.7)
     figure.suptitle(summary.title, fontsize=9)
     return figure
 
