@@ -150,13 +150,14 @@ def test_much_faster_than_a_loop_over_pairs() -> None:
         run(*arguments)  # type: ignore[operator]
         return time.perf_counter() - start
 
-    vectorised = sorted(seconds(rank_biased_overlap, rankings, rankings) for _ in range(5))[2]
+    # The fastest of several runs, which other work on the machine disturbed least.
+    vectorised = min(seconds(rank_biased_overlap, rankings, rankings) for _ in range(20))
     # A sample of the pairs stands for all 150 x 150.
     sample = [(rows[i], rows[(7 * i + 1) % 150]) for i in range(150)]
-    pairs = sorted(
+    pairs = min(
         sum(seconds(reference_package, first, second, 0.9) for first, second in sample)
         for _ in range(3)
-    )[1]
+    )
     assert pairs * 150 > 50 * vectorised
 
 
