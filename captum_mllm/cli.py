@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,13 @@ def build_method(
     arguments: dict[str, Any] = {}
     if scales != (1.0,):
         base, arguments = MSEA(base), {"scales": scales}
-    if name == "logit-lens":
-        return base, arguments
-    if name == "msea":
-        # MSEA's maps as they are, and ARC's word of which earlier words count.
-        return ARC(base, suppress=None), arguments
-    return {"arc": ARC, "tam": TAM}[name](base), arguments
+    # With msea the maps are MSEA's as they are, and ARC says which earlier words count.
+    wrappers: dict[str, Callable[[Attribution], Attribution]] = {
+        "msea": partial(ARC, suppress=None),
+        "arc": ARC,
+        "tam": TAM,
+    }
+    return (wrappers[name](base) if name in wrappers else base), arguments
 
 
 def _write(result: MLLMAttributionResult, folder: Path) -> None:

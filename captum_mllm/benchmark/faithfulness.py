@@ -34,12 +34,12 @@ class Faithfulness:
         case (Case): The model and the captioned picture.
         baseline (str): What stands in the place of the pixels in insertion and deletion:
             ``"blur"``, ``"mean"``, or ``"counterfactual"``, the same scene without the object that
-            the word speaks of. Default: "blur"
-        steps (int): Steps of the curves. Default: 10
+            the word speaks of. Default: "counterfactual"
+        steps (int): Steps of the curves, of quadratically growing area. Default: 10
     """
 
     case: Case
-    baseline: Baseline = "blur"
+    baseline: Baseline = "counterfactual"
     steps: int = 10
 
     def causal(self, maps: Tensor) -> Scores:

@@ -54,11 +54,11 @@ def _introduction(summaries: Sequence[Summary], settings: Settings) -> str:
         "# Benchmark\n\n"
         f"Split {settings.split}, seed {settings.seed}, language prior {settings.prior:g}, "
         f"contact {settings.contact:g}; "
-        f"the curves of insertion and deletion have {settings.steps} steps, start from or end "
-        f"with the baseline {settings.baseline!r}, follow one noun of a picture, drawn at random, "
-        f"on one picture in {settings.curves_every}. Values in percent, with 95 % intervals "
-        "from a bootstrap over pictures. A number in parentheses says on how many pictures a "
-        "value rests, where these are not all."
+        f"the curves of insertion and deletion have {settings.steps} steps of growing area, start "
+        f"from or end with the baseline {settings.baseline!r}, follow one noun of a picture, drawn "
+        f"at random, on one picture in {settings.curves_every}. Values in percent, with 95 % "
+        "intervals from a bootstrap over pictures. A number in parentheses says on how many "
+        "pictures a value rests, where these are not all."
     )
 
 

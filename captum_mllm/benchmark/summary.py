@@ -88,9 +88,7 @@ def summarize(
         if len(styles) > 1:
             styles[ALL_STYLES] = _by_scene([each for group in styles.values() for each in group])
     summaries = []
-    for model, style, group in (
-        (model, style, group) for model, styles in groups.items() for style, group in styles.items()
-    ):
+    for group in (group for styles in groups.values() for group in styles.values()):
         methods = [record.methods for record in group]
         tables = {
             "localization": _table(methods, LOCALIZATION, resamples),
@@ -99,7 +97,7 @@ def summarize(
             "targets": _table([record.targets for record in group], TARGETS, resamples),
             "agreement": _table([record.agreement for record in group], AGREEMENT, resamples),
         }
-        summaries.append(Summary(model, style, len(group), tables, reference))
+        summaries.append(Summary(group[0].model, group[0].style, len(group), tables, reference))
     return summaries
 
 

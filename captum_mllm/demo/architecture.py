@@ -42,7 +42,7 @@ class Architecture(ABC):
     native_view: int
     #: The odds of the views in training.
     views: Mapping[int, float]
-    #: The odds of the zooms of the last stage: side of the drawn picture over that of its canvas.
+    #: The odds of the zooms of the last stages: side of the drawn picture over that of its canvas.
     zooms: Mapping[float, float] = MappingProxyType({1.0: 1.0})
     #: The scales at which it is measured, and the view of each.
     scales: Mapping[float, int]
@@ -106,6 +106,12 @@ class Architecture(ABC):
     @abstractmethod
     def token_centers(self, view: int) -> npt.NDArray[np.float64]:
         r"""(N, 2) centres of the image tokens, (y, x) as fractions of the picture's side."""
+
+    def draw_view(self, generator: np.random.Generator, all_views: bool = True) -> int:
+        r"""A view by its odds; only up to the native one unless ``all_views``."""
+        views = [view for view in self.views if all_views or view <= self.native_view]
+        odds = np.array([self.views[view] for view in views])
+        return int(generator.choice(views, p=odds / odds.sum()))
 
     def image_positions(self, view: int) -> Tensor:
         r"""Positions of the image tokens, the first of them at 0: (N,), or (3, N) for M-RoPE."""

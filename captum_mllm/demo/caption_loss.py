@@ -2,7 +2,6 @@ r"""The loss of the stages that train the whole model: of answers, and of image 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,14 +32,6 @@ _SHARPNESS = 3.0
 _POLISHED_ENTERING_WEIGHT = 0.3
 _ECHO_WEIGHT = 0.03
 _LOUDNESS_WEIGHT = 0.01
-
-
-def draw_view(
-    architecture: Architecture, views: Sequence[int], generator: np.random.Generator
-) -> int:
-    r"""One of these views of the architecture, by its odds."""
-    odds = np.array([architecture.views[view] for view in views])
-    return int(generator.choice(views, p=odds / odds.sum()))
 
 
 def pictures_per_step(architecture: Architecture, view: int) -> int:

@@ -7,13 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_mllm.demo.architecture import Architecture
-from captum_mllm.demo.caption_loss import caption_loss, draw_view, pictures_per_step
+from captum_mllm.demo.caption_loss import caption_loss, pictures_per_step
+from captum_mllm.demo.course import Course
 from captum_mllm.demo.optimization import Checkpoint, fit, step_generator
-from captum_mllm.demo.pool import ScenePool, pictures_of
+from captum_mllm.demo.pool import pictures_of
 
 _STAGE = "captions"
-_WINDOW = 4096
 
 
 @dataclass(frozen=True)
@@ -40,47 +39,27 @@ _CURRICULUM = (
 )
 
 
-def train_captions(
-    model: Any,
-    architecture: Architecture,
-    seed: int,
-    steps: int,
-    prior: float,
-    contact: float,
-    checkpoint: Checkpoint,
-) -> None:
+def train_captions(model: Any, course: Course, steps: int, checkpoint: Checkpoint) -> None:
     r"""Train the whole model on the answers to all questions, in place.
 
     The loss is :func:`~captum_mllm.demo.caption_loss.caption_loss`.
 
     Args:
         model (transformers.PreTrainedModel): The model.
-        architecture (Architecture): Its architecture.
-        seed (int): The seed of the training run.
+        course (Course): The training run.
         steps (int): The number of steps.
-        prior (float): Strength of the language prior of the scenes, in 0 to 1.
-        contact (float): Share of the scenes in which objects touch, in 0 to 1.
         checkpoint (Checkpoint): Where to resume from and to save to.
     """
-    side = architecture.picture_size
-    options = {"prior": prior, "contact": contact}
+    architecture = course.architecture
     pools = {
-        phase: ScenePool(
-            seed + 3,
-            2 * side if phase.all_views else side,
-            4 if phase.all_views else 8,
-            _WINDOW,
-            objects=phase.objects,
-            **options,
-        )
+        phase: course.captioned(3, large=phase.all_views, objects=phase.objects)
         for phase in _CURRICULUM
     }
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         phase = [phase for phase in _CURRICULUM if step >= phase.start * steps][-1]
-        generator = step_generator(seed, _STAGE, step)
-        views = [v for v in architecture.views if phase.all_views or v <= architecture.native_view]
-        view = draw_view(architecture, views, generator)
+        generator = step_generator(course.seed, _STAGE, step)
+        view = architecture.draw_view(generator, phase.all_views)
         count = pictures_per_step(architecture, view)
         examples = pools[phase].draw(generator, step, count)
         pictures = pictures_of(examples)

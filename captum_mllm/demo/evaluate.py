@@ -132,15 +132,11 @@ def _evaluate_batch(
     """Right and total counts of the measures of :class:`Accuracy`, one row for each."""
     captions = [caption(scene, style) for scene in scenes]
     pictures = [render(scene) for scene in scenes]
-    parts = [{"type": "image"}, {"type": "text", "text": DEMO_PROMPTS[style]}]
-    prompt = processor.apply_chat_template(
-        [{"role": "user", "content": parts}], add_generation_prompt=True
-    )
-    inputs = processor(
-        images=[picture.image for picture in pictures],
-        text=[prompt] * len(pictures),
+    inputs = ask(
+        processor,
+        [picture.image for picture in pictures],
+        style,
         images_kwargs=architecture.processor_options(view),
-        return_tensors="pt",
     )
     answers = model.generate(**inputs)[:, inputs.input_ids.shape[1] :]
     said = processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
@@ -170,15 +166,42 @@ def _evaluate_batch(
     )
 
 
+def ask(
+    processor: Any, pictures: Sequence[npt.NDArray[np.uint8]], style: str, **options: Any
+) -> Any:
+    r"""What a processor makes of the question for a style of caption, for each picture.
+
+    Args:
+        processor (transformers.ProcessorMixin): A demo model's processor.
+        pictures (Sequence[numpy.ndarray]): (H, W, 3), uint8, each.
+        style (str): The style of the captions.
+        **options (Any): Passed on to the processor.
+
+    Returns:
+        transformers.BatchFeature: The model's inputs.
+    """
+    parts = [{"type": "image"}, {"type": "text", "text": DEMO_PROMPTS[style]}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": parts}], add_generation_prompt=True
+    )
+    text = [prompt] * len(pictures)
+    return processor(images=list(pictures), text=text, return_tensors="pt", **options)
+
+
+def append(inputs: Any, ids: Tensor) -> None:
+    r"""Add tokens (B, T), the beginning of an answer or all of it, to a processor's output."""
+    inputs["input_ids"] = torch.cat([inputs.input_ids, ids], dim=1)
+    for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+        if name in inputs:
+            inputs[name] = torch.cat([inputs[name], torch.full_like(ids, value)], dim=1)
+
+
 def _append_answers(tokenizer: Any, inputs: Any, captions: Sequence[Caption]) -> Tensor:
     """Add the answers, padded on the right, to a processor's output; return their ids, (B, T)."""
     rows = [tokenizer.convert_tokens_to_ids([*c.words, tokenizer.eos_token]) for c in captions]
     longest = max(map(len, rows))
     answers = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
-    inputs["input_ids"] = torch.cat([inputs.input_ids, answers], dim=1)
-    for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
-        if name in inputs:
-            inputs[name] = torch.cat([inputs[name], torch.full_like(answers, value)], dim=1)
+    append(inputs, answers)
     return answers
 
 

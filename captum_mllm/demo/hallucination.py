@@ -16,8 +16,7 @@ from transformers import AutoModelForImageTextToText
 from captum_mllm.datasets.captions import BACKGROUND, caption
 from captum_mllm.datasets.rendering import render
 from captum_mllm.datasets.scenes import Scene, counterfactual
-from captum_mllm.demo import DEMO_PROMPTS
-from captum_mllm.demo.evaluate import evaluation_scenes
+from captum_mllm.demo.evaluate import append, ask, evaluation_scenes
 from captum_mllm.models.processors import load_processor
 
 _STYLE = "caption"
@@ -106,16 +105,9 @@ def _continue(
     new_tokens: int | None,
 ) -> list[str]:
     """The words that the model adds to the beginning of a caption; all of them if None."""
-    parts = [{"type": "image"}, {"type": "text", "text": DEMO_PROMPTS[_STYLE]}]
-    prompt = processor.apply_chat_template(
-        [{"role": "user", "content": parts}], add_generation_prompt=True
-    )
-    inputs = processor(images=[picture], text=[prompt], return_tensors="pt")
-    ids = torch.tensor([processor.tokenizer.convert_tokens_to_ids(words)], dtype=torch.long)
-    inputs["input_ids"] = torch.cat([inputs.input_ids, ids], dim=1)
-    for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
-        if name in inputs:
-            inputs[name] = torch.cat([inputs[name], torch.full_like(ids, value)], dim=1)
+    inputs = ask(processor, [picture], _STYLE)
+    ids = processor.tokenizer.convert_tokens_to_ids(words)
+    append(inputs, torch.tensor([ids], dtype=torch.long))
     limit = {} if new_tokens is None else {"max_new_tokens": new_tokens}
     answer = model.generate(**inputs, **limit)[0, inputs.input_ids.shape[1] :]
     return list(processor.tokenizer.convert_ids_to_tokens(answer.tolist()))

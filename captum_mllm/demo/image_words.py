@@ -132,7 +132,7 @@ def image_echo_loss(leaving: list[Tensor], entering: list[Tensor]) -> Tensor:
     losses = []
     for said, told in zip(leaving, entering):
         said, told = said - said.mean(), told.detach() - told.detach().mean()
-        factor = (said * told).sum().detach() / told.square().sum()
+        factor = (said * told).sum().detach() / told.square().sum().clamp_min(1e-12)
         losses.append((said - factor * told).square().mean())
     return torch.stack(losses).sum()
 

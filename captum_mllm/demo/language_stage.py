@@ -16,8 +16,8 @@ from captum_mllm.datasets.captions import CAPTION_STYLES, caption
 from captum_mllm.datasets.sampling import sample_scene
 from captum_mllm.datasets.scenes import COLORS
 from captum_mllm.datasets.shapes import SHAPES
-from captum_mllm.demo.architecture import Architecture
 from captum_mllm.demo.batches import TextBatch, answer_loss, hidden_states, text_batch
+from captum_mllm.demo.course import Course
 from captum_mllm.demo.image_words import group_logits
 from captum_mllm.demo.optimization import Checkpoint, fit, step_generator
 from captum_mllm.demo.vocabulary import token_ids
@@ -48,34 +48,22 @@ def answer_accuracy(batch: TextBatch, logits: Tensor) -> dict[str, float]:
     return {name: right[group].float().mean().item() for name, group in groups.items()}
 
 
-def train_language(
-    model: Any,
-    architecture: Architecture,
-    seed: int,
-    steps: int,
-    prior: float,
-    contact: float,
-    checkpoint: Checkpoint,
-) -> None:
+def train_language(model: Any, course: Course, steps: int, checkpoint: Checkpoint) -> None:
     r"""Train the language model on word grids, in place.
 
     Args:
         model (transformers.PreTrainedModel): The model; its vision tower rests.
-        architecture (Architecture): Its architecture.
-        seed (int): The seed of the training run.
+        course (Course): The training run.
         steps (int): The number of steps.
-        prior (float): Strength of the language prior of the scenes, in 0 to 1.
-        contact (float): Share of the scenes in which objects touch, in 0 to 1.
         checkpoint (Checkpoint): Where to resume from and to save to.
     """
     directions = place_directions(model.config.get_text_config().hidden_size)
-    views = [view for view in architecture.views if view <= architecture.native_view]
-    odds = np.array([architecture.views[view] for view in views])
+    architecture = course.architecture
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = step_generator(seed, _STAGE, step)
+        generator = step_generator(course.seed, _STAGE, step)
         fraction = step / steps
-        view = int(generator.choice(views, p=odds / odds.sum()))
+        view = architecture.draw_view(generator, all_views=False)
         centers, places = architecture.token_centers(view), architecture.token_places(view)
         most = 1 if fraction < 0.05 else 2 if fraction < 0.12 else None
         size = min(48, _TOKENS_PER_STEP // (len(centers) + _TEXT_TOKENS))
@@ -83,8 +71,8 @@ def train_language(
             sample_scene(
                 generator,
                 most and int(generator.integers(1, most + 1)),
-                prior=prior,
-                contact=contact,
+                prior=course.prior,
+                contact=course.contact,
             )
             for _ in range(size)
         ]

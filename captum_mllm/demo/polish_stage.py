@@ -6,22 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_mllm.demo.architecture import Architecture
-from captum_mllm.demo.caption_loss import caption_loss, draw_view, pictures_per_step
+from captum_mllm.demo.caption_loss import caption_loss, pictures_per_step
+from captum_mllm.demo.course import Course
 from captum_mllm.demo.framing import frame
 from captum_mllm.demo.optimization import Checkpoint, fit, step_generator
-from captum_mllm.demo.pool import ScenePool, pictures_of
-
-_WINDOW = 4096
+from captum_mllm.demo.pool import pictures_of
 
 
 def polish(
     model: Any,
-    architecture: Architecture,
-    seed: int,
+    course: Course,
     steps: int,
-    prior: float,
-    contact: float,
     checkpoint: Checkpoint,
     lens: bool = True,
 ) -> None:
@@ -32,25 +27,19 @@ def polish(
 
     Args:
         model (transformers.PreTrainedModel): The model.
-        architecture (Architecture): Its architecture.
-        seed (int): The seed of the training run.
+        course (Course): The training run.
         steps (int): The number of steps.
-        prior (float): Strength of the language prior of the scenes, in 0 to 1.
-        contact (float): Share of the scenes in which objects touch, in 0 to 1.
         checkpoint (Checkpoint): Where to resume from and to save to.
         lens (bool): As for :func:`~captum_mllm.demo.caption_loss.caption_loss`. Default: True
     """
     stage = "polish" if lens else "zooms"
-    side = architecture.picture_size
-    options = {"prior": prior, "contact": contact}
-    several = ScenePool(seed + 4, 2 * side, 4, _WINDOW, **options)
-    single = ScenePool(seed + 4, 2 * side, 4, _WINDOW, objects=1, **options)
-    views = list(architecture.views)
+    architecture = course.architecture
+    several, single = course.captioned(4), course.captioned(4, objects=1)
     zooms = list(architecture.zooms)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = step_generator(seed, stage, step)
-        view = draw_view(architecture, views, generator)
+        generator = step_generator(course.seed, stage, step)
+        view = architecture.draw_view(generator)
         zoom = float(generator.choice(zooms, p=list(architecture.zooms.values())))
         pool = single if zoom > 1 else several
         examples = pool.draw(generator, step, pictures_per_step(architecture, view))

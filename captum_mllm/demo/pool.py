@@ -37,11 +37,11 @@ class ScenePool:
         seed (int): The seed of the training run.
         size (int): Width and height of the pictures, in pixels.
         rate (int): How many scenes leave and enter the window at each step.
-        window (int): How many scenes may be drawn at a step.
+        window (int): How many scenes may be drawn at a step. Default: 4096
         **options (Any): Passed on to :func:`~captum_mllm.datasets.sampling.sample_scene`.
     """
 
-    def __init__(self, seed: int, size: int, rate: int, window: int, **options: Any) -> None:
+    def __init__(self, seed: int, size: int, rate: int, window: int = 4096, **options: Any) -> None:
         self.seed = seed
         self.size = size
         self.rate = rate

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,11 @@ from captum_mllm.demo.architecture import Architecture
 from captum_mllm.demo.architectures import ARCHITECTURES
 from captum_mllm.demo.attention import use_float32_attention
 from captum_mllm.demo.caption_stage import train_captions
+from captum_mllm.demo.course import Course, Stage
 from captum_mllm.demo.language_stage import train_language
 from captum_mllm.demo.optimization import Checkpoint
 from captum_mllm.demo.polish_stage import polish
 from captum_mllm.demo.vision_stage import ground_vision, initialize_vision, train_vision
-
-#: Strength of the language prior of the captions that the model learns from.
-PRIOR = 0.3
-
-#: Share of the scenes, of two or three objects, in which two objects touch.
-CONTACT = 0.25
 
 _STEPS = {
     "language": 700,
@@ -40,29 +36,17 @@ _STEPS = {
 }
 
 
-def _stages(
-    model: Any, architecture: Architecture, seed: int
-) -> dict[str, Callable[[int, Checkpoint], None]]:
-    zooms: dict[str, Callable[[int, Checkpoint], None]] = {}
+def _stages(architecture: Architecture) -> dict[str, Stage]:
+    zooms: dict[str, Stage] = {}
     if len(architecture.zooms) > 1:
-        zooms["zooms"] = lambda steps, file: polish(
-            model, architecture, seed, steps, PRIOR, CONTACT, file, lens=False
-        )
+        zooms["zooms"] = partial(polish, lens=False)
     return {
-        "language": lambda steps, file: train_language(
-            model, architecture, seed, steps, PRIOR, CONTACT, file
-        ),
-        "vision": lambda steps, file: train_vision(model, architecture, seed, steps, file),
-        "grounding": lambda steps, file: ground_vision(
-            model, architecture, seed, steps, CONTACT, file
-        ),
-        "captions": lambda steps, file: train_captions(
-            model, architecture, seed, steps, PRIOR, CONTACT, file
-        ),
+        "language": train_language,
+        "vision": train_vision,
+        "grounding": ground_vision,
+        "captions": train_captions,
         **zooms,
-        "polish": lambda steps, file: polish(
-            model, architecture, seed, steps, PRIOR, CONTACT, file
-        ),
+        "polish": polish,
     }
 
 
@@ -102,13 +86,14 @@ def train(
     initialize_vision(model, facts, seed)
     facts.prepare(model)
     use_float32_attention(model)
-    for label, stage in _stages(model, facts, seed).items():
+    course = Course(facts, seed)
+    for label, stage in _stages(facts).items():
         done = checkpoints / f"{label}.done.pt"
         if done.exists():
             model.load_state_dict(torch.load(done, weights_only=True))
             continue
         running = Checkpoint(checkpoints / f"{label}.running.pt")
-        stage(max(1, round(_STEPS[label] * fraction)), running)
+        stage(model, course, max(1, round(_STEPS[label] * fraction)), running)
         torch.save(model.state_dict(), done)
         running.path.unlink(missing_ok=True)
     save_demo(model, facts, output)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from captum_mllm.datasets.scenes import BACKGROUNDS, Scene
 from captum_mllm.demo.architecture import Architecture
+from captum_mllm.demo.course import Course
 from captum_mllm.demo.image_words import (
     OBJECT_AREA,
     WORD_GROUPS,
@@ -30,7 +31,6 @@ from captum_mllm.demo.vocabulary import token_ids
 from captum_mllm.demo.word_grid import place_codes, place_directions
 
 _TOKENS_PER_STEP = 3500
-_WINDOW = 4096
 _PLACE_WEIGHT = 2.0
 
 
@@ -97,9 +97,7 @@ def _place_loss(features: Tensor, places: npt.NDArray[np.float64] | None) -> Ten
     return (told - place_codes(places)).square().sum(dim=-1).mean()
 
 
-def train_vision(
-    model: Any, architecture: Architecture, seed: int, steps: int, checkpoint: Checkpoint
-) -> None:
+def train_vision(model: Any, course: Course, steps: int, checkpoint: Checkpoint) -> None:
     r"""Train the vision tower to tell shape, colour, stripes and background of crops, in place.
 
     The mean of a crop's image tokens is scored against the language model's embeddings of words,
@@ -107,21 +105,21 @@ def train_vision(
 
     Args:
         model (transformers.PreTrainedModel): The model; only its vision tower changes.
-        architecture (Architecture): Its architecture.
-        seed (int): The seed of the training run.
+        course (Course): The training run.
         steps (int): The number of steps.
         checkpoint (Checkpoint): Where to resume from and to save to.
     """
+    architecture = course.architecture
     groups = [*(words[:-1] for words in WORD_GROUPS), BACKGROUNDS]
     embeddings = model.lm_head.weight.detach().clone()
     words = embeddings[token_ids(sum(groups, ()))]
     sharpness = _Sharpness(1.0)
     vision = architecture.vision(model)
     trained = nn.ModuleList([vision, sharpness])
-    pool = ScenePool(seed, architecture.picture_size, 20, _WINDOW, objects=1)
+    pool = ScenePool(course.seed, architecture.picture_size, 20, objects=1)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = step_generator(seed, "vision", step)
+        generator = step_generator(course.seed, "vision", step)
         size = int(generator.choice(architecture.crop_sizes))
         examples = pool.draw(generator, step, min(96, _TOKENS_PER_STEP // size**2))
         scenes = [example.scene for example in examples]
@@ -138,7 +136,7 @@ def train_vision(
         return torch.stack(losses).sum(), {"shapes": right[0], "colors": right[1]}
 
     fit(trained, trained, step_loss, steps, 3e-3, checkpoint, "vision")
-    _match_length(model, architecture, seed, words)
+    _match_length(model, architecture, course.seed, words)
 
 
 @torch.no_grad()
@@ -153,14 +151,7 @@ def _match_length(model: Any, architecture: Architecture, seed: int, words: Tens
     projection.bias.mul_(ratio)
 
 
-def ground_vision(
-    model: Any,
-    architecture: Architecture,
-    seed: int,
-    steps: int,
-    contact: float,
-    checkpoint: Checkpoint,
-) -> None:
+def ground_vision(model: Any, course: Course, steps: int, checkpoint: Checkpoint) -> None:
     r"""Train the vision tower's single tokens to say the words of the scene, in place.
 
     The loss is :func:`~captum_mllm.demo.image_words.image_word_loss` on what the tokens say by the
@@ -169,22 +160,21 @@ def ground_vision(
 
     Args:
         model (transformers.PreTrainedModel): The model; only its vision tower changes.
-        architecture (Architecture): Its architecture.
-        seed (int): The seed of the training run.
+        course (Course): The training run.
         steps (int): The number of steps.
-        contact (float): Share of the scenes in which objects touch, in 0 to 1.
         checkpoint (Checkpoint): Where to resume from and to save to.
     """
+    architecture = course.architecture
     embeddings = model.lm_head.weight.detach().clone()
     sharpness = _Sharpness(3.0)
     trained = nn.ModuleList([architecture.vision(model), sharpness])
-    side = architecture.picture_size
-    single = ScenePool(seed + 2, side, 16, _WINDOW, objects=1)
-    several = ScenePool(seed + 2, side, 8, _WINDOW, contact=contact)
+    side, seed = architecture.picture_size, course.seed + 2
+    single = ScenePool(seed, side, 16, objects=1)
+    several = ScenePool(seed, side, 8, contact=course.contact)
     views = [view for view in architecture.views if view <= architecture.native_view]
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = step_generator(seed, "grounding", step)
+        generator = step_generator(course.seed, "grounding", step)
         crops = step < 0.35 * steps
         if crops:
             size = int(generator.choice(architecture.crop_sizes))

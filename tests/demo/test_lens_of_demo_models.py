@@ -32,18 +32,18 @@ def test_random_weights_destroy_the_lens(name: str) -> None:
     mllm = MLLM.from_pretrained(f"demo/{name}")
     masks: list[Tensor] = []
     learnt = _noun_maps(mllm, masks)
-    # Of the output embeddings, the language model and the vision tower, one after the other.
     random: list[Tensor] = []
 
     def explain() -> Tensor:
         random.append(_noun_maps(mllm))
         return random[-1]
 
+    # Part after part, until nothing learnt is left.
     layers = [
-        name
-        for name, module in mllm.model.named_modules()
+        part
+        for part, module in mllm.model.named_modules()
         if module is mllm.model.get_output_embeddings()
-        or name.endswith(("language_model", "visual", "vision_tower", "multi_modal_projector"))
+        or part.endswith(("language_model", "visual", "vision_tower", "multi_modal_projector"))
     ]
     similarity = randomization_sanity(mllm.model, explain, layers)
     pointing = [float(pointing_game(maps, torch.stack(masks)).mean()) for maps in random]

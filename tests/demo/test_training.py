@@ -27,6 +27,7 @@ from captum_mllm.demo.architecture import Architecture, cut, grid_centers
 from captum_mllm.demo.architectures import ARCHITECTURES
 from captum_mllm.demo.attention import use_float32_attention
 from captum_mllm.demo.batches import answer_loss, hidden_states, text_batch
+from captum_mllm.demo.course import Course
 from captum_mllm.demo.evaluate import evaluate, evaluation_scenes
 from captum_mllm.demo.image_words import WORD_GROUPS
 from captum_mllm.demo.language_stage import answer_accuracy
@@ -199,7 +200,7 @@ def test_captioning_lowers_the_loss(name: str, tmp_path: Path) -> None:
 
     before = loss()
     checkpoint = Checkpoint(tmp_path / "captions.pt")
-    caption_stage.train_captions(model, architecture, 0, 10, 0.3, 0.25, checkpoint)
+    caption_stage.train_captions(model, Course(architecture), 10, checkpoint)
     assert loss() < before - 0.4
 
 
@@ -220,7 +221,7 @@ def test_polishing_lowers_its_loss(name: str, tmp_path: Path) -> None:
 
     before = loss()
     checkpoint = Checkpoint(tmp_path / "polish.pt")
-    polish_stage.polish(model, architecture, 0, 10, 0.3, 0.25, checkpoint)
+    polish_stage.polish(model, Course(architecture), 10, checkpoint)
     assert loss() < before - 0.4
 
 
@@ -229,8 +230,9 @@ def test_vision_stages_leave_the_language_model_alone(tmp_path: Path) -> None:
     architecture = ARCHITECTURES["llava-1.5"]
     model = _prepared(architecture)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    vision_stage.train_vision(model, architecture, 0, 2, Checkpoint(tmp_path / "vision.pt"))
-    vision_stage.ground_vision(model, architecture, 0, 4, 0.25, Checkpoint(tmp_path / "ground.pt"))
+    course = Course(architecture)
+    vision_stage.train_vision(model, course, 2, Checkpoint(tmp_path / "vision.pt"))
+    vision_stage.ground_vision(model, course, 4, Checkpoint(tmp_path / "ground.pt"))
     for name, weight in model.state_dict().items():
         unused = "post_layernorm" in name or "layers.3" in name
         rests = "language_model" in name or "lm_head" in name or unused
