@@ -19,6 +19,7 @@ from captum_mllm import (
     MLLM,
     MSEA,
     TAM,
+    AttendedLens,
     ImageTextInput,
     LogitLens,
     MLLMAttribution,
@@ -33,11 +34,15 @@ DEMO_MODEL = "demo/qwen2-vl"
 DEFAULT_PROMPT = "Describe the image."
 # The scales each method runs at unless others are asked for.
 METHODS: dict[str, tuple[float, ...]] = {
+    "attended-lens": (0.5, 1.0, 1.5, 2.0),
     "msea": (0.5, 1.0, 1.5, 2.0),
     "arc": (0.5, 1.0, 1.5, 2.0),
     "tam": (1.0,),
     "logit-lens": (1.0,),
 }
+DEFAULT_METHOD = "attended-lens"
+# While a model answers, nothing keeps its attention.
+DEFAULT_STREAMED = "msea"
 
 EXAMPLES = """examples:
   captum-mllm explain
@@ -86,7 +91,8 @@ def explain(options: argparse.Namespace) -> None:
     _say(options, f"Loading {options.model} ...")
     mllm = _load(options)
     scales = options.scales or ((1.0,) if options.stream else None)
-    method, arguments = build_method(mllm, options.method, scales)
+    name = options.method or (DEFAULT_STREAMED if options.stream else DEFAULT_METHOD)
+    method, arguments = build_method(mllm, name, scales)
     explainer = MLLMAttribution(method)
     generation = {"max_new_tokens": options.max_new_tokens} if options.answer is None else None
     _say(options, f"Explaining {picture} ...")
@@ -136,13 +142,15 @@ def build_method(
         tuple[Attribution, dict[str, Any]]: the method and the arguments of its ``attribute``.
     """
     scales = scales or METHODS[name]
-    base: Attribution = LogitLens(mllm)
+    base: Attribution = AttendedLens(mllm) if name == "attended-lens" else LogitLens(mllm)
     arguments: dict[str, Any] = {}
     if scales != (1.0,):
         base, arguments = MSEA(base), {"scales": scales}
-    # With msea the maps are MSEA's as they are, and ARC says which earlier words count.
+    # With these two the maps are MSEA's as they are, and ARC says which earlier words count.
+    weighing_words = partial(ARC, suppress=None)
     wrappers: dict[str, Callable[[Attribution], Attribution]] = {
-        "msea": partial(ARC, suppress=None),
+        "attended-lens": weighing_words,
+        "msea": weighing_words,
         "arc": ARC,
         "tam": TAM,
     }
@@ -232,15 +240,15 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--method",
         choices=tuple(METHODS),
-        default="msea",
-        help="how words are explained (default: %(default)s)",
+        help=f"how words are explained (default: {DEFAULT_METHOD}, with --stream "
+        f"{DEFAULT_STREAMED})",
     )
     add(
         "--scales",
         type=_scales,
         metavar="S,S,...",
         help="sizes at which the picture is seen, relative to its own (default: 0.5,1,1.5,2 for "
-        "msea and arc, else 1)",
+        "attended-lens, msea and arc, else 1)",
     )
     add(
         "--stream",

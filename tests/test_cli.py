@@ -75,28 +75,32 @@ def test_streamed_words_are_those_of_the_result(
     printed = capsys.readouterr().out.split("Answer: ")[0].splitlines()
     assert [line.rpartition("  ")[0] for line in printed] == result.output_words
     assert main([*arguments, "--scales", "0.5,1"]) == 2
+    assert main([*arguments, "--method", "attended-lens"]) == 2
+    assert "needs passes of its own" in capsys.readouterr().err
     assert main([*arguments, "--answer", "a cat"]) == 2
     assert "leave out --answer or --stream" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["msea", "arc", "tam", "logit-lens"])
+@pytest.mark.parametrize("method", [None, "msea", "arc", "tam", "logit-lens"])
 def test_methods(
-    method: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str | None, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = write_picture(tmp_path / "picture.png", "RGB", (96, 96))
     arguments = ["explain", str(picture), "--model", str(folders["llava"]), "--answer", "a cat"]
-    assert main([*arguments, "--method", method, "--output", str(tmp_path / "out")]) == 0
+    chosen = [] if method is None else ["--method", method]
+    assert main([*arguments, *chosen, "--output", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
     assert "Answer: a cat" in out
     assert "Loading" in err
     named = {
+        None: "ARC(MSEA(AttendedLens), suppress=None)",
         "msea": "ARC(MSEA(LogitLens), suppress=None)",
         "arc": "ARC(MSEA(LogitLens))",
         "tam": "TAM(LogitLens)",
         "logit-lens": "LogitLens",
     }
     assert f"Method: {named[method]}\n" in out
-    assert ("scale 0.5" in out) == (method in ("msea", "arc"))
+    assert ("scale 0.5" in out) == (method in (None, "msea", "arc"))
 
 
 def test_half_precision_and_the_models_own_answer(folders: dict[str, Path], tmp_path: Path) -> None:

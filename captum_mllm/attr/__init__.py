@@ -2,6 +2,7 @@
 
 from captum_mllm.attr.answer_stream import AnswerStream, AnswerWord
 from captum_mllm.attr.arc import ARC
+from captum_mllm.attr.attended_lens import AttendedLens
 from captum_mllm.attr.attention_rollout import AttentionRollout
 from captum_mllm.attr.context_suppression import ContextSuppression
 from captum_mllm.attr.interference import suppress_context
@@ -23,6 +24,7 @@ __all__ = [
     "TAM",
     "AnswerStream",
     "AnswerWord",
+    "AttendedLens",
     "AttentionRollout",
     "ContextSuppression",
     "LogitLens",

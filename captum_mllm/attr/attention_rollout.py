@@ -16,12 +16,14 @@ from captum_mllm.attr.features import to_earlier
 from captum_mllm.attr.forward_function import multimodal_model, only_query
 from captum_mllm.attr.gradients import check_inference_mode
 from captum_mllm.attr.patch_weights import share_with_patches
+from captum_mllm.attr.raw_attention import RawAttention
 from captum_mllm.attr.target_logits import check_one_picture, explained_logits, target_logits
 from captum_mllm.models.attentions import Attention, record_attention
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import PictureTokens, decoder_tokens, vision_tokens
 from captum_mllm.models.query import Query, split_arguments
+from captum_mllm.models.states import gather_states
 from captum_mllm.models.targets import split_target
 from captum_mllm.models.towers import decoder_layers, pick_layers, vision_layers
 
@@ -57,7 +59,8 @@ class AttentionRollout(Attribution):
     them is shared by its patches, and goes the same way through the attention of the vision tower.
 
     A row is multiplied through the layers from the last to the first, with attention computed in
-    chunks from queries and keys, so that memory grows linearly with the length of the sequence.
+    chunks from queries and keys, so that memory grows linearly with the length of the sequence. The
+    raw attention of the decoder is added up while the layers run, so that it takes hardly any.
     The model may be loaded with any attention implementation, which is put back.
 
     Args:
@@ -71,6 +74,9 @@ class AttentionRollout(Attribution):
             Default: 0.5
         tower (str): where the row ends: at the image tokens of the "decoder", or at the patches of
             the "vision" tower. Default: "decoder"
+        relative (bool): maps in units of an even spread, that is times the number of the tokens
+            among which a row is shared. Then pictures of different sizes compare, which MSEA
+            relies on. Default: False
 
     Raises:
         TypeError: if ``forward_func`` is not an :class:`~captum_mllm.MLLM`.
@@ -98,6 +104,7 @@ class AttentionRollout(Attribution):
         head_fusion: HeadFusion = "mean",
         residual: float = 0.5,
         tower: Tower = "decoder",
+        relative: bool = False,
     ) -> None:
         super().__init__(multimodal_model(forward_func))
         _check_option("mode", mode, ("raw", "rollout", "gradient"))
@@ -110,6 +117,7 @@ class AttentionRollout(Attribution):
         self.head_fusion = head_fusion
         self.residual = residual
         self.tower = tower
+        self.relative = relative
         self.decoder_layers = decoder_layers(forward_func.model)
         self.vision_layers: list[nn.Module] = []
         if tower == "vision":
@@ -157,12 +165,14 @@ class AttentionRollout(Attribution):
         query = only_query(additional_forward_args)
         pictures = format_tensor_into_tuples(inputs)
         with torch.no_grad():
-            _, weights, tokens = self._run(pictures, query, target, self.vision_layers)
-            maps = tuple(
-                part.layout.paint(part.gather(weights.T).mT.flatten(0, 1)).unsqueeze(1)
-                for part in tokens
-            )
-        return format_output(is_tuple, maps)
+            encoding, weights, tokens = self._run(pictures, query, target, self.vision_layers)
+            maps = []
+            for part in tokens:
+                shares = part.gather(weights.T).mT.flatten(0, 1)
+                if self.relative:
+                    shares = shares * (shares.shape[-1] / encoding.windows)
+                maps.append(part.layout.paint(shares).unsqueeze(1))
+        return format_output(is_tuple, tuple(maps))
 
     @torch.no_grad()
     def attribute_text(
@@ -206,20 +216,24 @@ class AttentionRollout(Attribution):
         by_gradient = self.mode == "gradient"
         layers = [*self.decoder_layers, *vision]
         logits: Sequence[Tensor | None] = [None]
-        with mllm.evaluating(), record_attention(mllm.model, layers, by_gradient) as record:
+        with mllm.evaluating():
             encoding = mllm.encode(pictures, query)
-            if by_gradient:
-                explained = explained_logits(mllm, encoding, query)
-                logits = list(target_logits(explained, target, encoding, query))
-            else:
-                mllm.model.base_model(**encoding.inputs, use_cache=False)
+            dtype = torch.promote_types(mllm.dtype, torch.float32)
+            start = _predicting_rows(encoding, query, target).to(dtype)
+            raw = RawAttention(start, self._fuse) if self.mode == "raw" and not vision else None
+            keep = Attention.detach if raw is None else raw.add
+            with record_attention(mllm.model, layers, by_gradient, keep) as record:
+                if by_gradient:
+                    explained = explained_logits(mllm, encoding, query)
+                    logits = list(target_logits(explained, target, encoding, query))
+                else:
+                    _pass_that_tells_states(mllm, encoding, pictures, query)
         tokens = ends = decoder_tokens(encoding, query)
+        if raw is not None:
+            return encoding, raw.total / len(layers), ends
         n_patches = sum(call.n_states for call in record.calls[-1])
         if vision:
             ends = vision_tokens(encoding, query, mllm.model.config, n_patches)
-        start = _predicting_rows(encoding, query, target).to(
-            record.calls[0][0].query.device, torch.promote_types(mllm.dtype, torch.float32)
-        )
         rolled = []
         # Rows that no gradient tells apart go together.
         for rows, logit in zip(start.split(1) if by_gradient else [start], logits):
@@ -260,6 +274,16 @@ class AttentionRollout(Attribution):
             return fused
         total = fused.sum(-1, keepdim=True)
         return fused / torch.where(total > 0, total, 1.0)
+
+
+def _pass_that_tells_states(
+    mllm: MLLM, encoding: Encoding, pictures: Sequence[Tensor], query: Query
+) -> None:
+    """A pass, whose states LogitLens need not compute again."""
+    hidden = mllm.model.base_model(**encoding.inputs, use_cache=False).last_hidden_state
+    if mllm.remembers and not mllm.knows(*pictures, query):
+        hidden = hidden.unflatten(0, (-1, encoding.windows))
+        mllm.keep(gather_states(hidden, encoding, query), *pictures, query)
 
 
 def _predicting_rows(encoding: Encoding, query: Query, target: Any) -> Tensor:

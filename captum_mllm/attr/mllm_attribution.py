@@ -37,10 +37,10 @@ class MLLMAttribution(Attribution):
     It is what ``LLMAttribution`` is for language models: it takes an attribution method on an
     :class:`~captum_mllm.MLLM` and an input as people have it, and explains every token of the
     answer, the model's own or a given one. With methods that answer for all tokens in one call
-    (LogitLens, MSEA around it, TAM, ARC) that takes one forward pass for each scale; the words'
-    own probabilities are read at scale 1, which takes one more where 1 is not among the scales.
-    Other methods are asked for each token in turn, and a pass for each scale tells how probable
-    the tokens are there.
+    (LogitLens, AttendedLens, MSEA, TAM and ARC around them) that takes one forward pass for each
+    scale; the words' own probabilities are read at scale 1, which takes one more where 1 is not
+    among the scales. Other methods are asked for each token in turn, and a pass for each scale
+    tells how probable the tokens are there.
 
     Args:
         attribution_method (Attribution): a method whose forward function is an MLLM.
@@ -50,11 +50,11 @@ class MLLMAttribution(Attribution):
 
     Examples::
         >>> from PIL import Image
-        >>> from captum_mllm import ARC, MLLM, MSEA, ImageTextInput, LogitLens, MLLMAttribution
+        >>> from captum_mllm import ARC, MLLM, MSEA, AttendedLens, ImageTextInput, MLLMAttribution
         >>> from captum_mllm.demo import demo_picture
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
         >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
-        >>> explainer = MLLMAttribution(ARC(MSEA(LogitLens(mllm)), suppress=None))
+        >>> explainer = MLLMAttribution(ARC(MSEA(AttendedLens(mllm)), suppress=None))
         >>> result = explainer.attribute(inp, target="a red circle")
         >>> result.output_tokens
         ['a', ' red', ' circle']

@@ -5,12 +5,19 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from captum_mllm import ARC, MLLM, TAM
+from captum_mllm import ARC, MLLM, TAM, AttendedLens
 from captum_mllm.benchmark.cases import Base
 from captum_mllm.benchmark.lens_probability import LensProbability
 from captum_mllm.benchmark.map_function import geometric_mean
 from captum_mllm.benchmark.method import DEFAULT_SCALES, Explain, Method, Wrapper, attribution
-from captum_mllm.benchmark.methods import ATTENTION, GRAD_CAM, LENS, ROLLOUT, SWEPT
+from captum_mllm.benchmark.methods import (
+    ATTENDED_LENS,
+    ATTENTION,
+    GRAD_CAM,
+    LENS,
+    ROLLOUT,
+    SWEPT,
+)
 from captum_mllm.benchmark.picture_contrast import PictureContrast
 
 
@@ -38,13 +45,20 @@ _rank = partial(LensProbability, reading="reciprocal rank")
 _LENS_ATTENTION = (LENS, ATTENTION)
 
 COMBINATIONS: tuple[Method, ...] = (
-    Method("attention-msea", _weighed_by_area(ATTENTION), "combination"),
     Method(
-        "lens-x-attention",
-        attribution(_LENS_ATTENTION),
+        "attended-lens",
+        attribution(ATTENDED_LENS),
         "combination",
         note="what an image token says, where the word attends to it",
     ),
+    Method(
+        "attended-lens-msea",
+        attribution(ATTENDED_LENS, scales=DEFAULT_SCALES),
+        "combination",
+        note="the default: the attended lens at four scales",
+    ),
+    Method("attention-msea", _weighed_by_area(ATTENTION), "combination"),
+    Method("lens-x-attention", attribution(_LENS_ATTENTION), "combination", note="their product"),
     Method("lens-x-attention-msea", _weighed_by_area(_LENS_ATTENTION), "combination"),
     Method(
         "lens-attention-mean-msea",
@@ -56,6 +70,14 @@ COMBINATIONS: tuple[Method, ...] = (
 
 #: Those that are compared on few pictures.
 FURTHER: tuple[Method, ...] = (
+    *(
+        _further(
+            f"attended-lens-power{power:g}-msea",
+            attribution(partial(AttendedLens, power=power), scales=DEFAULT_SCALES),
+        )
+        for power in (0.5, 1.0)
+    ),
+    _further("arc-attended-lens-msea", attribution(ATTENDED_LENS, ARC, DEFAULT_SCALES)),
     _further("arc-attention-msea", _weighed_by_area(ATTENTION, _arc)),
     _further("tam-attention-msea", _weighed_by_area(ATTENTION, _tam)),
     _further("rollout-msea", _weighed_by_area(ROLLOUT)),

@@ -21,7 +21,7 @@ from captum_mllm.benchmark.summary import summarize
 from captum_mllm.datasets import CAPTION_STYLES
 
 #: The method that the others are compared with, unless another is asked for.
-REFERENCE = "msea"
+REFERENCE = "attended-lens-msea"
 
 _SHEETS = 2
 _DEFAULTS = Settings()

@@ -14,7 +14,7 @@ from captum_mllm.benchmark.cases import Case
 from captum_mllm.benchmark.lens_probability import LensProbability
 from captum_mllm.benchmark.map_function import MapFunction
 from captum_mllm.benchmark.method import DEFAULT_SCALES, Method, attribution
-from captum_mllm.benchmark.methods import ATTENTION, LENS
+from captum_mllm.benchmark.methods import ATTENDED_LENS, ATTENTION, LENS
 
 # Standard deviation of the blob, as a share of the picture's sides.
 _BLOB = 0.2
@@ -101,6 +101,18 @@ CONTROLS: tuple[Method, ...] = (
         "control",
         None,
         note="ARC(MSEA) without its suppression",
+    ),
+    Method(
+        "attended-lens-2x",
+        attribution(ATTENDED_LENS, scales=_LARGEST),
+        "control",
+        note="one pass at scale 2",
+    ),
+    Method("attended-lens-squared", attribution(ATTENDED_LENS, _squared), "control"),
+    Method(
+        "attended-lens-msea-squared",
+        attribution(ATTENDED_LENS, _squared, DEFAULT_SCALES),
+        "control",
     ),
     Method("attention-squared", attribution(ATTENTION, _squared), "control"),
     Method("attention-2x", attribution(ATTENTION, scales=_LARGEST), "control"),

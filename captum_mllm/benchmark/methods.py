@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from captum_mllm import ARC, TAM, AttentionRollout, LogitLens, TokenGradCam
+from captum_mllm import ARC, TAM, AttendedLens, AttentionRollout, LogitLens, TokenGradCam
 from captum_mllm.benchmark import pixel_methods
 from captum_mllm.benchmark.cases import Base
 from captum_mllm.benchmark.method import DEFAULT_SCALES, Method, attribution
 
 LENS: Base = LogitLens
+ATTENDED_LENS: Base = AttendedLens
 ATTENTION: Base = partial(AttentionRollout, mode="raw")
 LAST_ATTENTION: Base = partial(AttentionRollout, mode="raw", layers=(-1,))
 ROLLOUT: Base = AttentionRollout
@@ -33,11 +34,7 @@ PUBLISHED: tuple[Method, ...] = (
         levels=None,
         note="and image tokens weighed by their own predictions",
     ),
-    Method(
-        "msea",
-        attribution(LENS, scales=DEFAULT_SCALES),
-        note="the default: the lens at four scales",
-    ),
+    Method("msea", attribution(LENS, scales=DEFAULT_SCALES), note="the lens at four scales"),
     Method("tam-msea", attribution(LENS, TAM, DEFAULT_SCALES), levels=None),
     Method(
         "arc-msea",

@@ -137,11 +137,18 @@ class AttentionRecord:
     Args:
         layers (Sequence[nn.Module]): the layers.
         differentiable (bool): make the pass differentiable from the first of these layers on.
+        keep (Callable): what to keep of each call. Default: the call, without a graph
     """
 
-    def __init__(self, layers: Sequence[nn.Module], differentiable: bool) -> None:
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        differentiable: bool,
+        keep: Callable[[Attention], Any] = Attention.detach,
+    ) -> None:
         self.differentiable = differentiable
-        self.calls: list[list[Attention]] = [[] for _ in layers]
+        self.keep = keep
+        self.calls: list[list[Any]] = [[] for _ in layers]
         self.outputs: list[list[Tensor]] = [[] for _ in layers]
         self._layer_of = {
             module: index for index, layer in enumerate(layers) for module in layer.modules()
@@ -156,7 +163,7 @@ class AttentionRecord:
             # Nothing below is differentiated, so its graph need not be built.
             torch.set_grad_enabled(True)
             output = output.detach().requires_grad_()
-        self.calls[index].append(call.detach())
+        self.calls[index].append(self.keep(call))
         self.outputs[index].append(output)
         return output
 
@@ -227,7 +234,10 @@ AttentionMaskInterface.register(IMPLEMENTATION, AttentionMaskInterface()["sdpa"]
 
 @contextmanager
 def record_attention(
-    model: PreTrainedModel, layers: Sequence[nn.Module], differentiable: bool = False
+    model: PreTrainedModel,
+    layers: Sequence[nn.Module],
+    differentiable: bool = False,
+    keep: Callable[[Attention], Any] = Attention.detach,
 ) -> Iterator[AttentionRecord]:
     r"""Record the attention of a pass, whichever implementation the model was loaded with.
 
@@ -239,6 +249,7 @@ def record_attention(
         layers (Sequence[nn.Module]): layers of the model.
         differentiable (bool): make the pass differentiable from the first of these layers on, also
             under ``torch.no_grad``. Default: False
+        keep (Callable): what to keep of each call of a layer. Default: the call, without a graph
 
     Yields:
         AttentionRecord: filled by the pass.
@@ -246,7 +257,7 @@ def record_attention(
     Raises:
         RuntimeError: after the pass, if a layer made no attention weights that could be recorded.
     """
-    record = AttentionRecord(layers, differentiable)
+    record = AttentionRecord(layers, differentiable, keep)
     before = _implementations(model.config)
     token = _record.set(record)
     try:

@@ -36,7 +36,7 @@ from captum.attr import (
 from torch import Tensor, nn
 
 from captum_mllm import MSEA, LogitLens
-from captum_mllm.attr import AttentionRollout, TokenGradCam
+from captum_mllm.attr import AttendedLens, AttentionRollout, TokenGradCam
 from tests.attr.attributor_columns import Column, Size, column, quadrants
 
 SCALES = (1.0, 1.5)
@@ -192,6 +192,7 @@ LAYER_ROWS = [
 ]
 TOKEN_ROWS = [
     Row("LogitLens", _on_network(LogitLens)),
+    Row("AttendedLens", _on_network(AttendedLens)),
     Row("TokenGradCam", _on_network(TokenGradCam)),
     Row("TokenGradCam, language model", lambda column: TokenGradCam(column.network, 0, "grad_cam")),
     Row("AttentionRollout", _on_network(AttentionRollout)),

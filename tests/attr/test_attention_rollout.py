@@ -281,6 +281,21 @@ def test_the_residual_is_the_share_that_stays() -> None:
     torch.testing.assert_close(explain(0.25), 0.75 * explain(0.0))
 
 
+@pytest.mark.parametrize("tower", ["decoder", "vision"])
+@pytest.mark.parametrize("size", [(84, 84), (168, 168)])
+def test_relative_maps_count_in_even_shares(size: tuple[int, int], tower: Any) -> None:
+    mllm = sharp("llava")
+    _, query = prepared(mllm, (84, 84))
+    image = noise(size, seed=1)[None]
+
+    def explain(relative: bool) -> Tensor:
+        method = AttentionRollout(mllm, "raw", tower=tower, relative=relative)
+        return method.attribute(image, additional_forward_args=(query,))
+
+    # Windows of a larger scale share a row each among 6 x 6 tokens.
+    torch.testing.assert_close(explain(True), 36 * explain(False))
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("tower", ["decoder", "vision"])
 @pytest.mark.parametrize("family", FAMILIES)

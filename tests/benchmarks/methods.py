@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from captum.attr import Attribution, IntegratedGradients
 
-from captum_mllm import ARC, MSEA, TAM, LogitLens, MLLMAttribution
+from captum_mllm import ARC, MSEA, TAM, AttendedLens, LogitLens, MLLMAttribution
 from captum_mllm.attr import AttentionRollout
 from captum_mllm.attr.resizing import resize_inputs
 from tests.benchmarks.plain_tam import plain_maps, plain_pass
@@ -210,6 +210,8 @@ LENS_SCALES = "MSEA(LogitLens)"
 TAM_LENS = "TAM(LogitLens)"
 ARC_LENS = "ARC(LogitLens)"
 ARC_SCALES = "ARC(MSEA(LogitLens))"
+ATTENDED = "AttendedLens"
+ATTENDED_SCALES = "ARC(MSEA(AttendedLens), suppress=None)"
 TAM_AFTER = "TAM(LogitLens), after the pass"
 PLAIN = "plain TAM"
 PLAIN_AFTER = "plain TAM, after the pass"
@@ -253,6 +255,17 @@ METHODS: dict[str, Method] = {
             _result(lambda mllm: ARC(MSEA(LogitLens(mllm))), scales=SCALES),
             FOUR,
             has_stages=True,
+        ),
+        Method(ATTENDED, _every_token(AttendedLens), ONE),
+        Method(
+            ATTENDED_SCALES,
+            _every_token(lambda mllm: ARC(MSEA(AttendedLens(mllm)), suppress=None), **_GRID),
+            FOUR,
+        ),
+        Method(
+            f"MLLMAttribution({ATTENDED_SCALES})",
+            _result(lambda mllm: ARC(MSEA(AttendedLens(mllm)), suppress=None), scales=SCALES),
+            FOUR,
         ),
         Method("AttentionRollout", _every_token(AttentionRollout), ONE),
         Method(

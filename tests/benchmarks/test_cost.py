@@ -19,6 +19,8 @@ from tests.benchmarks.methods import (
     ARC_SCALES,
     AT_ONCE,
     AT_ONCE_OWN,
+    ATTENDED,
+    ATTENDED_SCALES,
     EXPLAINED,
     EXPLAINED_ARC,
     FOUR,
@@ -69,6 +71,9 @@ def peak(name: str) -> int:
         (LENS_SCALES, 4),
         (ARC_SCALES, 4),
         (f"MLLMAttribution({ARC_SCALES})", 4),
+        (ATTENDED, 1),
+        (ATTENDED_SCALES, 4),
+        (f"MLLMAttribution({ATTENDED_SCALES})", 4),
         ("AttentionRollout", 1),
         (PLAIN, 1),
         # A pass for each token that is said, and none to explain them.
@@ -99,7 +104,15 @@ def test_the_processor_runs_at_most_twice_a_scale(name: str, scales: int) -> Non
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [(LENS, 1.05), (TAM_LENS, 1.05), (ARC_LENS, 1.05), (LENS_SCALES, 1.15), (ARC_SCALES, 1.15)],
+    [
+        (LENS, 1.05),
+        (TAM_LENS, 1.05),
+        (ARC_LENS, 1.05),
+        (ATTENDED, 1.3),
+        (LENS_SCALES, 1.15),
+        (ARC_SCALES, 1.15),
+        (ATTENDED_SCALES, 1.4),
+    ],
 )
 def test_an_explanation_holds_hardly_more_than_its_bare_passes(name: str, limit: float) -> None:
     assert 0 < peak(name) <= limit * peak(METHODS[name].bare)

@@ -1,0 +1,149 @@
+"""The attended lens: a product of two methods from one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from captum_mllm import (
+    ARC,
+    MLLM,
+    MSEA,
+    TAM,
+    AttendedLens,
+    ImageTextInput,
+    LogitLens,
+    MLLMAttribution,
+)
+from captum_mllm.models.query import Query
+from tests.attr.test_attention_rollout import SIZES, matrices, noise, places, prepared, sharp
+from tests.models.tiny_models import FAMILIES, shared
+
+
+def of_word(mllm: MLLM, image: Tensor, query: Query, t: int, power: float) -> Tensor:
+    """Word t's map, token by token, from attention matrices and hidden states written out."""
+    tokens, rows = places(mllm, query)
+    layers = matrices(mllm, image, query, t, "raw", "mean", vision=False)
+    attended = [
+        len(tokens) * sum(float(layer[rows[t], place]) for layer in layers) / len(layers)
+        for place in tokens
+    ]
+    word = mllm.model.get_output_embeddings().weight[query.answer_ids[t]].detach()
+    logits = [float(word @ state) for state in mllm.states(image, query).image[0][0]]
+    layout = mllm.layouts(image, query)[0]
+    says, looks = (layout.paint(torch.tensor(each).double()) for each in (logits, attended))
+    return says.clamp(min=0) * looks**power
+
+
+@pytest.mark.parametrize("power", [0.75, 2.0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_maps_equal_the_definition_written_out(family: str, power: float) -> None:
+    mllm = sharp(family)
+    image, query = prepared(mllm, SIZES[family])
+    lens = AttendedLens(mllm, power)
+    found = lens.attribute(image, additional_forward_args=(query,))
+    for t, token in enumerate(query.answer_ids):
+        expected = of_word(mllm, image, query, t, power)
+        torch.testing.assert_close(found[t, 0].double(), expected, rtol=1e-5, atol=1e-7)
+        single = lens.attribute(image, target=(t, token), additional_forward_args=(query,))
+        torch.testing.assert_close(single, found[t : t + 1])
+    assert (found.flatten(1).amax(1) > 0).any()
+
+
+def test_power_0_is_the_positive_part_of_the_lens() -> None:
+    mllm = sharp("qwen2_vl")
+    image, query = prepared(mllm, SIZES["qwen2_vl"])
+    call = {"additional_forward_args": (query,)}
+    lens = LogitLens(mllm).attribute(image, **call)
+    torch.testing.assert_close(AttendedLens(mllm, 0).attribute(image, **call), lens.relu())
+
+
+def test_a_word_said_twice_has_two_maps() -> None:
+    mllm = sharp("llava")
+    image, query = prepared(mllm, SIZES["llava"], [5, 6, 5])
+    call = {"additional_forward_args": (query,)}
+    lens = LogitLens(mllm).attribute(image, **call)
+    torch.testing.assert_close(lens[0], lens[2])
+    maps = AttendedLens(mllm).attribute(image, **call)
+    assert not torch.allclose(maps[0], maps[2])
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.5)])
+def test_a_scale_takes_one_pass(scales: tuple[float, ...]) -> None:
+    mllm = MLLM(*shared("qwen2_vl"))
+    passes: list[int] = []
+    handle = mllm.model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
+    try:
+        result = MLLMAttribution(ARC(MSEA(AttendedLens(mllm)), suppress=None)).attribute(
+            ImageTextInput(noise((140, 196)), "what is it ?"), target="a cat", scales=scales
+        )
+    finally:
+        handle.remove()
+    assert len(passes) == len(scales)
+    assert [scale.scale for scale in result.scales] == list(scales)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_model_is_left_as_it_was(family: str) -> None:
+    mllm = MLLM(*shared(family))
+    image, query = prepared(mllm, SIZES[family])
+    before = mllm(image, query)
+    with pytest.raises(ValueError, match=r"expected \(t, token_id\)"):
+        AttendedLens(mllm).attribute(image, target=(9, 5), additional_forward_args=(query,))
+    assert mllm.model.config._attn_implementation == "sdpa"
+    assert not mllm.remembers
+    assert torch.equal(mllm(image, query), before)
+
+
+@pytest.mark.parametrize("wrapper", [MSEA, TAM, ARC, lambda lens: ARC(MSEA(lens), suppress=None)])
+def test_it_is_the_base_of_every_wrapper(wrapper: Any) -> None:
+    mllm = MLLM(*shared("internvl"))
+    inp = ImageTextInput(noise((56, 112)), "what is it ?")
+    result = MLLMAttribution(wrapper(AttendedLens(mllm))).attribute(
+        inp, target=[5, 6, 7], include_prompt=True
+    )
+    maps = result.image_attr
+    assert len(maps) == result.n_prompt + 3
+    assert maps.isfinite().all() and (maps >= 0).all() and (maps > 0).any()
+
+
+def test_several_open_pictures_have_a_map_each() -> None:
+    mllm = MLLM(*shared("qwen2_vl"))
+    pictures = [noise((84, 84), 1), noise((84, 140), 2)]
+    opened, query = mllm.prepare(
+        ImageTextInput(pictures, "what differs ?"), target="a cat", every_picture=True
+    )
+    maps = AttendedLens(mllm).attribute(opened, additional_forward_args=(query,))
+    assert isinstance(maps, tuple)
+    for index, found in enumerate(maps):
+        image, alone = mllm.prepare(
+            ImageTextInput(pictures, "what differs ?", explained=index), target="a cat"
+        )
+        # A row is shared among the tokens of the explained picture.
+        expected = AttendedLens(mllm).attribute(image, additional_forward_args=(alone,))
+        torch.testing.assert_close(found, expected)
+
+
+def test_half_precision_gives_float32_maps_near_those_of_full_precision() -> None:
+    full = sharp("qwen3_vl")
+    image, query = prepared(full, SIZES["qwen3_vl"])
+    expected = AttendedLens(full).attribute(image, additional_forward_args=(query,))
+    half = MLLM(full.model.bfloat16(), full.processor)
+    found = AttendedLens(half).attribute(image, additional_forward_args=(query,))
+    assert found.dtype == torch.float32
+    error = (found - expected).abs().mean() / expected.abs().mean()
+    assert error < 0.1
+
+
+@pytest.mark.parametrize("power", [-0.5, float("nan"), float("inf")])
+def test_a_power_that_is_none_is_refused(power: float) -> None:
+    with pytest.raises(ValueError, match="expected a finite number of at least 0"):
+        AttendedLens(MLLM(*shared("llava")), power=power)
+
+
+def test_a_layer_that_the_model_lacks_is_refused() -> None:
+    with pytest.raises(ValueError, match="of the language model"):
+        AttendedLens(MLLM(*shared("llava")), layers=[7])
