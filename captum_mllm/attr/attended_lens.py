@@ -56,6 +56,7 @@ class AttendedLens(Attribution):
     """
 
     explains_every_token = True
+    leaves_states = True
 
     def __init__(
         self, forward_func: MLLM, power: float = 0.75, layers: Sequence[int] | None = None

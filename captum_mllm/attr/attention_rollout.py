@@ -132,6 +132,11 @@ class AttentionRollout(Attribution):
         return self.mode == "gradient"
 
     @property
+    def leaves_states(self) -> bool:
+        """Whether its pass serves those who ask the model for its states afterwards."""
+        return not self.takes_gradients
+
+    @property
     def multiplies_by_inputs(self) -> bool:
         return False
 

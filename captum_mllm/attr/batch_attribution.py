@@ -96,6 +96,9 @@ def _make_passes(
 ) -> None:
     """Make the passes that the method will ask for, all prompts in each."""
     chain = list(wrapper_chain(method))
+    if getattr(chain[-1], "leaves_states", False):
+        # One pass for each input serves it and all who ask for states.
+        return
     layer = chain[-1].layer if isinstance(chain[-1], LogitLens) else None
     scales: tuple[float, ...] = (1.0,)
     multi_scale = next((found for found in chain if isinstance(found, MSEA)), None)

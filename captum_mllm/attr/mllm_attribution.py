@@ -161,8 +161,8 @@ class MLLMAttribution(Attribution):
         scale. The results are those of :meth:`attribute`, up to rounding; answers that are sampled
         are other ones, as random numbers are drawn in another order. Memory grows with the
         number of inputs and with the longest of them: give as many as fit, of similar size.
-        Methods that make passes of their own, such as those with gradients, still take the inputs
-        in turn.
+        Methods that make passes of their own, such as those with attention or gradients, still take
+        the inputs in turn.
 
         Args:
             inputs (Sequence[ImageTextInput]): the pictures and the questions.

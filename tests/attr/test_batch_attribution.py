@@ -9,7 +9,16 @@ import pytest
 import torch
 from captum.attr import Attribution, Saliency
 
-from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
+from captum_mllm import (
+    ARC,
+    MLLM,
+    MSEA,
+    TAM,
+    AttendedLens,
+    ImageTextInput,
+    LogitLens,
+    MLLMAttribution,
+)
 from captum_mllm.attr import MLLMAttributionResult
 from tests.models.test_decoding import counted
 from tests.models.test_model_unchanged import snapshot, used
@@ -94,6 +103,17 @@ def test_methods_with_passes_of_their_own_take_turns() -> None:
     results = explainer.attribute_batch(inputs()[:2], ANSWERS[:2], scales=(1.0,))
     for result, inp, answer in zip(results, inputs(), ANSWERS):
         assert_close(result, explainer.attribute(inp, answer, scales=(1.0,)))
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0)])
+def test_methods_that_leave_states_make_no_pass_twice(scales: tuple[float, ...]) -> None:
+    mllm = MLLM(*shared("qwen2_vl"))
+    explainer = MLLMAttribution(ARC(MSEA(AttendedLens(mllm)), suppress=None))
+    with counted(mllm) as passes:
+        results = explainer.attribute_batch(inputs(), ANSWERS, scales=scales)
+    assert len(passes) == len(SIZES) * len(scales)
+    for result, inp, answer in zip(results, inputs(), ANSWERS, strict=True):
+        assert_close(result, explainer.attribute(inp, answer, scales=scales))
 
 
 def test_equal_questions_about_different_pictures_are_not_mixed_up(mllm: MLLM) -> None:
