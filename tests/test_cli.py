@@ -81,7 +81,7 @@ def test_streamed_words_are_those_of_the_result(
     assert "leave out --answer or --stream" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", [None, "msea", "arc", "tam", "logit-lens"])
+@pytest.mark.parametrize("method", [None, "attended-lens", "msea", "arc", "tam", "logit-lens"])
 def test_methods(
     method: str | None, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,13 +94,14 @@ def test_methods(
     assert "Loading" in err
     named = {
         None: "ARC(MSEA(AttendedLens), suppress=None)",
+        "attended-lens": "ARC(MSEA(AttendedLens), suppress=None)",
         "msea": "ARC(MSEA(LogitLens), suppress=None)",
         "arc": "ARC(MSEA(LogitLens))",
         "tam": "TAM(LogitLens)",
         "logit-lens": "LogitLens",
     }
     assert f"Method: {named[method]}\n" in out
-    assert ("scale 0.5" in out) == (method in (None, "msea", "arc"))
+    assert ("scale 0.5" in out) == (method not in ("tam", "logit-lens"))
 
 
 def test_half_precision_and_the_models_own_answer(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ class AttendedLens(Attribution):
     stars it marks both. Attention says where the model looked when it said the word, and marks
     what else stands out there. With :math:`A_t` the lens's map of word t, and :math:`a_t` the
     attention of the row that predicts the word, the mean of all heads and layers, times the
-    number of image tokens,
+    number of image tokens (see ``relative`` of :class:`AttentionRollout`),
 
     .. math::
         M_t = \mathrm{relu}(A_t)\, a_t^{\,\gamma}
@@ -41,8 +41,9 @@ class AttendedLens(Attribution):
             from the last. Default: None, all
 
     Raises:
-        TypeError: if ``forward_func`` is not an :class:`~captum_mllm.MLLM`.
-        ValueError: for a negative power, or a layer that the model does not have.
+        TypeError: if ``forward_func`` is not an :class:`~captum_mllm.MLLM`, or the power no number.
+        ValueError: for a power that is negative or not finite, or a layer that the model does not
+            have.
 
     Examples::
         >>> from PIL import Image
@@ -64,6 +65,8 @@ class AttendedLens(Attribution):
         self.lens = LogitLens(forward_func)
         self.attention = AttentionRollout(forward_func, mode="raw", layers=layers, relative=True)
         super().__init__(forward_func)
+        if isinstance(power, bool) or not isinstance(power, (int, float)):
+            raise TypeError(f"got power={power!r}, expected a number")
         if not 0 <= power < math.inf:
             raise ValueError(f"power={power}, expected a finite number of at least 0")
         self.power = power

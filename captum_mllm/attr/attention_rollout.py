@@ -18,7 +18,7 @@ from captum_mllm.attr.gradients import check_inference_mode
 from captum_mllm.attr.patch_weights import share_with_patches
 from captum_mllm.attr.raw_attention import RawAttention
 from captum_mllm.attr.target_logits import check_one_picture, explained_logits, target_logits
-from captum_mllm.models.attentions import Attention, record_attention
+from captum_mllm.models.attentions import Attention, has_softmax_attention, record_attention
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import PictureTokens, decoder_tokens, vision_tokens
@@ -74,9 +74,9 @@ class AttentionRollout(Attribution):
             Default: 0.5
         tower (str): where the row ends: at the image tokens of the "decoder", or at the patches of
             the "vision" tower. Default: "decoder"
-        relative (bool): maps in units of an even spread, that is times the number of the tokens
-            among which a row is shared. Then pictures of different sizes compare, which MSEA
-            relies on. Default: False
+        relative (bool): give weights times the number of image tokens in a row, or of patches
+            where it ends there: 1 is what each would get from a row that looks at pictures alone,
+            and evenly. So maps at different scales compare, as MSEA wants it. Default: False
 
     Raises:
         TypeError: if ``forward_func`` is not an :class:`~captum_mllm.MLLM`.
@@ -172,10 +172,11 @@ class AttentionRollout(Attribution):
         with torch.no_grad():
             encoding, weights, tokens = self._run(pictures, query, target, self.vision_layers)
             maps = []
-            for part in tokens:
+            for part, index in zip(tokens, query.explained, strict=True):
                 shares = part.gather(weights.T).mT.flatten(0, 1)
                 if self.relative:
-                    shares = shares * (shares.shape[-1] / encoding.windows)
+                    finer = shares.shape[-1] / encoding.layouts[index].n_tokens
+                    shares = shares * finer * sum(map(len, encoding.image_positions))
                 maps.append(part.layout.paint(shares).unsqueeze(1))
         return format_output(is_tuple, tuple(maps))
 
@@ -225,6 +226,7 @@ class AttentionRollout(Attribution):
             encoding = mllm.encode(pictures, query)
             dtype = torch.promote_types(mllm.dtype, torch.float32)
             start = _predicting_rows(encoding, query, target).to(dtype)
+            own_states = mllm.remembers and has_softmax_attention(mllm.model)
             raw = RawAttention(start, self._fuse) if self.mode == "raw" and not vision else None
             keep = Attention.detach if raw is None else raw.add
             with record_attention(mllm.model, layers, by_gradient, keep) as record:
@@ -232,7 +234,11 @@ class AttentionRollout(Attribution):
                     explained = explained_logits(mllm, encoding, query)
                     logits = list(target_logits(explained, target, encoding, query))
                 else:
-                    _pass_that_tells_states(mllm, encoding, pictures, query)
+                    found = mllm.model.base_model(**encoding.inputs, use_cache=False)
+                    if own_states and not mllm.knows(*pictures, query):
+                        # LogitLens need not compute them again.
+                        hidden = found.last_hidden_state.unflatten(0, (-1, encoding.windows))
+                        mllm.keep(gather_states(hidden, encoding, query), *pictures, query)
         tokens = ends = decoder_tokens(encoding, query)
         if raw is not None:
             return encoding, raw.total / len(layers), ends
@@ -279,16 +285,6 @@ class AttentionRollout(Attribution):
             return fused
         total = fused.sum(-1, keepdim=True)
         return fused / torch.where(total > 0, total, 1.0)
-
-
-def _pass_that_tells_states(
-    mllm: MLLM, encoding: Encoding, pictures: Sequence[Tensor], query: Query
-) -> None:
-    """A pass, whose states LogitLens need not compute again."""
-    hidden = mllm.model.base_model(**encoding.inputs, use_cache=False).last_hidden_state
-    if mllm.remembers and not mllm.knows(*pictures, query):
-        hidden = hidden.unflatten(0, (-1, encoding.windows))
-        mllm.keep(gather_states(hidden, encoding, query), *pictures, query)
 
 
 def _predicting_rows(encoding: Encoding, query: Query, target: Any) -> Tensor:

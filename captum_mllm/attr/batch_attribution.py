@@ -96,16 +96,17 @@ def _make_passes(
 ) -> None:
     """Make the passes that the method will ask for, all prompts in each."""
     chain = list(wrapper_chain(method))
-    if getattr(chain[-1], "leaves_states", False):
-        # One pass for each input serves it and all who ask for states.
-        return
     layer = chain[-1].layer if isinstance(chain[-1], LogitLens) else None
     scales: tuple[float, ...] = (1.0,)
-    multi_scale = next((found for found in chain if isinstance(found, MSEA)), None)
     mode = kwargs.get("interpolate_mode", "bilinear")
-    if multi_scale is not None and isinstance(chain[-1], LogitLens):
+    if any(isinstance(found, MSEA) for found in chain):
         default = inspect.signature(MSEA.attribute).parameters["scales"].default
         scales = tuple(check_scales(kwargs.get("scales", default), prompts[0][0]))
+    if not isinstance(chain[-1], LogitLens):
+        if getattr(chain[-1], "leaves_states", False) and 1.0 in scales:
+            # The pass that it makes for each input tells the states at scale 1, too.
+            return
+        scales = (1.0,)
     for scale in dict.fromkeys((*scales, 1.0)):
         wanted = [(resize_inputs(images, scale, mode), query) for images, query in prompts]
         missing = [

@@ -173,7 +173,8 @@ def check_streams(method: Attribution, kwargs: dict[str, Any]) -> None:
     Raises:
         ValueError: for one that does.
     """
-    for found in wrapper_chain(method):
+    # A base that cannot be streamed is told before its scales.
+    for found in reversed(list(wrapper_chain(method))):
         if isinstance(found, MSEA):
             scales = kwargs.get("scales")
             if scales is None or tuple(scales) != (1.0,):

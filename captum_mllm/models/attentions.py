@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 IMPLEMENTATION = "captum_mllm"
+# Those of transformers that differ from it by rounding alone.
+_SOFTMAX = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 # Attention weights held at a time, 64 MiB in float32.
 CHUNK = 2**24
 
@@ -164,13 +166,14 @@ class AttentionRecord:
             torch.set_grad_enabled(True)
             output = output.detach().requires_grad_()
         self.calls[index].append(self.keep(call))
-        self.outputs[index].append(output)
+        if self.differentiable:
+            self.outputs[index].append(output)
         return output
 
     def gradients(self, scalar: Tensor | None) -> list[list[Tensor | None]]:
         """Of a scalar, with respect to the output of each call; None for each if it is None."""
         if scalar is None:
-            return [[None] * len(outputs) for outputs in self.outputs]
+            return [[None] * len(calls) for calls in self.calls]
         outputs = [output for outputs in self.outputs for output in outputs]
         found = iter(
             torch.autograd.grad(scalar, outputs, retain_graph=True, materialize_grads=True)
@@ -268,6 +271,18 @@ def record_attention(
         _record.reset(token)
         model.set_attn_implementation(before)
     record.check()
+
+
+def has_softmax_attention(model: PreTrainedModel) -> bool:
+    """Whether a pass within :func:`record_attention` gives the model's own states, but for
+    rounding; attention that a user registered may be something else."""
+
+    def known(found: dict[str, Any]) -> bool:
+        return all(
+            known(part) if isinstance(part, dict) else part in _SOFTMAX for part in found.values()
+        )
+
+    return known(_implementations(model.config))
 
 
 def _implementations(config: Any) -> dict[str, Any]:

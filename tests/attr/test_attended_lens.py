@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from captum_mllm import (
     ARC,
@@ -18,6 +19,7 @@ from captum_mllm import (
     LogitLens,
     MLLMAttribution,
 )
+from captum_mllm.models.attentions import IMPLEMENTATION
 from captum_mllm.models.query import Query
 from tests.attr.test_attention_rollout import SIZES, matrices, noise, places, prepared, sharp
 from tests.models.tiny_models import FAMILIES, shared
@@ -87,12 +89,54 @@ def test_a_scale_takes_one_pass(scales: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_the_states_of_its_pass_are_those_of_a_pass(family: str) -> None:
+    mllm = MLLM(*shared(family))
+    image, query = prepared(mllm, SIZES[family])
+    expected = mllm.states(image, query)
+    with mllm.remember():
+        AttendedLens(mllm).attribute(image, additional_forward_args=(query,))
+        found = mllm.states(image, query)
+    assert torch.equal(found.image[0], expected.image[0])
+    assert torch.equal(found.context, expected.context)
+
+
+def test_attention_of_another_kind_leaves_no_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    mllm = MLLM(*shared("llava"))
+    image, query = prepared(mllm, SIZES["llava"])
+
+    def looks_nowhere(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        return torch.zeros_like(query).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("looks_nowhere", looks_nowhere)
+    AttentionMaskInterface.register("looks_nowhere", AttentionMaskInterface()["sdpa"])
+    mllm.model.set_attn_implementation("looks_nowhere")
+    try:
+        expected = mllm.states(image, query)
+        with mllm.remember():
+            AttendedLens(mllm).attribute(image, additional_forward_args=(query,))
+            assert torch.equal(mllm.states(image, query).context, expected.context)
+    finally:
+        mllm.model.set_attn_implementation("sdpa")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_model_is_left_as_it_was(family: str) -> None:
     mllm = MLLM(*shared(family))
     image, query = prepared(mllm, SIZES[family])
     before = mllm(image, query)
-    with pytest.raises(ValueError, match=r"expected \(t, token_id\)"):
-        AttendedLens(mllm).attribute(image, target=(9, 5), additional_forward_args=(query,))
+    seen = []
+
+    def fail(*_: Any) -> None:
+        seen.append(mllm.model.config._attn_implementation)
+        raise KeyError("within a layer")
+
+    handle = mllm.model.get_decoder().layers[1].register_forward_hook(fail)
+    try:
+        with pytest.raises(KeyError, match="within a layer"):
+            AttendedLens(mllm).attribute(image, additional_forward_args=(query,))
+    finally:
+        handle.remove()
+    assert seen == [IMPLEMENTATION]
     assert mllm.model.config._attn_implementation == "sdpa"
     assert not mllm.remembers
     assert torch.equal(mllm(image, query), before)
@@ -122,7 +166,6 @@ def test_several_open_pictures_have_a_map_each() -> None:
         image, alone = mllm.prepare(
             ImageTextInput(pictures, "what differs ?", explained=index), target="a cat"
         )
-        # A row is shared among the tokens of the explained picture.
         expected = AttendedLens(mllm).attribute(image, additional_forward_args=(alone,))
         torch.testing.assert_close(found, expected)
 
@@ -136,6 +179,12 @@ def test_half_precision_gives_float32_maps_near_those_of_full_precision() -> Non
     assert found.dtype == torch.float32
     error = (found - expected).abs().mean() / expected.abs().mean()
     assert error < 0.1
+
+
+@pytest.mark.parametrize("power", [None, True, "1"])
+def test_a_power_that_is_no_number_is_refused(power: Any) -> None:
+    with pytest.raises(TypeError, match="expected a number"):
+        AttendedLens(MLLM(*shared("llava")), power=power)
 
 
 @pytest.mark.parametrize("power", [-0.5, float("nan"), float("inf")])

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -294,6 +295,27 @@ def test_relative_maps_count_in_even_shares(size: tuple[int, int], tower: Any) -
 
     # Windows of a larger scale share a row each among 6 x 6 tokens.
     torch.testing.assert_close(explain(True), 36 * explain(False))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "internvl"])
+def test_a_row_that_looks_evenly_at_pictures_alone_has_ones(family: str) -> None:
+    mllm = sharp(family)
+    pictures = [noise(SIZES[family], 1), noise((112, 56), 2)]
+    opened, query = mllm.prepare(
+        ImageTextInput(pictures, "what differs ?"), target="a cat", every_picture=True
+    )
+
+    def evenly(weights: Tensor) -> Tensor:
+        spread = torch.zeros_like(weights)
+        spread[..., images] = 1 / len(images)
+        return spread.mean(1)
+
+    encoding = mllm.encode(opened, query)
+    images = torch.cat(encoding.image_positions)
+    method = AttentionRollout(mllm, "raw", relative=True)
+    with mock.patch.object(method, "_fuse", evenly):
+        maps = method.attribute(opened, additional_forward_args=(query,))
+    assert all(torch.allclose(found, torch.ones_like(found)) for found in maps)
 
 
 @pytest.mark.parametrize("mode", MODES)

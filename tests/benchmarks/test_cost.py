@@ -108,10 +108,10 @@ def test_the_processor_runs_at_most_twice_a_scale(name: str, scales: int) -> Non
         (LENS, 1.05),
         (TAM_LENS, 1.05),
         (ARC_LENS, 1.05),
-        (ATTENDED, 1.3),
+        (ATTENDED, 1.05),
         (LENS_SCALES, 1.15),
         (ARC_SCALES, 1.15),
-        (ATTENDED_SCALES, 1.4),
+        (ATTENDED_SCALES, 1.15),
     ],
 )
 def test_an_explanation_holds_hardly_more_than_its_bare_passes(name: str, limit: float) -> None:
