@@ -41,6 +41,7 @@ METHODS: dict[str, tuple[float, ...]] = {
     "logit-lens": (1.0,),
 }
 DEFAULT_METHOD = "attended-lens"
+LARGEST_SCALE = 8
 # While a model answers, nothing keeps its attention.
 DEFAULT_STREAMED = "msea"
 
@@ -73,8 +74,10 @@ def explain(options: argparse.Namespace) -> None:
     """Explain one picture and leave a page, a sheet of maps and the result in a folder."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if options.stream and options.answer is not None:
-        raise ValueError("--stream explains what the model says; leave out --answer or --stream")
+    if options.stream:
+        _check_stream(options)
+    if options.answer is not None and not options.answer.strip():
+        raise ValueError("the answer to explain is empty; leave out --answer for the model's own")
     if options.max_new_tokens < 1:
         raise ValueError(f"got --max-new-tokens {options.max_new_tokens}, expected at least 1")
     bundled = options.model.startswith("demo/")
@@ -108,6 +111,22 @@ def explain(options: argparse.Namespace) -> None:
         )
     _write(result, Path(options.output))
     _report(result, Path(options.output))
+
+
+def _check_stream(options: argparse.Namespace) -> None:
+    """Refuse what cannot be streamed before the model is loaded."""
+    if options.answer is not None:
+        raise ValueError("--stream explains what the model says; leave out --answer or --stream")
+    if options.method == "attended-lens":
+        raise ValueError(
+            "--stream cannot go with --method attended-lens, as nothing keeps the attention of a "
+            "model that answers; leave out one of them, or pass --method msea"
+        )
+    if options.scales not in (None, (1.0,)):
+        raise ValueError(
+            "while a model answers it sees the picture at scale 1 alone; leave out "
+            "--scales or --stream"
+        )
 
 
 def _stream(words: AnswerStream) -> MLLMAttributionResult:
@@ -193,11 +212,16 @@ def _say(options: argparse.Namespace, text: str) -> None:
 
 def _scales(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
+        scales = tuple(float(part) for part in text.split(","))
     except ValueError:
+        scales = ()
+    # A picture at 8 times its size has 64 times its image tokens.
+    if not scales or not all(0 < scale <= LARGEST_SCALE for scale in scales):
         raise argparse.ArgumentTypeError(
-            f"{text!r}, expected numbers with commas between them, such as 0.5,1,2"
-        ) from None
+            f"{text!r}, expected numbers above 0 and at most {LARGEST_SCALE} with commas between "
+            "them, such as 0.5,1,2"
+        )
+    return scales
 
 
 def _device(text: str) -> torch.device:
@@ -270,7 +294,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where the page, the maps and the result go (default: %(default)s)",
     )
-    add("--quiet", action="store_true", help="no progress, only the answer and the paths")
+    add(
+        "--quiet",
+        action="store_true",
+        help="no progress, only the answer, the method and the paths",
+    )
     add_benchmark(commands)
     return parser
 

@@ -75,8 +75,9 @@ def test_streamed_words_are_those_of_the_result(
     printed = capsys.readouterr().out.split("Answer: ")[0].splitlines()
     assert [line.rpartition("  ")[0] for line in printed] == result.output_words
     assert main([*arguments, "--scales", "0.5,1"]) == 2
+    assert "at scale 1 alone" in capsys.readouterr().err
     assert main([*arguments, "--method", "attended-lens"]) == 2
-    assert "needs passes of its own" in capsys.readouterr().err
+    assert "or pass --method msea" in capsys.readouterr().err
     assert main([*arguments, "--answer", "a cat"]) == 2
     assert "leave out --answer or --stream" in capsys.readouterr().err
 
@@ -122,7 +123,6 @@ def test_half_precision_and_the_models_own_answer(folders: dict[str, Path], tmp_
         (["{folder}/picture.png", "--prompt", ""], "the prompt is empty"),
         (["{folder}/picture.png", "--prompt", " "], "the prompt is empty"),
         (["{folder}/picture.png", "--answer", ""], "the answer to explain is empty"),
-        (["{folder}/picture.png", "--scales", "0,1"], "scales must be finite and above 0"),
         (["{folder}/picture.png", "--max-new-tokens", "0"], "expected at least 1"),
         (["{folder}/picture.png", "--model", "{folder}/absent"], "there is no folder"),
         (["{folder}/picture.png", "--model", "demo/absent"], "absent"),
@@ -159,12 +159,19 @@ def test_errors_are_one_line(
 
 
 def test_bad_arguments_end_with_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["explain", "--scales", "1,x"], ["explain", "--device", "gpu"], []):
+    for arguments in (
+        ["explain", "--scales", "1,x"],
+        ["explain", "--scales", "0,1"],
+        ["explain", "--scales", "nan"],
+        ["explain", "--scales", "100"],
+        ["explain", "--device", "gpu"],
+        [],
+    ):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2
     error = capsys.readouterr().err
-    assert "expected numbers with commas" in error
+    assert "expected numbers above 0 and at most 8 with commas" in error
     assert "expected a device of PyTorch" in error
 
 

@@ -192,6 +192,8 @@ class MLLMAttribution(Attribution):
             >>> [result.output_words for result in results]
             [['a', 'red', 'circle'], ['a', 'blue', 'ring']]
         """
+        if isinstance(inputs, ImageTextInput):
+            raise TypeError("got one ImageTextInput, expected a list of them; see attribute()")
         for inp in inputs:
             check_input(inp, gen_args)
         return attribute_batch(

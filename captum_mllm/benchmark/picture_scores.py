@@ -59,13 +59,17 @@ def score_picture(mllm: MLLM, name: str, example: Example, settings: Settings) -
 
 
 def _score(method: Method, case: Case, faithfulness: Faithfulness, settings: Settings) -> Scores:
+    wanted = set(settings.metrics) - {"consistency"}
+    if method.role == "sweep" or case.example.number % settings.curves_every:
+        wanted.discard("curves")
+    if not wanted:
+        return {}
     maps = method.explain(case).detach().float().cpu().clamp_min(0)
     scores: Scores = {}
-    if "localization" in settings.metrics:
+    if "localization" in wanted:
         scores |= localization_scores(case, method, maps)
-    if "causal" in settings.metrics:
+    if "causal" in wanted:
         scores |= faithfulness.causal(maps)
-    wanted = "curves" in settings.metrics and method.role != "sweep"
-    if wanted and case.example.number % settings.curves_every == 0:
+    if "curves" in wanted:
         scores |= faithfulness.curves(maps)
     return scores

@@ -136,6 +136,7 @@ def test_bad_batches_are_refused_and_the_model_stays_as_it_was() -> None:
         (([], None), ValueError, "at least one input"),
         ((inputs(), ["a cat"]), ValueError, r"3 input\(s\) and 1 target"),
         ((["a picture"], None), TypeError, "expected ImageTextInput"),
+        ((inputs()[0], None), TypeError, "expected a list of them"),
         ((inputs(), ["a cat", "", "a dog"]), ValueError, "is empty"),
     ):
         with pytest.raises(error, match=message):
