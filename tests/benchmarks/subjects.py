@@ -141,7 +141,9 @@ def make_subject(mllm: MLLM, image_tokens: int, answer_tokens: int) -> Subject:
     picture = Image.fromarray(random.integers(0, 256, (pixels, pixels, 3), dtype=np.uint8))
     inp = ImageTextInput(picture, DEMO_PROMPT)
     tokenizer = mllm.tokenizer
-    words = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+    # Not every tokenizer counts the placeholder among its special tokens.
+    no_words = [*tokenizer.all_special_ids, mllm.image_token_id]
+    words = np.setdiff1d(np.arange(len(tokenizer)), no_words)
     image, query = mllm.prepare(inp, target=random.choice(words, answer_tokens).tolist())
     found = mllm.layouts(image, query)[0].n_tokens
     assert found == image_tokens, f"the picture has {found} image tokens"

@@ -38,7 +38,7 @@ from tests.benchmarks.methods import (
 from tests.benchmarks.peak_memory import allocated_peak, resident_peak
 from tests.benchmarks.results import Result
 from tests.benchmarks.stages import Stages, split
-from tests.benchmarks.subjects import SHAPES, Subject, load_model, make_subject, random_model
+from tests.benchmarks.subjects import SHAPES, Shape, Subject, load_model, make_subject, random_model
 from tests.benchmarks.timing import Clock, time_rounds
 
 ANSWER = 8
@@ -158,6 +158,11 @@ def test_unknown_methods_and_shapes_are_refused() -> None:
         load_model("3b")
     with pytest.raises(ValueError, match="do not make a square"):
         make_subject(small().mllm, 250, 4)
+
+
+def test_no_answer_holds_the_placeholder_of_the_picture() -> None:
+    mllm = random_model(Shape(128, 128, 1, 1, 1, 1000, True), "cpu", layers=1)
+    assert mllm.image_token_id not in make_subject(mllm, 16, 5000).query.answer_ids
 
 
 @pytest.mark.parametrize(("shape", "parameters"), [("2b", 2_208_985_600), ("7b", 8_291_375_616)])
