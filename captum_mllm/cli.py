@@ -32,13 +32,18 @@ from captum_mllm.demo import DEMO_PROMPT, demo_picture
 
 DEMO_MODEL = "demo/qwen2-vl"
 DEFAULT_PROMPT = "Describe the image."
-# The scales each method runs at unless others are asked for.
-METHODS: dict[str, tuple[float, ...]] = {
-    "attended-lens": (0.5, 1.0, 1.5, 2.0),
-    "msea": (0.5, 1.0, 1.5, 2.0),
-    "arc": (0.5, 1.0, 1.5, 2.0),
-    "tam": (1.0,),
-    "logit-lens": (1.0,),
+# Maps stay as they are, and ARC says which earlier words count.
+_weigh_words = partial(ARC, suppress=None)
+_FOUR, _ONE = (0.5, 1.0, 1.5, 2.0), (1.0,)
+Base = Callable[[MLLM], Attribution]
+Wrapper = Callable[[Attribution], Attribution]
+# Each method's base, what lies around it or around MSEA of it, and its scales by default.
+METHODS: dict[str, tuple[Base, Wrapper | None, tuple[float, ...]]] = {
+    "attended-lens": (AttendedLens, _weigh_words, _FOUR),
+    "msea": (LogitLens, _weigh_words, _FOUR),
+    "arc": (LogitLens, ARC, _FOUR),
+    "tam": (LogitLens, TAM, _ONE),
+    "logit-lens": (LogitLens, None, _ONE),
 }
 DEFAULT_METHOD = "attended-lens"
 LARGEST_SCALE = 8
@@ -160,20 +165,13 @@ def build_method(
     Returns:
         tuple[Attribution, dict[str, Any]]: the method and the arguments of its ``attribute``.
     """
-    scales = scales or METHODS[name]
-    base: Attribution = AttendedLens(mllm) if name == "attended-lens" else LogitLens(mllm)
+    base, wrapper, own_scales = METHODS[name]
+    scales = scales or own_scales
+    method = base(mllm)
     arguments: dict[str, Any] = {}
-    if scales != (1.0,):
-        base, arguments = MSEA(base), {"scales": scales}
-    # With these two the maps are MSEA's as they are, and ARC says which earlier words count.
-    weighing_words = partial(ARC, suppress=None)
-    wrappers: dict[str, Callable[[Attribution], Attribution]] = {
-        "attended-lens": weighing_words,
-        "msea": weighing_words,
-        "arc": ARC,
-        "tam": TAM,
-    }
-    return (wrappers[name](base) if name in wrappers else base), arguments
+    if scales != _ONE:
+        method, arguments = MSEA(method), {"scales": scales}
+    return (method if wrapper is None else wrapper(method)), arguments
 
 
 def _write(result: MLLMAttributionResult, folder: Path) -> None:

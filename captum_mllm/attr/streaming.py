@@ -178,10 +178,11 @@ def check_streams(method: Attribution, kwargs: dict[str, Any]) -> None:
         if isinstance(found, MSEA):
             scales = kwargs.get("scales")
             if scales is None or tuple(scales) != (1.0,):
+                several = ", which means several" if scales is None else ""
                 raise ValueError(
-                    f"got scales={scales}{' (several)' * (scales is None)}, but while a model "
-                    "answers it sees the picture at scale 1 alone; stream with scales=(1.0,), or "
-                    "explain the answer with attribute()"
+                    f"got scales={scales}{several}, but while a model answers it sees the picture "
+                    "at scale 1 alone; stream with scales=(1.0,), or explain the answer with "
+                    "attribute()"
                 )
         elif isinstance(found, LogitLens):
             if found.layer is not None:
