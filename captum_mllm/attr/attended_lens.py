@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_mllm._captum import format_output, format_tensor_into_tuples
 from captum_mllm.attr.attention_rollout import AttentionRollout
 from captum_mllm.attr.logit_lens import LogitLens
+from captum_mllm.attr.raw_attention import Prompt
 from captum_mllm.models.mllm import MLLM
 
 
@@ -110,6 +111,12 @@ class AttendedLens(Attribution):
             says.relu() * looks.to(says.device) ** self.power for says, looks in zip(read, attended)
         )
         return format_output(isinstance(inputs, tuple), maps)
+
+    def make_passes(self, prompts: Sequence[Prompt]) -> None:
+        r"""Within ``MLLM.remember``, make the passes of some prompts as one batch, where
+        :meth:`attribute` finds them."""
+        self.attention.make_passes(prompts)
+        self.lens.make_passes(prompts)
 
     def attribute_future(self) -> Callable[..., Any]:
         raise NotImplementedError("attribute_future is not implemented for AttendedLens")

@@ -6,25 +6,23 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
+from captum_mllm.attr.attention_rows import AttentionRows, leave_states, predicting_rows
 from captum_mllm.attr.features import to_earlier
 from captum_mllm.attr.forward_function import multimodal_model, only_query
 from captum_mllm.attr.gradients import check_inference_mode
 from captum_mllm.attr.patch_weights import share_with_patches
-from captum_mllm.attr.raw_attention import RawAttention
+from captum_mllm.attr.raw_attention import Prompt, raw_attention
 from captum_mllm.attr.target_logits import check_one_picture, explained_logits, target_logits
 from captum_mllm.models.attentions import Attention, has_softmax_attention, record_attention
-from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.picture_tokens import PictureTokens, decoder_tokens, vision_tokens
+from captum_mllm.models.picture_tokens import decoder_tokens, vision_tokens
 from captum_mllm.models.query import Query, split_arguments
 from captum_mllm.models.states import gather_states
-from captum_mllm.models.targets import split_target
 from captum_mllm.models.towers import decoder_layers, pick_layers, vision_layers
 
 Mode = Literal["raw", "rollout", "gradient"]
@@ -170,10 +168,11 @@ class AttentionRollout(Attribution):
         query = only_query(additional_forward_args)
         pictures = format_tensor_into_tuples(inputs)
         with torch.no_grad():
-            encoding, weights, tokens = self._run(pictures, query, target, self.vision_layers)
+            rows = self._rows(pictures, query, target, self.vision_layers)
+            encoding = rows.encoding
             maps = []
-            for part, index in zip(tokens, query.explained, strict=True):
-                shares = part.gather(weights.T).mT.flatten(0, 1)
+            for part, index in zip(rows.tokens, query.explained, strict=True):
+                shares = part.gather(rows.weights.T).mT.flatten(0, 1)
                 if self.relative:
                     finer = shares.shape[-1] / encoding.layouts[index].n_tokens
                     shares = shares * finer * sum(map(len, encoding.image_positions))
@@ -198,50 +197,70 @@ class AttentionRollout(Attribution):
         """
         query = only_query(additional_forward_args)
         pictures = format_tensor_into_tuples(inputs)
-        encoding, weights, _ = self._run(pictures, query, None, [])
-        text = weights.unflatten(1, (encoding.windows, -1)).mean(1)
-        earlier = text[:, encoding.earlier_positions.to(text.device)]
+        rows = self._rows(pictures, query, None, [])
+        text = rows.weights.unflatten(1, (rows.encoding.windows, -1)).mean(1)
+        earlier = text[:, rows.encoding.earlier_positions.to(text.device)]
         return to_earlier(earlier, earlier.shape[1] + 1)
 
     def attribute_future(self) -> Callable[..., Any]:
         raise NotImplementedError("attribute_future is not implemented for AttentionRollout")
 
-    def _run(
+    def make_passes(self, prompts: Sequence[Prompt]) -> None:
+        r"""Within ``MLLM.remember``, make the passes for every token of some prompts as one batch,
+        where :meth:`attribute` finds them; of the raw attention of the decoder, in a model whose
+        attention is known. Else the prompts are taken in turn."""
+        known = has_softmax_attention(self.forward_func.model)
+        if known and self.mode == "raw" and self.tower == "decoder":
+            # Of the words of the prompt too, which TAM and ARC ask for.
+            asked = [(pictures, query.including_prompt()) for pictures, query in prompts]
+            self._raw(asked, None, by_value=True)
+
+    def _rows(
+        self, pictures: tuple[Tensor, ...], query: Query, target: Any, vision: Sequence[nn.Module]
+    ) -> AttentionRows:
+        """The rows that predict."""
+        check_inference_mode(self)
+        pictures, _ = split_arguments((*pictures, query))
+        if target is None:
+            check_one_picture(len(pictures[0]))
+        if self.mode == "raw" and not vision:
+            return self._raw([(pictures, query)], target)[0]
+        return self._roll_out(pictures, query, target, vision)
+
+    def _raw(
+        self, prompts: Sequence[Prompt], target: Any, by_value: bool = False
+    ) -> list[AttentionRows]:
+        """What is added up while the layers run."""
+        layers = self.decoder_layers
+        name = type(self), tuple(map(id, layers)), self.head_fusion
+        return raw_attention(self.forward_func, prompts, target, layers, self._fuse, name, by_value)
+
+    def _roll_out(
         self,
         pictures: tuple[Tensor, ...],
         query: Query,
         target: Any,
         vision: Sequence[nn.Module],
-    ) -> tuple[Encoding, Tensor, tuple[PictureTokens, ...]]:
-        """A pass, the weights (R, states) where the rows end, and the pictures among the states."""
-        check_inference_mode(self)
+    ) -> AttentionRows:
+        """Rows followed through the layers, which are kept for the time of the pass."""
         mllm: MLLM = self.forward_func
-        pictures, _ = split_arguments((*pictures, query))
-        if target is None:
-            check_one_picture(len(pictures[0]))
         by_gradient = self.mode == "gradient"
         layers = [*self.decoder_layers, *vision]
         logits: Sequence[Tensor | None] = [None]
         with mllm.evaluating():
             encoding = mllm.encode(pictures, query)
             dtype = torch.promote_types(mllm.dtype, torch.float32)
-            start = _predicting_rows(encoding, query, target).to(dtype)
-            own_states = mllm.remembers and has_softmax_attention(mllm.model)
-            raw = RawAttention(start, self._fuse) if self.mode == "raw" and not vision else None
-            keep = Attention.detach if raw is None else raw.add
-            with record_attention(mllm.model, layers, by_gradient, keep) as record:
+            start = predicting_rows(encoding, query, target).to(dtype)
+            with record_attention(mllm.model, layers, by_gradient) as record:
                 if by_gradient:
                     explained = explained_logits(mllm, encoding, query)
                     logits = list(target_logits(explained, target, encoding, query))
                 else:
                     found = mllm.model.base_model(**encoding.inputs, use_cache=False)
-                    if own_states and not mllm.knows(*pictures, query):
-                        # LogitLens need not compute them again.
-                        hidden = found.last_hidden_state.unflatten(0, (-1, encoding.windows))
-                        mllm.keep(gather_states(hidden, encoding, query), *pictures, query)
+        if not by_gradient:
+            hidden = found.last_hidden_state.unflatten(0, (-1, encoding.windows))
+            leave_states(mllm, gather_states(hidden, encoding, query), pictures, query)
         tokens = ends = decoder_tokens(encoding, query)
-        if raw is not None:
-            return encoding, raw.total / len(layers), ends
         n_patches = sum(call.n_states for call in record.calls[-1])
         if vision:
             ends = vision_tokens(encoding, query, mllm.model.config, n_patches)
@@ -254,7 +273,7 @@ class AttentionRollout(Attribution):
                 weights = share_with_patches(weights, tokens, ends, n_patches)
                 weights = self._roll(weights, passed[len(self.decoder_layers) :])
             rolled.append(weights)
-        return encoding, torch.cat(rolled), ends
+        return AttentionRows(encoding, torch.cat(rolled), ends)
 
     def _roll(self, weights: Tensor, layers: Sequence[Layer]) -> Tensor:
         """From weights (R, states) above the layers to those below."""
@@ -285,17 +304,6 @@ class AttentionRollout(Attribution):
             return fused
         total = fused.sum(-1, keepdim=True)
         return fused / torch.where(total > 0, total, 1.0)
-
-
-def _predicting_rows(encoding: Encoding, query: Query, target: Any) -> Tensor:
-    """One at the rows that predict: (T, states), or (1, states) for a target of each picture."""
-    rows = encoding.explained_rows(query)
-    count, length = encoding.inputs["input_ids"].shape
-    if target is None:
-        return F.one_hot(rows, length).repeat(1, count)
-    steps, _ = split_target(target, count // encoding.windows, len(rows), rows.device)
-    chosen = rows[steps].repeat_interleave(encoding.windows)
-    return F.one_hot(chosen, length).flatten()[None]
 
 
 def _check_option(name: str, given: str, known: tuple[str, ...]) -> None:

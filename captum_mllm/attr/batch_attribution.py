@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm.attr.logit_lens import LogitLens
 from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
 from captum_mllm.attr.msea import MSEA
 from captum_mllm.attr.resizing import resize_inputs
 from captum_mllm.attr.scale_arguments import check_scales
 from captum_mllm.attr.wrapper_chain import wrapper_chain
-from captum_mllm.models.batches import batch_states
+from captum_mllm.models.batches import make_passes
 from captum_mllm.models.decoding import answer_prompts
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.mllm import MLLM
@@ -96,26 +95,15 @@ def _make_passes(
 ) -> None:
     """Make the passes that the method will ask for, all prompts in each."""
     chain = list(wrapper_chain(method))
-    layer = chain[-1].layer if isinstance(chain[-1], LogitLens) else None
     scales: tuple[float, ...] = (1.0,)
     mode = kwargs.get("interpolate_mode", "bilinear")
     if any(isinstance(found, MSEA) for found in chain):
         default = inspect.signature(MSEA.attribute).parameters["scales"].default
         scales = tuple(check_scales(kwargs.get("scales", default), prompts[0][0]))
-    if not isinstance(chain[-1], LogitLens):
-        if getattr(chain[-1], "leaves_states", False) and 1.0 in scales:
-            # The pass that it makes for each input tells the states at scale 1, too.
-            return
-        scales = (1.0,)
-    for scale in dict.fromkeys((*scales, 1.0)):
-        wanted = [(resize_inputs(images, scale, mode), query) for images, query in prompts]
-        missing = [
-            (pictures, query)
-            for pictures, query in wanted
-            if not mllm.knows(*pictures, query, layer=layer if scale in scales else None)
-        ]
-        if not missing:
-            continue
-        for (pictures, query), found in zip(missing, batch_states(mllm, missing, layer)):
-            for place, states in found.items():
-                mllm.keep(states, *pictures, query, layer=place, by_value=True)
+    if hasattr(chain[-1], "make_passes"):
+        for scale in dict.fromkeys(scales):
+            resized = [(resize_inputs(images, scale, mode), query) for images, query in prompts]
+            chain[-1].make_passes(resized)
+    # What is known of the words takes the states at scale 1, which some methods leave behind.
+    if not (getattr(chain[-1], "leaves_states", False) and 1.0 in scales):
+        make_passes(mllm, prompts)

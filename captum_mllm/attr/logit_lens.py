@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from captum.attr import Attribution
@@ -12,7 +12,9 @@ from torch import Tensor
 from captum_mllm._captum import format_output, format_tensor_into_tuples
 from captum_mllm.attr.forward_function import multimodal_model, only_query
 from captum_mllm.attr.target_logits import check_one_picture
+from captum_mllm.models.batches import make_passes
 from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.query import Query
 from captum_mllm.models.targets import split_target
 from captum_mllm.models.towers import decoder_layers, pick_layers
 
@@ -110,6 +112,11 @@ class LogitLens(Attribution):
                 scores = each.diagonal(dim1=0, dim2=2).mT
             maps.append(layout.paint(scores).unsqueeze(1))
         return format_output(is_tuple, tuple(maps))
+
+    def make_passes(self, prompts: Sequence[tuple[Sequence[Tensor], Query]]) -> None:
+        r"""Within ``MLLM.remember``, make the passes of some prompts as one batch, where
+        :meth:`attribute` finds them."""
+        make_passes(self.forward_func, prompts, self.layer)
 
     def attribute_future(self) -> Callable[..., Any]:
         raise NotImplementedError("attribute_future is not implemented for LogitLens")

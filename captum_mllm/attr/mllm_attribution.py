@@ -157,12 +157,12 @@ class MLLMAttribution(Attribution):
         r"""
         Several inputs at once, each with a question and an answer of its own.
 
-        The model answers all of them in one batch, and around LogitLens makes one pass for all of
-        them at each scale. The results are those of :meth:`attribute`, up to rounding; answers that
-        are sampled are other ones, as random numbers are drawn in another order. Memory grows with
-        the number of inputs and with the longest of them: give as many as fit, of similar size.
-        Methods that make passes of their own, such as those with attention or gradients, still take
-        the inputs in turn.
+        The model answers all of them in one batch, and around LogitLens, AttendedLens and raw
+        attention makes one pass for all of them at each scale. The results are those of
+        :meth:`attribute`, up to rounding; answers that are sampled are other ones, as random
+        numbers are drawn in another order. Memory grows with the number of inputs and with the
+        longest of them: give as many as fit, of similar size. Methods that make other passes of
+        their own, such as those with gradients, still take the inputs in turn.
 
         Args:
             inputs (Sequence[ImageTextInput]): the pictures and the questions.

@@ -96,3 +96,20 @@ def batch_states(
             zip(encodings, lengths(encodings), prompts)
         )
     ]
+
+
+def make_passes(
+    mllm: MLLM, prompts: Sequence[tuple[Sequence[Tensor], Query]], layer: int | None = None
+) -> None:
+    r"""Within ``MLLM.remember``, make the passes of some prompts as one, but for those that are
+    remembered; arguments as of :func:`batch_states`."""
+    missing = [
+        (pictures, query)
+        for pictures, query in prompts
+        if not mllm.knows(*pictures, query, layer=layer)
+    ]
+    if not missing:
+        return
+    for (pictures, query), found in zip(missing, batch_states(mllm, missing, layer)):
+        for place, states in found.items():
+            mllm.keep(states, *pictures, query, layer=place, by_value=True)

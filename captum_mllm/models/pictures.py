@@ -40,7 +40,8 @@ def read_picture(picture: Picture) -> Tensor:
     else:
         raise TypeError(
             f"got a picture of type {type(picture).__name__}, expected a PIL picture, an array "
-            "(H, W, 3) of dtype uint8, or a float tensor (3, H, W) in [0, 1]"
+            "(H, W, 3) of dtype uint8, or a float tensor (3, H, W) in [0, 1]; a file is read by "
+            "PIL.Image.open"
         )
     check_size(tuple(tensor.shape[-2:]))
     return tensor

@@ -69,7 +69,16 @@ def test_activations_and_their_gradients_are_those_of_backpropagation(
     torch.testing.assert_close(found, states)
 
 
-@layers_of_all
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [(name, "first") for name in COLUMNS]
+    + [(name, "vision") for name in MULTIMODAL]
+    + [
+        pytest.param(name, layer, marks=pytest.mark.slow)
+        for name in BUNDLED
+        for layer in ("first", "vision")
+    ],
+)
 def test_integrated_gradients_of_a_layer_sum_to_the_difference(name: str, layer: str) -> None:
     where = column(name)
     method = LayerIntegratedGradients(where.network, where.layers[layer])

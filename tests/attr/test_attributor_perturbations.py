@@ -109,7 +109,9 @@ def shapley_values(scores: dict[tuple[bool, ...], float]) -> Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
-@everywhere
+@pytest.mark.parametrize(
+    "name", [*COLUMNS, *(pytest.param(name, marks=pytest.mark.slow) for name in BUNDLED)]
+)
 def test_shapley_values_equal_the_formula_and_sum_to_the_difference(name: str) -> None:
     where = column(name)
     scores = game(where)

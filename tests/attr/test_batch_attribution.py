@@ -20,6 +20,7 @@ from captum_mllm import (
     MLLMAttribution,
 )
 from captum_mllm.attr import MLLMAttributionResult
+from captum_mllm.attr.attention_rollout import AttentionRollout
 from tests.models.test_decoding import counted
 from tests.models.test_model_unchanged import snapshot, used
 from tests.models.tiny_models import FAMILIES, shared
@@ -34,6 +35,17 @@ METHODS: dict[str, Callable[[MLLM], Attribution]] = {
     "LogitLens of a layer": lambda mllm: LogitLens(mllm, layer=0),
     "TAM": lambda mllm: TAM(LogitLens(mllm)),
     "ARC around MSEA": lambda mllm: ARC(MSEA(LogitLens(mllm))),
+    "AttendedLens": AttendedLens,
+    "MSEA of AttendedLens": lambda mllm: ARC(MSEA(AttendedLens(mllm)), suppress=None),
+    "raw attention": lambda mllm: AttentionRollout(mllm, "raw", head_fusion="max", relative=True),
+}
+# The passes beside those that say an answer of the model's own.
+FURTHER = {
+    "LogitLens of a layer": 1,
+    "ARC around MSEA": len(SCALES) - 1,
+    "AttendedLens": 1,
+    "MSEA of AttendedLens": len(SCALES),
+    "raw attention": 1,
 }
 
 
@@ -81,8 +93,7 @@ def test_own_answers_are_made_together(mllm: MLLM, name: str) -> None:
     explainer = MLLMAttribution(METHODS[name](mllm))
     with counted(mllm) as passes:
         results = explainer.attribute_batch(inputs(), gen_args=GENERATION, **options)
-    others = {"ARC around MSEA": len(SCALES) - 1, "LogitLens of a layer": 1}
-    assert len(passes) == 6 + others.get(name, 0)
+    assert len(passes) == 6 + FURTHER.get(name, 0)
     for result, inp in zip(results, inputs(), strict=True):
         assert_close(result, explainer.attribute(inp, gen_args=GENERATION, **options))
 
@@ -105,16 +116,28 @@ def test_methods_with_passes_of_their_own_take_turns() -> None:
         assert_close(result, explainer.attribute(inp, answer, scales=(1.0,)))
 
 
+@pytest.mark.parametrize("name", ["MSEA of AttendedLens", "ARC around MSEA"])
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0), (0.5,)])
-def test_methods_that_leave_states_make_no_pass_twice(scales: tuple[float, ...]) -> None:
+def test_no_pass_is_made_twice(name: str, scales: tuple[float, ...]) -> None:
     mllm = MLLM(*shared("qwen2_vl"))
-    explainer = MLLMAttribution(ARC(MSEA(AttendedLens(mllm)), suppress=None))
+    explainer = MLLMAttribution(METHODS[name](mllm))
     with counted(mllm) as passes:
         results = explainer.attribute_batch(inputs(), ANSWERS, scales=scales)
     # Where 1 is not among the scales, all share a pass for the words there.
-    assert len(passes) == len(SIZES) * len(scales) + (1.0 not in scales)
+    assert len(passes) == len(scales) + (1.0 not in scales)
     for result, inp, answer in zip(results, inputs(), ANSWERS, strict=True):
         assert_close(result, explainer.attribute(inp, answer, scales=scales))
+
+
+def test_attention_of_a_vision_tower_is_had_in_turn() -> None:
+    mllm = MLLM(*shared("internvl"))
+    explainer = MLLMAttribution(AttentionRollout(mllm, "raw", tower="vision"))
+    with counted(mllm) as passes:
+        results = explainer.attribute_batch(inputs(), ANSWERS)
+    # One for the picture, in which the vision tower is watched, and one for the words.
+    assert len(passes) == 2 * len(SIZES)
+    for result, inp, answer in zip(results, inputs(), ANSWERS, strict=True):
+        assert_close(result, explainer.attribute(inp, answer))
 
 
 def test_equal_questions_about_different_pictures_are_not_mixed_up(mllm: MLLM) -> None:

@@ -293,7 +293,18 @@ def test_arc_cleans_the_maps_of_segments_and_weighs_words_by_itself(family: str)
         result = MLLMAttribution(ARC(method)).attribute(question(), **options, **scales)
         lens = MLLMAttribution(ARC(LogitLens(mllm))).attribute(question(), target=ANSWER)
         torch.testing.assert_close(result.token_attr, lens.token_attr)
-        assert result.image_attr.isfinite().all()
+        bare = MLLMAttribution(method).attribute(question(), **options, **scales)
+        left = MLLMAttribution(ARC(method, suppress=None)).attribute(
+            question(), **options, **scales
+        )
+        # LLaVA does not see what lies beside the square in the middle.
+        seen = left.image_attr != 0
+        torch.testing.assert_close(left.image_attr, bare.image_attr.relu() * seen)
+        assert seen[bare.image_attr > 0].float().mean() > 0.7
+        # Words can only take away, and the maps of a caption become shares of their largest value.
+        cleaned = result.image_attr.flatten(1)
+        assert ((cleaned >= 0) & (cleaned <= 1)).all()
+        assert not torch.allclose(cleaned, left.image_attr.flatten(1), atol=1e-3)
     with pytest.raises(ValueError, match="ARC weighs the earlier words by itself"):
         MLLMAttribution(ARC(FeatureAblation(mllm))).attribute(question(), **options, words="prompt")
 

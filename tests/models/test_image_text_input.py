@@ -101,7 +101,7 @@ BAD_PICTURES = {
     "batch": (torch.rand(2, 3, 6, 9), ValueError, "one picture at a time"),
     "channels last": (torch.rand(6, 9, 3), ValueError, "expected \\(3, H, W\\)"),
     "float array": (LEVELS / 255, ValueError, "dtype float64"),
-    "path": ("street.jpg", TypeError, "type str"),
+    "path": ("street.jpg", TypeError, "type str, .* read by PIL.Image.open"),
     "truncated": (truncated(), ValueError, "cannot be read"),
     "float mode": (Image.new("F", (9, 6)), ValueError, "mode F"),
 }
