@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,12 @@ from tests.models.tiny_models import FAMILIES, save
 
 SIZES = {"square": (96, 96), "wide": (60, 200), "tall": (180, 70)}
 KINDS = ["RGB", "RGBA", "grey", "palette", "16-bit", "EXIF-rotated"]
+# Every picture with every family takes long; one family for each goes round.
+MATRIX = [
+    pytest.param(kind, shape, family, marks=() if turn % len(FAMILIES) == own else pytest.mark.slow)
+    for turn, (kind, shape) in enumerate(product(KINDS, SIZES))
+    for own, family in enumerate(FAMILIES)
+]
 
 
 @pytest.fixture(scope="session")
@@ -42,11 +49,9 @@ def write_picture(path: Path, kind: str, size: tuple[int, int]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("shape", SIZES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("kind", "shape", "family"), MATRIX)
 def test_explain_takes_every_kind_of_picture(
-    family: str, kind: str, shape: str, folders: dict[str, Path], tmp_path: Path
+    kind: str, shape: str, family: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     picture = write_picture(tmp_path / "picture.png", kind, SIZES[shape])
     output = tmp_path / "out"

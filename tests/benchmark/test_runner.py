@@ -6,8 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
-from captum_mllm.benchmark import report, runner
+from captum_mllm.benchmark import picture_scores, report, runner
+from captum_mllm.benchmark.cases import Case
+from captum_mllm.benchmark.method import Method
 from captum_mllm.benchmark.record import Record
 from captum_mllm.benchmark.runner import run_benchmark
 from captum_mllm.benchmark.settings import Settings
@@ -78,9 +81,6 @@ def test_a_folder_with_another_run_is_refused(finished: Path) -> None:
 
 
 def test_a_failing_method_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from captum_mllm.benchmark import picture_scores
-    from captum_mllm.benchmark.method import Method
-
     def fail(case: object) -> None:
         raise ZeroDivisionError("by hand")
 
@@ -117,6 +117,22 @@ def test_curves_are_drawn_for_some_pictures_and_not_for_sweeps(tmp_path: Path) -
     first, second = run_benchmark(settings, 2, tmp_path)
     assert set(first.methods["lens"]) == {"insertion", "deletion", "difference"}
     assert first.methods["arc-p0.5"] == second.methods["lens"] == {}
+
+
+def test_a_picture_without_curves_is_not_explained_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explained: list[int] = []
+    lens = picture_scores.METHODS["lens"]
+
+    def explain(case: Case) -> Tensor:
+        explained.append(case.example.number)
+        return lens.explain(case)
+
+    monkeypatch.setitem(picture_scores.METHODS, "lens", replace(lens, explain=explain))
+    settings = Settings(methods=("lens",), metrics=("curves",), steps=2, curves_every=2)
+    run_benchmark(settings, 3, tmp_path)
+    assert explained == [0, 2]
 
 
 @pytest.mark.slow

@@ -143,7 +143,14 @@ def compiled_by_layer(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("compile_", [compiled, compiled_in_place, compiled_by_layer])
+@pytest.mark.parametrize(
+    "compile_",
+    [
+        pytest.param(compiled, marks=pytest.mark.slow),
+        pytest.param(compiled_in_place, marks=pytest.mark.slow),
+        compiled_by_layer,
+    ],
+)
 def test_compiled_models_are_explained_as_the_others(compile_: Callable[[Any], Any]) -> None:
     model, processor = build("qwen2_vl")
     plain, mllm = MLLM(*shared("qwen2_vl")), MLLM(compile_(model), processor)
