@@ -13,8 +13,8 @@ from torch import Tensor
 from captum_mllm._captum import format_output, format_tensor_into_tuples
 from captum_mllm.attr.attention_rollout import AttentionRollout
 from captum_mllm.attr.logit_lens import LogitLens
-from captum_mllm.attr.raw_attention import Prompt
 from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.query import Prompt
 
 
 class AttendedLens(Attribution):
@@ -58,7 +58,6 @@ class AttendedLens(Attribution):
     """
 
     explains_every_token = True
-    leaves_states = True
 
     def __init__(
         self, forward_func: MLLM, power: float = 0.75, layers: Sequence[int] | None = None

@@ -16,12 +16,12 @@ from captum_mllm.attr.features import to_earlier
 from captum_mllm.attr.forward_function import multimodal_model, only_query
 from captum_mllm.attr.gradients import check_inference_mode
 from captum_mllm.attr.patch_weights import share_with_patches
-from captum_mllm.attr.raw_attention import Prompt, raw_attention
+from captum_mllm.attr.raw_attention import RawAttention
 from captum_mllm.attr.target_logits import check_one_picture, explained_logits, target_logits
 from captum_mllm.models.attentions import Attention, has_softmax_attention, record_attention
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import decoder_tokens, vision_tokens
-from captum_mllm.models.query import Query, split_arguments
+from captum_mllm.models.query import Prompt, Query, split_arguments
 from captum_mllm.models.states import gather_states
 from captum_mllm.models.towers import decoder_layers, pick_layers, vision_layers
 
@@ -132,7 +132,7 @@ class AttentionRollout(Attribution):
     @property
     def leaves_states(self) -> bool:
         """Whether its pass serves those who ask the model for its states afterwards."""
-        return not self.takes_gradients
+        return not self.takes_gradients and has_softmax_attention(self.forward_func.model)
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -211,29 +211,25 @@ class AttentionRollout(Attribution):
         attention is known. Else the prompts are taken in turn."""
         known = has_softmax_attention(self.forward_func.model)
         if known and self.mode == "raw" and self.tower == "decoder":
-            # Of the words of the prompt too, which TAM and ARC ask for.
-            asked = [(pictures, query.including_prompt()) for pictures, query in prompts]
-            self._raw(asked, None, by_value=True)
+            self._raw.make_passes(prompts)
+
+    @property
+    def _raw(self) -> RawAttention:
+        return RawAttention(
+            self.forward_func, self.decoder_layers, self._fuse, name=self.head_fusion
+        )
 
     def _rows(
         self, pictures: tuple[Tensor, ...], query: Query, target: Any, vision: Sequence[nn.Module]
     ) -> AttentionRows:
-        """The rows that predict."""
+        """What the rows that predict attend to."""
         check_inference_mode(self)
         pictures, _ = split_arguments((*pictures, query))
         if target is None:
             check_one_picture(len(pictures[0]))
         if self.mode == "raw" and not vision:
-            return self._raw([(pictures, query)], target)[0]
+            return self._raw.of_prompt((pictures, query), target)
         return self._roll_out(pictures, query, target, vision)
-
-    def _raw(
-        self, prompts: Sequence[Prompt], target: Any, by_value: bool = False
-    ) -> list[AttentionRows]:
-        """What is added up while the layers run."""
-        layers = self.decoder_layers
-        name = type(self), tuple(map(id, layers)), self.head_fusion
-        return raw_attention(self.forward_func, prompts, target, layers, self._fuse, name, by_value)
 
     def _roll_out(
         self,
@@ -259,7 +255,7 @@ class AttentionRollout(Attribution):
                     found = mllm.model.base_model(**encoding.inputs, use_cache=False)
         if not by_gradient:
             hidden = found.last_hidden_state.unflatten(0, (-1, encoding.windows))
-            leave_states(mllm, gather_states(hidden, encoding, query), pictures, query)
+            leave_states(mllm, gather_states(hidden, encoding, query), (pictures, query))
         tokens = ends = decoder_tokens(encoding, query)
         n_patches = sum(call.n_states for call in record.calls[-1])
         if vision:

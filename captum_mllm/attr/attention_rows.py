@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from captum_mllm.models.attentions import has_softmax_attention
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import PictureTokens
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Prompt, Query
 from captum_mllm.models.states import States
 from captum_mllm.models.targets import split_target
 
@@ -49,10 +48,9 @@ def predicting_rows(encoding: Encoding, query: Query, target: Any) -> Tensor:
     return F.one_hot(chosen, length).flatten()[None]
 
 
-def leave_states(
-    mllm: MLLM, states: States, pictures: Sequence[Tensor], query: Query, by_value: bool = False
-) -> None:
+def leave_states(mllm: MLLM, states: States, prompt: Prompt, by_value: bool = False) -> None:
     """Leave the states of a pass that recorded attention, once it has ended, to LogitLens, which
     then makes none."""
+    pictures, query = prompt
     if has_softmax_attention(mllm.model) and not mllm.knows(*pictures, query):
         mllm.keep(states, *pictures, query, by_value=by_value)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from captum.attr import Attribution
 from torch import Tensor
 
+from captum_mllm.attr.context_suppression import ContextSuppression
 from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
 from captum_mllm.attr.msea import MSEA
 from captum_mllm.attr.resizing import resize_inputs
@@ -20,12 +21,11 @@ from captum_mllm.models.decoding import answer_prompts
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.preparation import find_answer, open_query
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Prompt
 
 if TYPE_CHECKING:
     from captum_mllm.attr.mllm_attribution import MLLMAttribution
 
-Prompt = tuple[tuple[Tensor, ...], Query]
 Answer = str | Sequence[int] | Tensor | None
 
 
@@ -100,6 +100,8 @@ def _make_passes(
     if any(isinstance(found, MSEA) for found in chain):
         default = inspect.signature(MSEA.attribute).parameters["scales"].default
         scales = tuple(check_scales(kwargs.get("scales", default), prompts[0][0]))
+    if any(isinstance(found, ContextSuppression) for found in chain):
+        prompts = [(images, query.including_prompt()) for images, query in prompts]
     if hasattr(chain[-1], "make_passes"):
         for scale in dict.fromkeys(scales):
             resized = [(resize_inputs(images, scale, mode), query) for images, query in prompts]

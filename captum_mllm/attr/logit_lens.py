@@ -14,7 +14,7 @@ from captum_mllm.attr.forward_function import multimodal_model, only_query
 from captum_mllm.attr.target_logits import check_one_picture
 from captum_mllm.models.batches import make_passes
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Prompt
 from captum_mllm.models.targets import split_target
 from captum_mllm.models.towers import decoder_layers, pick_layers
 
@@ -113,7 +113,7 @@ class LogitLens(Attribution):
             maps.append(layout.paint(scores).unsqueeze(1))
         return format_output(is_tuple, tuple(maps))
 
-    def make_passes(self, prompts: Sequence[tuple[Sequence[Tensor], Query]]) -> None:
+    def make_passes(self, prompts: Sequence[Prompt]) -> None:
         r"""Within ``MLLM.remember``, make the passes of some prompts as one batch, where
         :meth:`attribute` finds them."""
         make_passes(self.forward_func, prompts, self.layer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,122 +10,94 @@ from torch import Tensor, nn
 
 from captum_mllm.attr.attention_rows import AttentionRows, leave_states, predicting_rows
 from captum_mllm.models.attentions import Attention, Fusion, record_attention
-from captum_mllm.models.batches import join
+from captum_mllm.models.batches import join, split_states
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import decoder_tokens
-from captum_mllm.models.query import Query
-from captum_mllm.models.states import States, gather_states
-
-Prompt = tuple[tuple[Tensor, ...], Query]
+from captum_mllm.models.query import Prompt
+from captum_mllm.models.states import States
 
 
 class RawAttention:
     r"""
-    The sum over layers of the attention of some rows, for which no layer's states are kept.
+    The mean over layers of the attention of the rows that predict the tokens of an answer.
 
-    Args:
-        rows (Tensor): R weights for each state of b sequences, shape (R, b, n).
-        fuse (Callable): from the attention of all heads, (b, H, m, n), to (b, m, n).
-    """
-
-    def __init__(self, rows: Tensor, fuse: Fusion) -> None:
-        self.rows = rows
-        self.fuse = fuse
-        self.total = torch.zeros_like(rows)
-
-    def add(self, call: Attention) -> None:
-        r"""Add that of a layer, whose one call has all states."""
-        self.total += call.pass_down(self.rows, self.fuse)
-
-
-@torch.no_grad()
-def raw_attention(
-    mllm: MLLM,
-    prompts: Sequence[Prompt],
-    target: Any,
-    layers: Sequence[nn.Module],
-    fuse: Fusion,
-    name: Hashable,
-    by_value: bool = False,
-) -> list[AttentionRows]:
-    r"""The mean attention of the rows that predict, from one pass for all prompts.
-
-    Within ``MLLM.remember`` the rows of every token are kept beside the states of their pass.
+    It is added up while the layers run, so that no layer's states are kept. Within
+    ``MLLM.remember`` the rows of every token are kept beside the states of their pass.
 
     Args:
         mllm (MLLM): the model.
-        prompts (Sequence[tuple[tuple[Tensor, ...], Query]]): the open pictures, and the question
-            with its answer.
-        target (Any): as of :meth:`AttentionRollout.attribute`, for all prompts.
         layers (Sequence[nn.Module]): the layers of the language model that count.
         fuse (Callable): from the attention of all heads, (b, H, m, n), to (b, m, n).
-        name (Hashable): tells the layers and the fusion apart from others.
-        by_value (bool): keep them for equal pictures in other tensors too. Default: False
-
-    Returns:
-        list[AttentionRows]: one for each prompt.
+        name (Hashable): tells the fusion apart from others.
     """
-    found = [_recall(mllm, prompt, name) if target is None else None for prompt in prompts]
-    missing = [prompt for prompt, known in zip(prompts, found) if known is None]
-    if missing:
-        made = iter(_pass(mllm, missing, target, layers, fuse))
-        for index, ((pictures, query), known) in enumerate(zip(prompts, found)):
-            if known is None:
-                rows, states = next(made)
-                leave_states(mllm, states, pictures, query, by_value)
-                if target is None and mllm.knows(*pictures, query):
-                    mllm.states(*pictures, query).derived[name, query.with_prompt] = rows
-                found[index] = rows
-    return [rows for rows in found if rows is not None]
 
+    def __init__(
+        self, mllm: MLLM, layers: Sequence[nn.Module], fuse: Fusion, name: Hashable
+    ) -> None:
+        self.mllm = mllm
+        self.layers = layers
+        self.fuse = fuse
+        self._name = (RawAttention, name, tuple(map(id, layers)))
 
-def _recall(mllm: MLLM, prompt: Prompt, name: Hashable) -> AttentionRows | None:
-    """The rows of every token, if they were kept, alone or after those of the prompt."""
-    pictures, query = prompt
-    if not mllm.knows(*pictures, query):
-        return None
-    kept = mllm.states(*pictures, query).derived
-    if query.with_prompt or (name, False) in kept or (name, True) not in kept:
-        return kept.get((name, query.with_prompt))
-    rows = kept[name, True]
-    return replace(rows, weights=rows.weights[-len(query.answer_ids) :])
+    def of_prompt(self, prompt: Prompt, target: Any = None) -> AttentionRows:
+        r"""The rows of one prompt; target as of :meth:`AttentionRollout.attribute`."""
+        known = self._recall(prompt) if target is None else None
+        if known is not None:
+            return known
+        ((rows, states),) = self._pass([prompt], target)
+        leave_states(self.mllm, states, prompt)
+        if target is None:
+            self._keep(rows, prompt)
+        return rows
 
+    def make_passes(self, prompts: Sequence[Prompt]) -> None:
+        r"""Within ``MLLM.remember``, make the passes of some prompts as one, but for those that
+        are remembered."""
+        missing = [prompt for prompt in prompts if self._recall(prompt) is None]
+        if missing:
+            for prompt, (rows, states) in zip(missing, self._pass(missing)):
+                leave_states(self.mllm, states, prompt, by_value=True)
+                self._keep(rows, prompt)
 
-def _pass(
-    mllm: MLLM, prompts: Sequence[Prompt], target: Any, layers: Sequence[nn.Module], fuse: Fusion
-) -> list[tuple[AttentionRows, States]]:
-    """The rows of each prompt, and its states."""
-    encodings = [mllm.encode(*prompt) for prompt in prompts]
-    starts = []
-    for encoding, (_, query) in zip(encodings, prompts):
-        count = len(encoding.inputs["input_ids"])
-        starts.append(predicting_rows(encoding, query, target).unflatten(1, (count, -1)))
-    inputs = join(encodings, mllm.tokenizer, "right")
-    raw = RawAttention(_join_rows(starts).to(torch.promote_types(mllm.dtype, torch.float32)), fuse)
-    with mllm.evaluating(), record_attention(mllm.model, layers, keep=raw.add):
-        hidden = mllm.model.base_model(**inputs, use_cache=False).last_hidden_state
-    counts = [start.shape[1] for start in starts]
-    weights = (raw.total / len(layers)).split(counts, dim=1)
-    found = []
-    for encoding, (_, query), start, passed, states in zip(
-        encodings, prompts, starts, weights, hidden.split(counts)
-    ):
-        length = start.shape[2]
-        tokens = decoder_tokens(encoding, query)
-        own = passed[: len(start), :, :length].flatten(1)
-        by_picture = states[:, :length].unflatten(0, (-1, encoding.windows))
-        rows = AttentionRows(encoding, own, tokens).without_pixels()
-        found.append((rows, gather_states(by_picture, encoding, query)))
-    return found
+    def _recall(self, prompt: Prompt) -> AttentionRows | None:
+        pictures, query = prompt
+        states = self.mllm.recall(*pictures, query)
+        return None if states is None else states.derived.get((self._name, query.with_prompt))
 
+    def _keep(self, rows: AttentionRows, prompt: Prompt) -> None:
+        pictures, query = prompt
+        states = self.mllm.recall(*pictures, query)
+        if states is not None:
+            states.derived[self._name, query.with_prompt] = rows.without_pixels()
 
-def _join_rows(rows: Sequence[Tensor]) -> Tensor:
-    """From (R_i, b_i, n_i) of each prompt to (R, b, n), padded: sequences of a batch do not see
-    each other, so that one row holds one of each prompt."""
-    most, longest = (max(own.shape[place] for own in rows) for place in (0, 2))
-    joined = rows[0].new_zeros(most, sum(own.shape[1] for own in rows), longest)
-    start = 0
-    for own in rows:
-        joined[: len(own), start : start + own.shape[1], : own.shape[2]] = own
-        start += own.shape[1]
-    return joined
+    @torch.no_grad()
+    def _pass(
+        self, prompts: Sequence[Prompt], target: Any = None
+    ) -> list[tuple[AttentionRows, States]]:
+        """The rows of each prompt, and its states, from one pass for all."""
+        mllm = self.mllm
+        dtype = torch.promote_types(mllm.dtype, torch.float32)
+        encodings = [mllm.encode(*prompt) for prompt in prompts]
+        starts = []
+        for encoding, (_, query) in zip(encodings, prompts):
+            rows = predicting_rows(encoding, query, target).to(dtype)
+            starts.append(rows.unflatten(1, encoding.inputs["input_ids"].shape))
+        totals = [torch.zeros_like(start) for start in starts]
+
+        def add(call: Attention) -> None:
+            first = 0
+            for start, total in zip(starts, totals):
+                # Each by itself, for its rows lie elsewhere than those of the others.
+                _, count, length = start.shape
+                own = call.part(slice(first, first + count), length)
+                total += own.pass_down(start, self.fuse)
+                first += count
+
+        inputs = join(encodings, mllm.tokenizer, "right")
+        with mllm.evaluating(), record_attention(mllm.model, self.layers, keep=add):
+            hidden = mllm.model.base_model(**inputs, use_cache=False).last_hidden_state
+        found = []
+        for total, encoding, (_, query) in zip(totals, encodings, prompts):
+            weights: Tensor = total.flatten(1) / len(self.layers)
+            found.append(AttentionRows(encoding, weights, decoder_tokens(encoding, query)))
+        return list(zip(found, split_states(hidden, encodings, prompts)))

@@ -57,6 +57,16 @@ class Attention:
         states = {name: getattr(self, name).detach() for name in ("query", "key", "value")}
         return replace(self, **states)
 
+    def part(self, sequences: slice, length: int) -> Attention:
+        """That of some of the sequences, up to a length, in a pass where no token looks ahead."""
+        states = {
+            name: getattr(self, name)[sequences, :, :length] for name in ("query", "key", "value")
+        }
+        mask = self.mask
+        if mask is not None and len(mask) > 1:
+            mask = mask[sequences]
+        return replace(self, mask=mask, **states)
+
     def weights(self, rows: Tensor) -> Tensor:
         r"""Attention weights of R rows, at least float32, each sums to 1; shape (b, H, R, n)."""
         dtype = torch.promote_types(self.query.dtype, torch.float32)

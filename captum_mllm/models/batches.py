@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mllm.models.encoding import Encoding
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Prompt
 from captum_mllm.models.states import States, gather_states, hidden_states
 
 if TYPE_CHECKING:
@@ -65,15 +65,26 @@ def _pad(rows: Tensor, count: int, fill: int, side: str) -> Tensor:
     return F.pad(rows, (count, 0) if side == "left" else (0, count), value=fill)
 
 
+def split_states(
+    hidden: Tensor, encodings: Sequence[Encoding], prompts: Sequence[Prompt]
+) -> list[States]:
+    r"""The states of each prompt, from those of a right-padded batch, (rows, S, d)."""
+    parts = hidden.split([len(encoding.inputs["input_ids"]) for encoding in encodings])
+    return [
+        gather_states(part[:, :length].unflatten(0, (-1, encoding.windows)), encoding, query)
+        for part, length, encoding, (_, query) in zip(parts, lengths(encodings), encodings, prompts)
+    ]
+
+
 @torch.no_grad()
 def batch_states(
-    mllm: MLLM, prompts: Sequence[tuple[Sequence[Tensor], Query]], layer: int | None = None
+    mllm: MLLM, prompts: Sequence[Prompt], layer: int | None = None
 ) -> list[dict[int | None, States]]:
     r"""The states of some prompts with their answers, from one pass.
 
     Args:
         mllm (MLLM): the model.
-        prompts (Sequence[tuple[Sequence[Tensor], Query]]): the open pictures, and the question
+        prompts (Sequence[tuple[tuple[Tensor, ...], Query]]): the open pictures, and the question
             with its answer.
         layer (int, optional): as in :meth:`MLLM.states`.
 
@@ -81,33 +92,18 @@ def batch_states(
         list[dict[int or None, States]]: those of each prompt, at the end (None) and behind the
         layer.
     """
-    encodings = [mllm.encode(pictures, query) for pictures, query in prompts]
+    encodings = [mllm.encode(*prompt) for prompt in prompts]
     inputs = join(encodings, mllm.tokenizer, "right")
     with mllm.evaluating():
         found = hidden_states(mllm.model, inputs, layer)
-    windows = [encoding.windows for encoding in encodings]
-    parts = {place: hidden.split(windows) for place, hidden in found.items()}
-    return [
-        {
-            place: gather_states(rows[index][None, :, :length], encoding, query)
-            for place, rows in parts.items()
-        }
-        for index, (encoding, length, (_, query)) in enumerate(
-            zip(encodings, lengths(encodings), prompts)
-        )
-    ]
+    split = {place: split_states(hidden, encodings, prompts) for place, hidden in found.items()}
+    return [{place: split[place][turn] for place in split} for turn in range(len(prompts))]
 
 
-def make_passes(
-    mllm: MLLM, prompts: Sequence[tuple[Sequence[Tensor], Query]], layer: int | None = None
-) -> None:
+def make_passes(mllm: MLLM, prompts: Sequence[Prompt], layer: int | None = None) -> None:
     r"""Within ``MLLM.remember``, make the passes of some prompts as one, but for those that are
     remembered; arguments as of :func:`batch_states`."""
-    missing = [
-        (pictures, query)
-        for pictures, query in prompts
-        if not mllm.knows(*pictures, query, layer=layer)
-    ]
+    missing = [prompt for prompt in prompts if not mllm.knows(*prompt[0], prompt[1], layer=layer)]
     if not missing:
         return
     for (pictures, query), found in zip(missing, batch_states(mllm, missing, layer)):

@@ -15,7 +15,7 @@ from transformers import StoppingCriteria
 from captum_mllm.models.answers import generate_answers
 from captum_mllm.models.batches import join, lengths
 from captum_mllm.models.encoding import Encoding
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Prompt, Query
 from captum_mllm.models.states import PREDICTIONS, RANKED, States, gather_states
 from captum_mllm.models.vocabulary import Predictions, predict
 
@@ -138,7 +138,7 @@ class Decoding(StoppingCriteria):
 
 
 def answer_prompts(
-    mllm: MLLM, prompts: Sequence[tuple[Sequence[Tensor], Query]], options: dict[str, Any]
+    mllm: MLLM, prompts: Sequence[Prompt], options: dict[str, Any]
 ) -> list[tuple[int, ...]]:
     r"""The model's own answers to some prompts, in one batch.
 
@@ -147,7 +147,7 @@ def answer_prompts(
 
     Args:
         mllm (MLLM): the model.
-        prompts (Sequence[tuple[Sequence[Tensor], Query]]): the open pictures and the question.
+        prompts (Sequence[tuple[tuple[Tensor, ...], Query]]): the open pictures and the question.
         options (dict): arguments of ``generate``.
 
     Raises:

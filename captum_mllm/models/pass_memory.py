@@ -40,11 +40,14 @@ class PassMemory:
         r"""Whether passes are remembered."""
         return self._passes is not None
 
+    def recall(self, *args: Any, layer: int | None = None) -> States | None:
+        r"""The states of the pass with these arguments, if it was made within :meth:`remember`."""
+        pictures, query = split_arguments(args)
+        return None if self._passes is None else self._passes.recall(pictures, query, layer)
+
     def knows(self, *args: Any, layer: int | None = None) -> bool:
         r"""Whether the pass with these arguments was made within :meth:`remember`."""
-        pictures, query = split_arguments(args)
-        passes = self._passes
-        return passes is not None and passes.recall(pictures, query, layer) is not None
+        return self.recall(*args, layer=layer) is not None
 
     def keep(
         self, states: States, *args: Any, layer: int | None = None, by_value: bool = False

@@ -26,14 +26,16 @@ class Passes:
         self._weights = tuple(weights)
         # The pictures are kept so that no other tensor takes their identity.
         self._kept: dict[Hashable, tuple[States, Sequence[Tensor], Query]] = {}
-        self._by_value: dict[Hashable, list[tuple[States, Sequence[Tensor]]]] = defaultdict(list)
+        self._by_value: dict[Hashable, list[tuple[States, Sequence[Tensor], Query]]] = defaultdict(
+            list
+        )
 
     def recall(self, pictures: Sequence[Tensor], query: Query, layer: int | None) -> States | None:
         """The states of an earlier pass, if there was one."""
         kept = self._kept.get(self._key(pictures, query, layer))
         if kept is not None:
             return kept[0]
-        for states, others in self._by_value.get(self._value_key(pictures, query, layer), ()):
+        for states, others, _ in self._by_value.get(self._value_key(pictures, query, layer), ()):
             if all(map(torch.equal, pictures, others)):
                 return states
         return None
@@ -48,10 +50,12 @@ class Passes:
     ) -> None:
         """Keep the states of a pass, if wanted for all pictures of the same values, which are
         looked at then."""
-        self._kept[self._key(pictures, query, layer)] = (states, pictures, query)
         if by_value:
+            copies = [picture.clone() for picture in pictures]
             key = self._value_key(pictures, query, layer)
-            self._by_value[key].append((states, [picture.clone() for picture in pictures]))
+            self._by_value[key].append((states, copies, query))
+        else:
+            self._kept[self._key(pictures, query, layer)] = (states, pictures, query)
 
     def _key(self, pictures: Sequence[Tensor], query: Query, layer: int | None) -> Hashable:
         identities = tuple(map(id, pictures)), tuple(map(_version, pictures))

@@ -73,7 +73,7 @@ def find_answer(
         ValueError: for an answer and arguments of ``generate`` at once, and an empty answer.
     """
     if target is None:
-        return answer_prompts(mllm, [(pictures, query)], generation)[0]
+        return answer_prompts(mllm, [(tuple(pictures), query)], generation)[0]
     if generation:
         raise ValueError(
             f"got both an answer and {', '.join(generation)}, which ask the model for one; "

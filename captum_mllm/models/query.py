@@ -78,6 +78,10 @@ class Query:
         ]
 
 
+#: The pictures that a query leaves open, (B, 3, H, W) each, and the query.
+Prompt = tuple[tuple[Tensor, ...], Query]
+
+
 def split_arguments(
     args: tuple[Any, ...], with_words: bool = False
 ) -> tuple[tuple[Tensor, ...], Query]:

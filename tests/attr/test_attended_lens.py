@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -19,9 +21,12 @@ from captum_mllm import (
     LogitLens,
     MLLMAttribution,
 )
+from captum_mllm.attr import AttentionRollout
+from captum_mllm.attr.attention_rows import AttentionRows
 from captum_mllm.models.attentions import IMPLEMENTATION
 from captum_mllm.models.query import Query
 from tests.attr.test_attention_rollout import SIZES, matrices, noise, places, prepared, sharp
+from tests.models.test_decoding import counted
 from tests.models.tiny_models import FAMILIES, shared
 
 
@@ -100,23 +105,65 @@ def test_the_states_of_its_pass_are_those_of_a_pass(family: str) -> None:
     assert torch.equal(found.context, expected.context)
 
 
-def test_attention_of_another_kind_leaves_no_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    mllm = MLLM(*shared("llava"))
-    image, query = prepared(mllm, SIZES["llava"])
+@contextmanager
+def looking_nowhere(mllm: MLLM) -> Iterator[None]:
+    """Attention of a user's own, which is no softmax."""
 
-    def looks_nowhere(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    def look(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         return torch.zeros_like(query).transpose(1, 2).contiguous(), None
 
-    AttentionInterface.register("looks_nowhere", looks_nowhere)
+    AttentionInterface.register("looks_nowhere", look)
     AttentionMaskInterface.register("looks_nowhere", AttentionMaskInterface()["sdpa"])
     mllm.model.set_attn_implementation("looks_nowhere")
     try:
+        yield
+    finally:
+        mllm.model.set_attn_implementation("sdpa")
+
+
+def test_attention_of_another_kind_leaves_no_states() -> None:
+    mllm = MLLM(*shared("llava"))
+    image, query = prepared(mllm, SIZES["llava"])
+    with looking_nowhere(mllm):
         expected = mllm.states(image, query)
         with mllm.remember():
             AttendedLens(mllm).attribute(image, additional_forward_args=(query,))
             assert torch.equal(mllm.states(image, query).context, expected.context)
-    finally:
-        mllm.model.set_attn_implementation("sdpa")
+
+
+def test_what_is_remembered_is_not_taken_for_other_rows() -> None:
+    mllm = sharp("qwen2_vl")
+    image, query = prepared(mllm, SIZES["qwen2_vl"])
+    lenses = [
+        AttendedLens(mllm),
+        AttendedLens(mllm, power=2.0),
+        AttendedLens(mllm, layers=[0]),
+        AttentionRollout(mllm, "raw"),
+        AttentionRollout(mllm, "raw", layers=[1]),
+        AttentionRollout(mllm, "raw", head_fusion="max"),
+        AttentionRollout(mllm, "raw", relative=True),
+    ]
+    calls = [{"additional_forward_args": (each,)} for each in (query, query.including_prompt())]
+    expected = [lens.attribute(image, **call) for lens in lenses for call in calls]
+    with mllm.remember(), counted(mllm) as passes:
+        found = [lens.attribute(image, **call) for lens in lenses for call in calls]
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other)
+    # All layers, each of two, and another fusion of the heads; with the prompt and without.
+    assert len(passes) == 2 * 4
+
+
+def test_pixels_are_not_kept_with_the_rows() -> None:
+    mllm = sharp("llava")
+    image, query = prepared(mllm, SIZES["llava"])
+    with mllm.remember():
+        AttendedLens(mllm).attribute(image, additional_forward_args=(query,))
+        (rows,) = (
+            value
+            for value in mllm.states(image, query).derived.values()
+            if isinstance(value, AttentionRows)
+        )
+    assert list(rows.encoding.inputs) == ["input_ids"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -21,6 +21,8 @@ from captum_mllm import (
 )
 from captum_mllm.attr import MLLMAttributionResult
 from captum_mllm.attr.attention_rollout import AttentionRollout
+from captum_mllm.models.attentions import Attention
+from tests.attr.test_attended_lens import looking_nowhere
 from tests.models.test_decoding import counted
 from tests.models.test_model_unchanged import snapshot, used
 from tests.models.tiny_models import FAMILIES, shared
@@ -36,6 +38,7 @@ METHODS: dict[str, Callable[[MLLM], Attribution]] = {
     "TAM": lambda mllm: TAM(LogitLens(mllm)),
     "ARC around MSEA": lambda mllm: ARC(MSEA(LogitLens(mllm))),
     "AttendedLens": AttendedLens,
+    "TAM of AttendedLens": lambda mllm: TAM(AttendedLens(mllm)),
     "MSEA of AttendedLens": lambda mllm: ARC(MSEA(AttendedLens(mllm)), suppress=None),
     "raw attention": lambda mllm: AttentionRollout(mllm, "raw", head_fusion="max", relative=True),
 }
@@ -44,6 +47,7 @@ FURTHER = {
     "LogitLens of a layer": 1,
     "ARC around MSEA": len(SCALES) - 1,
     "AttendedLens": 1,
+    "TAM of AttendedLens": 1,
     "MSEA of AttendedLens": len(SCALES),
     "raw attention": 1,
 }
@@ -127,6 +131,40 @@ def test_no_pass_is_made_twice(name: str, scales: tuple[float, ...]) -> None:
     assert len(passes) == len(scales) + (1.0 not in scales)
     for result, inp, answer in zip(results, inputs(), ANSWERS, strict=True):
         assert_close(result, explainer.attribute(inp, answer, scales=scales))
+
+
+def test_attention_of_another_kind_is_had_in_turn() -> None:
+    mllm = MLLM(*shared("llava"))
+    explainer = MLLMAttribution(AttendedLens(mllm))
+    with looking_nowhere(mllm):
+        with counted(mllm) as passes:
+            results = explainer.attribute_batch(inputs(), ANSWERS)
+        # One for the words of all, and one for the attention of each, whose states are others.
+        assert len(passes) == 1 + len(SIZES)
+        for result, inp, answer in zip(results, inputs(), ANSWERS, strict=True):
+            assert_close(result, explainer.attribute(inp, answer))
+
+
+def test_attention_is_worked_out_for_the_rows_of_each_input_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not for those of all of them, whose number grows with the square of the batch."""
+    mllm = MLLM(*shared("qwen2_vl"))
+    explainer = MLLMAttribution(AttendedLens(mllm))
+    scores: list[int] = []
+    weights = Attention.weights
+
+    def count(attention: Attention, rows: torch.Tensor) -> torch.Tensor:
+        found = weights(attention, rows)
+        scores.append(found.numel())
+        return found
+
+    monkeypatch.setattr(Attention, "weights", count)
+    explainer.attribute_batch(inputs(), ANSWERS)
+    together, scores[:] = sum(scores), []
+    for inp, answer in zip(inputs(), ANSWERS):
+        explainer.attribute(inp, answer)
+    assert together == sum(scores)
 
 
 def test_attention_of_a_vision_tower_is_had_in_turn() -> None:
