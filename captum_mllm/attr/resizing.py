@@ -97,6 +97,13 @@ def _resize_baseline(baseline: Any, tensor: Tensor, scale: float, mode: str) -> 
     return resize(baseline, (height, width), mode)
 
 
+def resample(mask: Tensor, axis: int, side: int) -> Tensor:
+    """A mask with ``side`` places along an axis, each with the value nearest to its centre."""
+    before = mask.shape[axis]
+    centres = (torch.arange(side, device=mask.device) + 0.5) * (before / side)
+    return mask.index_select(axis, centres.long().clamp_(max=before - 1))
+
+
 def _resize_feature_mask(mask: Any, tensor: Tensor, scale: float, mode: str) -> Any:
     if not isinstance(mask, Tensor):
         return mask
@@ -105,8 +112,7 @@ def _resize_feature_mask(mask: Any, tensor: Tensor, scale: float, mode: str) -> 
     resized = mask
     for axis in (-1, -2)[: mask.dim()]:
         side = _side(mask.shape[axis], before[axis], after[axis], "feature_mask")
-        centres = (torch.arange(side, device=mask.device) + 0.5) * (mask.shape[axis] / side)
-        resized = resized.index_select(axis, centres.long().clamp_(max=mask.shape[axis] - 1))
+        resized = resample(resized, axis, side)
     segments = mask.unique()
     lost = segments[~torch.isin(segments, resized.unique())].tolist()
     if lost:

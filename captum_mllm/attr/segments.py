@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_mllm.attr.resizing import resample
 from captum_mllm.models.layout import Size, size_of
 from captum_mllm.models.pixels import to_pil
 from captum_mllm.models.targets import is_integer
@@ -72,9 +73,7 @@ class Segments:
             return self
         regions = self.regions
         for axis, side in enumerate(size):
-            before = regions.shape[axis]
-            centres = (torch.arange(side, device=regions.device) + 0.5) * (before / side)
-            regions = regions.index_select(axis, centres.long().clamp_(max=before - 1))
+            regions = resample(regions, axis, side)
         lost = (~self.members[regions.unique()].any(0)).nonzero().flatten().tolist()
         if lost:
             raise ValueError(
