@@ -44,6 +44,8 @@ class Architecture(ABC):
     views: Mapping[int, float]
     #: The odds of the zooms of the last stages: side of the drawn picture over that of its canvas.
     zooms: Mapping[float, float] = MappingProxyType({1.0: 1.0})
+    #: Steps of the last stage.
+    polish_steps: int = 400
     #: The scales at which it is measured, and the view of each.
     scales: Mapping[float, int]
     #: Side of the pictures rendered for training, in pixels.

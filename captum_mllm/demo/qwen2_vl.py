@@ -45,6 +45,8 @@ class Qwen2VL(Architecture):
         {7: 0.2, 8: 0.05, 10: 0.15, 12: 0.05, 14: 0.25, 17: 0.1, 19: 0.05, 21: 0.1, 28: 0.05}
     )
     scales = MappingProxyType({0.5: 7, 0.75: 10, 1.0: 14, 1.25: 17, 1.5: 21, 2.0: 28})
+    # It has to learn more views than the others.
+    polish_steps = 2400
     picture_size = 112
     crop_grid = 14
     crop_sizes = (5, 6, 7)

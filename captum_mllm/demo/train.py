@@ -32,7 +32,6 @@ _STEPS = {
     "grounding": 500,
     "captions": 6000,
     "zooms": 800,
-    "polish": 400,
 }
 
 
@@ -87,13 +86,14 @@ def train(
     facts.prepare(model)
     use_float32_attention(model)
     course = Course(facts, seed)
+    all_steps = {**_STEPS, "polish": facts.polish_steps}
     for label, stage in _stages(facts).items():
         done = checkpoints / f"{label}.done.pt"
         if done.exists():
             model.load_state_dict(torch.load(done, weights_only=True))
             continue
         running = Checkpoint(checkpoints / f"{label}.running.pt")
-        stage(model, course, max(1, round(_STEPS[label] * fraction)), running)
+        stage(model, course, max(1, round(all_steps[label] * fraction)), running)
         torch.save(model.state_dict(), done)
         running.path.unlink(missing_ok=True)
     save_demo(model, facts, output)

@@ -247,6 +247,7 @@ def test_run_trains_all_stages_and_goes_on_where_it_stopped(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_module, "_STEPS", dict.fromkeys(train_module._STEPS, 1))
+    monkeypatch.setattr(type(ARCHITECTURES[name]), "polish_steps", 1)
     train_module.main(["--architecture", name, "--output", str(tmp_path)])
     model = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert load_processor(tmp_path).tokenizer.eos_token_id == model.generation_config.eos_token_id
