@@ -253,7 +253,7 @@ class AttentionRollout(Attribution):
                     logits = list(target_logits(explained, target, encoding, query))
                 else:
                     found = mllm.model.base_model(**encoding.inputs, use_cache=False)
-        if not by_gradient:
+        if mllm.remembers and not by_gradient:
             hidden = found.last_hidden_state.unflatten(0, (-1, encoding.windows))
             leave_states(mllm, gather_states(hidden, encoding, query), (pictures, query))
         tokens = ends = decoder_tokens(encoding, query)

@@ -178,8 +178,9 @@ class MLLMAttribution(Attribution):
 
         Raises:
             TypeError: if an input is not an :class:`ImageTextInput`.
-            ValueError: for no inputs, another number of targets, an empty answer, or arguments
-                that clash or that the method refuses.
+            ValueError: for no inputs, another number of targets, an empty answer, pictures that
+                the model does not take in one batch, or arguments that clash or that the method
+                refuses.
 
         Examples::
             >>> from PIL import Image

@@ -14,7 +14,6 @@ from captum_mllm.models.batches import join, split_states
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import decoder_tokens
 from captum_mllm.models.query import Prompt
-from captum_mllm.models.states import States
 
 
 class RawAttention:
@@ -42,22 +41,14 @@ class RawAttention:
     def of_prompt(self, prompt: Prompt, target: Any = None) -> AttentionRows:
         r"""The rows of one prompt; target as of :meth:`AttentionRollout.attribute`."""
         known = self._recall(prompt) if target is None else None
-        if known is not None:
-            return known
-        ((rows, states),) = self._pass([prompt], target)
-        leave_states(self.mllm, states, prompt)
-        if target is None:
-            self._keep(rows, prompt)
-        return rows
+        return self._pass([prompt], target)[0] if known is None else known
 
     def make_passes(self, prompts: Sequence[Prompt]) -> None:
         r"""Within ``MLLM.remember``, make the passes of some prompts as one, but for those that
         are remembered."""
         missing = [prompt for prompt in prompts if self._recall(prompt) is None]
         if missing:
-            for prompt, (rows, states) in zip(missing, self._pass(missing)):
-                leave_states(self.mllm, states, prompt, by_value=True)
-                self._keep(rows, prompt)
+            self._pass(missing, by_value=True)
 
     def _recall(self, prompt: Prompt) -> AttentionRows | None:
         pictures, query = prompt
@@ -72,16 +63,16 @@ class RawAttention:
 
     @torch.no_grad()
     def _pass(
-        self, prompts: Sequence[Prompt], target: Any = None
-    ) -> list[tuple[AttentionRows, States]]:
-        """The rows of each prompt, and its states, from one pass for all."""
+        self, prompts: Sequence[Prompt], target: Any = None, by_value: bool = False
+    ) -> list[AttentionRows]:
+        """The rows of each prompt, from one pass for all, which is kept where passes are."""
         mllm = self.mllm
         dtype = torch.promote_types(mllm.dtype, torch.float32)
         encodings = [mllm.encode(*prompt) for prompt in prompts]
         starts = []
         for encoding, (_, query) in zip(encodings, prompts):
-            rows = predicting_rows(encoding, query, target).to(dtype)
-            starts.append(rows.unflatten(1, encoding.inputs["input_ids"].shape))
+            start = predicting_rows(encoding, query, target).to(dtype)
+            starts.append(start.unflatten(1, encoding.inputs["input_ids"].shape))
         totals = [torch.zeros_like(start) for start in starts]
 
         def add(call: Attention) -> None:
@@ -100,4 +91,10 @@ class RawAttention:
         for total, encoding, (_, query) in zip(totals, encodings, prompts):
             weights: Tensor = total.flatten(1) / len(self.layers)
             found.append(AttentionRows(encoding, weights, decoder_tokens(encoding, query)))
-        return list(zip(found, split_states(hidden, encodings, prompts)))
+        if mllm.remembers:
+            all_states = split_states(hidden, encodings, prompts)
+            for prompt, rows, states in zip(prompts, found, all_states):
+                leave_states(mllm, states, prompt, by_value)
+                if target is None:
+                    self._keep(rows, prompt)
+        return found

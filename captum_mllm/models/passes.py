@@ -11,6 +11,9 @@ from torch import Tensor
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 
+# How often each tensor was changed in place.
+Versions = tuple[int, ...]
+
 
 class Passes:
     r"""The states of passes with the same pictures, weights and query.
@@ -26,8 +29,8 @@ class Passes:
         self._weights = tuple(weights)
         # The pictures are kept so that no other tensor takes their identity.
         self._kept: dict[Hashable, tuple[States, Sequence[Tensor], Query]] = {}
-        self._by_value: dict[Hashable, list[tuple[States, Sequence[Tensor], Query]]] = defaultdict(
-            list
+        self._by_value: dict[Hashable, list[tuple[States, Sequence[Tensor], Versions]]] = (
+            defaultdict(list)
         )
 
     def recall(self, pictures: Sequence[Tensor], query: Query, layer: int | None) -> States | None:
@@ -35,8 +38,10 @@ class Passes:
         kept = self._kept.get(self._key(pictures, query, layer))
         if kept is not None:
             return kept[0]
-        for states, others, _ in self._by_value.get(self._value_key(pictures, query, layer), ()):
-            if all(map(torch.equal, pictures, others)):
+        for states, others, versions in self._by_value.get(
+            self._value_key(pictures, query, layer), ()
+        ):
+            if _versions(others) == versions and all(map(torch.equal, pictures, others)):
                 return states
         return None
 
@@ -50,15 +55,13 @@ class Passes:
     ) -> None:
         """Keep the states of a pass, if wanted for all pictures of the same values, which are
         looked at then."""
+        self._kept[self._key(pictures, query, layer)] = (states, pictures, query)
         if by_value:
-            copies = [picture.clone() for picture in pictures]
             key = self._value_key(pictures, query, layer)
-            self._by_value[key].append((states, copies, query))
-        else:
-            self._kept[self._key(pictures, query, layer)] = (states, pictures, query)
+            self._by_value[key].append((states, pictures, _versions(pictures)))
 
     def _key(self, pictures: Sequence[Tensor], query: Query, layer: int | None) -> Hashable:
-        identities = tuple(map(id, pictures)), tuple(map(_version, pictures))
+        identities = tuple(map(id, pictures)), _versions(pictures)
         return identities, self._fixed_key(query, layer)
 
     def _value_key(self, pictures: Sequence[Tensor], query: Query, layer: int | None) -> Hashable:
@@ -68,7 +71,11 @@ class Passes:
     def _fixed_key(self, query: Query, layer: int | None) -> Hashable:
         fixed = [picture for picture in query.pictures if picture is not None]
         weights = sum(map(_version, self._weights))
-        return query.inputs_key, layer, tuple(map(_version, fixed)), weights
+        return query.inputs_key, layer, _versions(fixed), weights
+
+
+def _versions(tensors: Sequence[Tensor]) -> Versions:
+    return tuple(map(_version, tensors))
 
 
 def _version(tensor: Tensor) -> int:

@@ -111,3 +111,18 @@ def test_gradients_in_inference_mode_are_refused_with_advice(counted: Counted) -
         later, question = mllm.prepare(ImageTextInput(PICTURES, messages=MESSAGES), target="a cat")
     arguments["additional_forward_args"] = (question,)
     assert method.attribute(later, **arguments).abs().sum() > 0
+
+
+def test_a_pass_kept_by_value_is_that_of_equal_pictures_until_its_own_changes(
+    counted: Counted,
+) -> None:
+    mllm, image, query, _ = counted
+    with mllm.remember():
+        states = mllm.states(image.clone(), query)
+        mllm.keep(states, image, query, by_value=True)
+        assert mllm.recall(image, query) is states
+        assert mllm.recall(image.clone(), query) is states
+        assert mllm.recall(1 - image, query) is None
+        image.mul_(0.5)
+        assert mllm.recall(image, query) is None
+        assert mllm.recall(image.clone(), query) is None
