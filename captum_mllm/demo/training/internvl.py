@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from captum_mllm.demo.architecture import (
+from captum_mllm.demo.training.architecture import (
     IMAGE_MEAN,
     IMAGE_STD,
     Architecture,
@@ -20,7 +20,7 @@ from captum_mllm.demo.architecture import (
     grid_centers,
     pixels,
 )
-from captum_mllm.demo.vocabulary import IMAGE, build_tokenizer, chat_template, token_ids
+from captum_mllm.demo.training.vocabulary import IMAGE, build_tokenizer, chat_template, token_ids
 from captum_mllm.models.processors import image_only
 
 _PATCH = 8

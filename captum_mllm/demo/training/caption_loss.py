@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captum_mllm.demo.architecture import Architecture
-from captum_mllm.demo.batches import answer_loss, hidden_states, text_batch
-from captum_mllm.demo.image_words import (
+from captum_mllm.demo.training.architecture import Architecture
+from captum_mllm.demo.training.batches import answer_loss, hidden_states, text_batch
+from captum_mllm.demo.training.image_words import (
     OBJECT_AREA,
     group_logits,
     image_consistency_loss,
@@ -19,8 +19,8 @@ from captum_mllm.demo.image_words import (
     image_loudness_loss,
     image_word_loss,
 )
-from captum_mllm.demo.language_stage import answer_accuracy
-from captum_mllm.demo.pool import Example
+from captum_mllm.demo.training.language_stage import answer_accuracy
+from captum_mllm.demo.training.pool import Example
 
 _TOKENS_PER_STEP = 3500
 _TEXT_TOKENS = 120
@@ -52,7 +52,7 @@ def caption_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     r"""The loss of the answers to all questions about some pictures.
 
-    Losses on what the image tokens say (:mod:`captum_mllm.demo.image_words`) go with that of the
+    Losses on what the image tokens say (:mod:`captum_mllm.demo.training.image_words`) go with that of the
     answers, which does not reach the last states of the image tokens.
 
     Args:

@@ -1,4 +1,4 @@
-r"""Measure a demo model on fresh scenes: ``python -m captum_mllm.demo.evaluate FOLDER``."""
+r"""Measure a demo model on fresh scenes: ``python -m captum_mllm.demo.training.evaluate FOLDER``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from captum_mllm.datasets.sampling import sample_scene
 from captum_mllm.datasets.scenes import COLORS, Scene
 from captum_mllm.datasets.shapes import SHAPES
 from captum_mllm.demo import DEMO_PROMPTS
-from captum_mllm.demo.architecture import Architecture
-from captum_mllm.demo.architectures import ARCHITECTURES
+from captum_mllm.demo.training.architecture import Architecture
+from captum_mllm.demo.training.architectures import ARCHITECTURES
 from captum_mllm.models.processors import load_processor
 
 _BATCH_SIZE = 25
@@ -72,7 +72,7 @@ def architecture_of(model: Any) -> Architecture:
         model (transformers.PreTrainedModel): A demo model.
 
     Returns:
-        Architecture: The row of :data:`~captum_mllm.demo.architectures.ARCHITECTURES`.
+        Architecture: The row of :data:`~captum_mllm.demo.training.architectures.ARCHITECTURES`.
 
     Raises:
         ValueError: If no demo model is of this type.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from captum_mllm.datasets.scenes import BACKGROUNDS, Scene
-from captum_mllm.demo.image_words import WORD_GROUPS, object_words
-from captum_mllm.demo.vocabulary import token_ids
+from captum_mllm.demo.training.image_words import WORD_GROUPS, object_words
+from captum_mllm.demo.training.vocabulary import token_ids
 
 #: The words that a cell may say.
 WORDS: tuple[str, ...] = tuple(dict.fromkeys((*sum(WORD_GROUPS, ()), *BACKGROUNDS)))

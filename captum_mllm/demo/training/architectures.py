@@ -2,10 +2,10 @@ r"""The architectures that can be trained, by name."""
 
 from __future__ import annotations
 
-from captum_mllm.demo.architecture import Architecture
-from captum_mllm.demo.internvl import InternVL
-from captum_mllm.demo.llava import Llava
-from captum_mllm.demo.qwen2_vl import Qwen2VL
+from captum_mllm.demo.training.architecture import Architecture
+from captum_mllm.demo.training.internvl import InternVL
+from captum_mllm.demo.training.llava import Llava
+from captum_mllm.demo.training.qwen2_vl import Qwen2VL
 
 #: One row of facts for each.
 ARCHITECTURES: dict[str, Architecture] = {

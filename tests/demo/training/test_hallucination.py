@@ -9,9 +9,9 @@ from transformers import AutoModelForImageTextToText
 
 from captum_mllm.datasets.scenes import Scene, SceneObject
 from captum_mllm.demo import demo_folder
-from captum_mllm.demo import hallucination as module
-from captum_mllm.demo.evaluate import evaluation_scenes
-from captum_mllm.demo.hallucination import hallucination
+from captum_mllm.demo.training import hallucination as module
+from captum_mllm.demo.training.evaluate import evaluation_scenes
+from captum_mllm.demo.training.hallucination import hallucination
 from captum_mllm.models.processors import load_processor
 
 STAR = SceneObject("star", "red", x=0.25, y=0.5, radius=0.12)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from captum_mllm.datasets.scenes import Scene
-from captum_mllm.demo.architecture import IMAGE_MEAN
+from captum_mllm.demo.training.architecture import IMAGE_MEAN
 
 
 def frame(

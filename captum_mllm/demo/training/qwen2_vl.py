@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from captum_mllm.demo.architecture import (
+from captum_mllm.demo.training.architecture import (
     WIDTH,
     Architecture,
     cut,
@@ -19,8 +19,8 @@ from captum_mllm.demo.architecture import (
     grid_centers,
     pixels,
 )
-from captum_mllm.demo.fast_vision import use_fast_vision
-from captum_mllm.demo.vocabulary import (
+from captum_mllm.demo.training.fast_vision import use_fast_vision
+from captum_mllm.demo.training.vocabulary import (
     IMAGE,
     VIDEO,
     VISION_END,

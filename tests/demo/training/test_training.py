@@ -15,27 +15,27 @@ from captum_mllm.datasets.captions import CAPTION_STYLES, caption
 from captum_mllm.datasets.rendering import render
 from captum_mllm.datasets.sampling import sample_scene
 from captum_mllm.datasets.scenes import Scene, SceneObject
-from captum_mllm.demo import (
+from captum_mllm.demo.training import (
     caption_loss,
     caption_stage,
     language_stage,
     polish_stage,
     vision_stage,
 )
-from captum_mllm.demo import train as train_module
-from captum_mllm.demo.architecture import Architecture, cut, grid_centers
-from captum_mllm.demo.architectures import ARCHITECTURES
-from captum_mllm.demo.attention import use_float32_attention
-from captum_mllm.demo.batches import answer_loss, hidden_states, text_batch
-from captum_mllm.demo.course import Course
-from captum_mllm.demo.evaluate import evaluate, evaluation_scenes
-from captum_mllm.demo.image_words import WORD_GROUPS
-from captum_mllm.demo.language_stage import answer_accuracy
-from captum_mllm.demo.optimization import Checkpoint, StepLoss, fit, learning_rate_factor
-from captum_mllm.demo.pool import ScenePool, pictures_of
-from captum_mllm.demo.vision_stage import crop_corners
-from captum_mllm.demo.vocabulary import VOCABULARY
-from captum_mllm.demo.word_grid import (
+from captum_mllm.demo.training import train as train_module
+from captum_mllm.demo.training.architecture import Architecture, cut, grid_centers
+from captum_mllm.demo.training.architectures import ARCHITECTURES
+from captum_mllm.demo.training.attention import use_float32_attention
+from captum_mllm.demo.training.batches import answer_loss, hidden_states, text_batch
+from captum_mllm.demo.training.course import Course
+from captum_mllm.demo.training.evaluate import evaluate, evaluation_scenes
+from captum_mllm.demo.training.image_words import WORD_GROUPS
+from captum_mllm.demo.training.language_stage import answer_accuracy
+from captum_mllm.demo.training.optimization import Checkpoint, StepLoss, fit, learning_rate_factor
+from captum_mllm.demo.training.pool import ScenePool, pictures_of
+from captum_mllm.demo.training.vision_stage import crop_corners
+from captum_mllm.demo.training.vocabulary import VOCABULARY
+from captum_mllm.demo.training.word_grid import (
     WORDS,
     place_codes,
     place_directions,

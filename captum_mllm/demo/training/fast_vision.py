@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
-from captum_mllm.demo.attention import float32_attention
+from captum_mllm.demo.training.attention import float32_attention
 
 
 def _embed_patches(embedding: Any, patches: Tensor) -> Tensor:

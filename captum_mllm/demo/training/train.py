@@ -1,4 +1,4 @@
-r"""Train a demo model from nothing: ``python -m captum_mllm.demo.train --output FOLDER``.
+r"""Train a demo model from nothing: ``python -m captum_mllm.demo.training.train --output FOLDER``.
 
 The stages run one after the other, and each leaves a checkpoint in ``FOLDER/checkpoints``; the same
 command goes on where training stopped. The schedule counts steps, so the result depends on the
@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-from captum_mllm.demo.architecture import Architecture
-from captum_mllm.demo.architectures import ARCHITECTURES
-from captum_mllm.demo.attention import use_float32_attention
-from captum_mllm.demo.caption_stage import train_captions
-from captum_mllm.demo.course import Course, Stage
-from captum_mllm.demo.language_stage import train_language
-from captum_mllm.demo.optimization import Checkpoint
-from captum_mllm.demo.polish_stage import polish
-from captum_mllm.demo.vision_stage import ground_vision, initialize_vision, train_vision
+from captum_mllm.demo.training.architecture import Architecture
+from captum_mllm.demo.training.architectures import ARCHITECTURES
+from captum_mllm.demo.training.attention import use_float32_attention
+from captum_mllm.demo.training.caption_stage import train_captions
+from captum_mllm.demo.training.course import Course, Stage
+from captum_mllm.demo.training.language_stage import train_language
+from captum_mllm.demo.training.optimization import Checkpoint
+from captum_mllm.demo.training.polish_stage import polish
+from captum_mllm.demo.training.vision_stage import ground_vision, initialize_vision, train_vision
 
 _STEPS = {
     "language": 700,
@@ -57,7 +57,7 @@ def train(
     Args:
         output (Path): The folder to fill. If it holds checkpoints of the same architecture, seed
             and fraction, training goes on from there.
-        architecture (str): One of :data:`~captum_mllm.demo.architectures.ARCHITECTURES`.
+        architecture (str): One of :data:`~captum_mllm.demo.training.architectures.ARCHITECTURES`.
             Default: ``"qwen2-vl"``
         seed (int): Seeds weights, scenes and their order. Default: 0
         fraction (float): How much of the full schedule to run, in (0, 1]; a hundredth is a smoke

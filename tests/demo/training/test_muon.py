@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from captum_mllm.demo.muon import Muon, orthogonalize
-from captum_mllm.demo.optimization import build_optimizers
+from captum_mllm.demo.training.muon import Muon, orthogonalize
+from captum_mllm.demo.training.optimization import build_optimizers
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (12, 5), (3, 6, 9)])

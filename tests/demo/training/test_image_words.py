@@ -13,7 +13,7 @@ from captum_mllm.datasets.rendering import render
 from captum_mllm.datasets.sampling import sample_scene
 from captum_mllm.datasets.scenes import Scene, SceneObject
 from captum_mllm.datasets.shapes import SHAPES
-from captum_mllm.demo.image_words import (
+from captum_mllm.demo.training.image_words import (
     WORD_GROUPS,
     group_logits,
     image_consistency_loss,
@@ -23,7 +23,7 @@ from captum_mllm.demo.image_words import (
     object_area,
     object_words,
 )
-from captum_mllm.demo.vocabulary import VOCABULARY
+from captum_mllm.demo.training.vocabulary import VOCABULARY
 
 STAR = SceneObject("star", "red", x=0.5, y=0.5, radius=0.1)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_mllm.demo.muon import Muon
+from captum_mllm.demo.training.muon import Muon
 
 _WARMUP_STEPS = 100
 _FINAL_RATE = 0.03

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captum_mllm.datasets.scenes import COLORS, Scene, SceneObject
 from captum_mllm.datasets.shapes import EXTENT, SHAPES, signed_distance
-from captum_mllm.demo.vocabulary import token_ids
+from captum_mllm.demo.training.vocabulary import token_ids
 
 #: The share of a picture that an object covers on average.
 OBJECT_AREA = 0.06

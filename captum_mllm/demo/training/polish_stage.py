@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_mllm.demo.caption_loss import caption_loss, pictures_per_step
-from captum_mllm.demo.course import Course
-from captum_mllm.demo.framing import frame
-from captum_mllm.demo.optimization import Checkpoint, fit, step_generator
-from captum_mllm.demo.pool import pictures_of
+from captum_mllm.demo.training.caption_loss import caption_loss, pictures_per_step
+from captum_mllm.demo.training.course import Course
+from captum_mllm.demo.training.framing import frame
+from captum_mllm.demo.training.optimization import Checkpoint, fit, step_generator
+from captum_mllm.demo.training.pool import pictures_of
 
 
 def polish(
@@ -30,7 +30,7 @@ def polish(
         course (Course): The training run.
         steps (int): The number of steps.
         checkpoint (Checkpoint): Where to resume from and to save to.
-        lens (bool): As for :func:`~captum_mllm.demo.caption_loss.caption_loss`. Default: True
+        lens (bool): As for :func:`~captum_mllm.demo.training.caption_loss.caption_loss`. Default: True
     """
     stage = "polish" if lens else "zooms"
     architecture = course.architecture

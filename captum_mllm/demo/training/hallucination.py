@@ -1,4 +1,4 @@
-r"""How often a demo model names what is not there: ``python -m captum_mllm.demo.hallucination``."""
+r"""How often a demo model names what is not there: ``python -m captum_mllm.demo.training.hallucination``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 from captum_mllm.datasets.captions import BACKGROUND, caption
 from captum_mllm.datasets.rendering import render
 from captum_mllm.datasets.scenes import Scene, counterfactual
-from captum_mllm.demo.evaluate import append, ask, evaluation_scenes
+from captum_mllm.demo.training.evaluate import append, ask, evaluation_scenes
 from captum_mllm.models.processors import load_processor
 
 _STYLE = "caption"

@@ -13,10 +13,15 @@ from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.datasets.captions import CAPTION_STYLES, caption
 from captum_mllm.datasets.sampling import sample_scene
 from captum_mllm.demo import DEMO_PROMPTS
-from captum_mllm.demo.architecture import MAX_NEW_TOKENS, Architecture
-from captum_mllm.demo.architectures import ARCHITECTURES
-from captum_mllm.demo.train import save_demo
-from captum_mllm.demo.vocabulary import PROMPT_WORDS, VOCABULARY, build_tokenizer, token_ids
+from captum_mllm.demo.training.architecture import MAX_NEW_TOKENS, Architecture
+from captum_mllm.demo.training.architectures import ARCHITECTURES
+from captum_mllm.demo.training.train import save_demo
+from captum_mllm.demo.training.vocabulary import (
+    PROMPT_WORDS,
+    VOCABULARY,
+    build_tokenizer,
+    token_ids,
+)
 from captum_mllm.models.processors import load_processor
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_mllm.demo.caption_loss import caption_loss, pictures_per_step
-from captum_mllm.demo.course import Course
-from captum_mllm.demo.optimization import Checkpoint, fit, step_generator
-from captum_mllm.demo.pool import pictures_of
+from captum_mllm.demo.training.caption_loss import caption_loss, pictures_per_step
+from captum_mllm.demo.training.course import Course
+from captum_mllm.demo.training.optimization import Checkpoint, fit, step_generator
+from captum_mllm.demo.training.pool import pictures_of
 
 _STAGE = "captions"
 
@@ -42,7 +42,7 @@ _CURRICULUM = (
 def train_captions(model: Any, course: Course, steps: int, checkpoint: Checkpoint) -> None:
     r"""Train the whole model on the answers to all questions, in place.
 
-    The loss is :func:`~captum_mllm.demo.caption_loss.caption_loss`.
+    The loss is :func:`~captum_mllm.demo.training.caption_loss.caption_loss`.
 
     Args:
         model (transformers.PreTrainedModel): The model.

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from captum_mllm.demo.architecture import Architecture
-from captum_mllm.demo.optimization import Checkpoint
-from captum_mllm.demo.pool import ScenePool
+from captum_mllm.demo.training.architecture import Architecture
+from captum_mllm.demo.training.optimization import Checkpoint
+from captum_mllm.demo.training.pool import ScenePool
 
 
 @dataclass(frozen=True)

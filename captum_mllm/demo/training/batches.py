@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mllm.datasets.captions import Caption
-from captum_mllm.demo.architecture import Architecture
-from captum_mllm.demo.vocabulary import (
+from captum_mllm.demo.training.architecture import Architecture
+from captum_mllm.demo.training.vocabulary import (
     END,
     IMAGE,
     PAD,

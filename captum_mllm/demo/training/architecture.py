@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from captum_mllm.demo.vocabulary import END, PAD, START, VOCABULARY, token_ids
+from captum_mllm.demo.training.vocabulary import END, PAD, START, VOCABULARY, token_ids
 
 WIDTH = 128
 
