@@ -1,4 +1,7 @@
-r"""Measure a demo model on fresh scenes: ``python -m captum_mllm.demo.training.evaluate FOLDER``."""
+r"""Measure a demo model on fresh scenes.
+
+Run it as ``python -m captum_mllm.demo.training.evaluate FOLDER``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-r"""How often a demo model names what is not there: ``python -m captum_mllm.demo.training.hallucination``."""
+r"""How often a demo model names what is not there.
+
+Run it as ``python -m captum_mllm.demo.training.hallucination``.
+"""
 
 from __future__ import annotations
 

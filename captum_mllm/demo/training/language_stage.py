@@ -18,15 +18,15 @@ from captum_mllm.datasets.scenes import COLORS
 from captum_mllm.datasets.shapes import SHAPES
 from captum_mllm.demo.training.batches import TextBatch, answer_loss, hidden_states, text_batch
 from captum_mllm.demo.training.course import Course
-from captum_mllm.demo.training.image_words import group_logits
-from captum_mllm.demo.training.optimization import Checkpoint, fit, step_generator
-from captum_mllm.demo.training.vocabulary import token_ids
-from captum_mllm.demo.training.word_grid import (
+from captum_mllm.demo.training.image_words import (
+    group_logits,
     place_codes,
     place_directions,
     word_embeddings,
     word_grid,
 )
+from captum_mllm.demo.training.optimization import Checkpoint, fit, step_generator
+from captum_mllm.demo.training.vocabulary import token_ids
 
 _STAGE = "language"
 _TOKENS_PER_STEP = 3500

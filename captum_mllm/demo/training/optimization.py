@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_mllm.demo.training.muon import Muon
-
 _WARMUP_STEPS = 100
 _FINAL_RATE = 0.03
 _REPORT_EVERY = 50
@@ -113,7 +111,16 @@ def build_optimizers(trained: nn.Module, learning_rate: float) -> list[torch.opt
     others = [p for p in trained.parameters() if id(p) not in linear]
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
-        optimizers.append(Muon(matrices, lr=learning_rate))
+        # Scaled so that learning rates of AdamW fit (Liu et al., 2025, arXiv:2502.16982).
+        optimizers.append(
+            torch.optim.Muon(
+                matrices,
+                lr=learning_rate,
+                momentum=0.95,
+                weight_decay=0.05,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
     if others:
         optimizers.append(torch.optim.AdamW(others, learning_rate, (0.9, 0.98), weight_decay=0.01))
     return optimizers

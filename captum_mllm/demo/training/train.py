@@ -19,11 +19,10 @@ import torch
 from captum_mllm.demo.training.architecture import Architecture
 from captum_mllm.demo.training.architectures import ARCHITECTURES
 from captum_mllm.demo.training.attention import use_float32_attention
-from captum_mllm.demo.training.caption_stage import train_captions
+from captum_mllm.demo.training.caption_stages import polish, train_captions
 from captum_mllm.demo.training.course import Course, Stage
 from captum_mllm.demo.training.language_stage import train_language
 from captum_mllm.demo.training.optimization import Checkpoint
-from captum_mllm.demo.training.polish_stage import polish
 from captum_mllm.demo.training.vision_stage import ground_vision, initialize_vision, train_vision
 
 _STEPS = {

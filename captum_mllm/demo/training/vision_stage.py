@@ -17,18 +17,18 @@ from torch import Tensor, nn
 
 from captum_mllm.datasets.scenes import BACKGROUNDS, Scene
 from captum_mllm.demo.training.architecture import Architecture
-from captum_mllm.demo.training.course import Course
+from captum_mllm.demo.training.course import Course, ScenePool, pictures_of
 from captum_mllm.demo.training.image_words import (
     OBJECT_AREA,
     WORD_GROUPS,
     group_logits,
     image_word_loss,
     object_words,
+    place_codes,
+    place_directions,
 )
 from captum_mllm.demo.training.optimization import Checkpoint, fit, step_generator
-from captum_mllm.demo.training.pool import ScenePool, pictures_of
 from captum_mllm.demo.training.vocabulary import token_ids
-from captum_mllm.demo.training.word_grid import place_codes, place_directions
 
 _TOKENS_PER_STEP = 3500
 _PLACE_WEIGHT = 2.0
@@ -154,7 +154,7 @@ def _match_length(model: Any, architecture: Architecture, seed: int, words: Tens
 def ground_vision(model: Any, course: Course, steps: int, checkpoint: Checkpoint) -> None:
     r"""Train the vision tower's single tokens to say the words of the scene, in place.
 
-    The loss is :func:`~captum_mllm.demo.training.image_words.image_word_loss` on what the tokens say by the
+    The loss is :func:`~.image_words.image_word_loss` on what the tokens say by the
     language model's embeddings, which rest; the pictures are crops at first. Where the decoder
     cannot tell rows and columns, the tokens learn to tell their own place as well.
 

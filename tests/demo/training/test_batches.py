@@ -15,10 +15,9 @@ from captum_mllm.datasets.rendering import render
 from captum_mllm.datasets.sampling import sample_scene
 from captum_mllm.demo import DEMO_PROMPTS
 from captum_mllm.demo.training.architecture import Architecture, cut, pixels
-from captum_mllm.demo.training.architectures import ARCHITECTURES
+from captum_mllm.demo.training.architectures import ARCHITECTURES, patches
 from captum_mllm.demo.training.attention import use_float32_attention
 from captum_mllm.demo.training.batches import answer_loss, hidden_states, text_batch
-from captum_mllm.demo.training.qwen2_vl import patches
 
 SCENES = [sample_scene(seed, contact=0.5) for seed in range(3)]
 CAPTIONS = [{style: caption(scene, style) for style in CAPTION_STYLES} for scene in SCENES]

@@ -15,33 +15,26 @@ from captum_mllm.datasets.captions import CAPTION_STYLES, caption
 from captum_mllm.datasets.rendering import render
 from captum_mllm.datasets.sampling import sample_scene
 from captum_mllm.datasets.scenes import Scene, SceneObject
-from captum_mllm.demo.training import (
-    caption_loss,
-    caption_stage,
-    language_stage,
-    polish_stage,
-    vision_stage,
-)
+from captum_mllm.demo.training import caption_stages, language_stage, vision_stage
 from captum_mllm.demo.training import train as train_module
 from captum_mllm.demo.training.architecture import Architecture, cut, grid_centers
 from captum_mllm.demo.training.architectures import ARCHITECTURES
 from captum_mllm.demo.training.attention import use_float32_attention
 from captum_mllm.demo.training.batches import answer_loss, hidden_states, text_batch
-from captum_mllm.demo.training.course import Course
+from captum_mllm.demo.training.course import Course, ScenePool, pictures_of
 from captum_mllm.demo.training.evaluate import evaluate, evaluation_scenes
-from captum_mllm.demo.training.image_words import WORD_GROUPS
-from captum_mllm.demo.training.language_stage import answer_accuracy
-from captum_mllm.demo.training.optimization import Checkpoint, StepLoss, fit, learning_rate_factor
-from captum_mllm.demo.training.pool import ScenePool, pictures_of
-from captum_mllm.demo.training.vision_stage import crop_corners
-from captum_mllm.demo.training.vocabulary import VOCABULARY
-from captum_mllm.demo.training.word_grid import (
+from captum_mllm.demo.training.image_words import (
+    WORD_GROUPS,
     WORDS,
     place_codes,
     place_directions,
     word_embeddings,
     word_grid,
 )
+from captum_mllm.demo.training.language_stage import answer_accuracy
+from captum_mllm.demo.training.optimization import Checkpoint, StepLoss, fit, learning_rate_factor
+from captum_mllm.demo.training.vision_stage import crop_corners
+from captum_mllm.demo.training.vocabulary import VOCABULARY
 from captum_mllm.models.processors import load_processor
 
 
@@ -178,7 +171,7 @@ def _prepared(architecture: Architecture) -> Any:
 
 @pytest.fixture
 def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for stage in (language_stage, vision_stage, caption_loss):
+    for stage in (language_stage, vision_stage, caption_stages):
         monkeypatch.setattr(stage, "_TOKENS_PER_STEP", 900)
 
 
@@ -200,7 +193,7 @@ def test_captioning_lowers_the_loss(name: str, tmp_path: Path) -> None:
 
     before = loss()
     checkpoint = Checkpoint(tmp_path / "captions.pt")
-    caption_stage.train_captions(model, Course(architecture), 10, checkpoint)
+    caption_stages.train_captions(model, Course(architecture), 10, checkpoint)
     assert loss() < before - 0.4
 
 
@@ -215,13 +208,13 @@ def test_polishing_lowers_its_loss(name: str, tmp_path: Path) -> None:
     def loss() -> float:
         with torch.no_grad():
             pictures = pictures_of(examples)
-            return caption_loss.caption_loss(
+            return caption_stages.caption_loss(
                 model, architecture, examples, pictures, view, lens=True
             )[0].item()
 
     before = loss()
     checkpoint = Checkpoint(tmp_path / "polish.pt")
-    polish_stage.polish(model, Course(architecture), 10, checkpoint)
+    caption_stages.polish(model, Course(architecture), 10, checkpoint)
     assert loss() < before - 0.4
 
 

@@ -8,7 +8,7 @@ import pytest
 from captum_mllm.datasets.rendering import render
 from captum_mllm.datasets.scenes import Scene, SceneObject
 from captum_mllm.demo.training.architecture import IMAGE_MEAN
-from captum_mllm.demo.training.framing import frame
+from captum_mllm.demo.training.caption_stages import frame
 
 SCENE = Scene((SceneObject("circle", "red", x=0.3, y=0.6, radius=0.15),), "light")
 
