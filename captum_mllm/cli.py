@@ -27,8 +27,8 @@ from captum_mllm import (
     __version__,
 )
 from captum_mllm.attr import AnswerStream
-from captum_mllm.benchmark.command import add_parser as add_benchmark
 from captum_mllm.demo import DEMO_PROMPT, demo_picture
+from captum_mllm.evaluation.command import add_parser as add_benchmark
 
 DEMO_MODEL = "demo/qwen2-vl"
 DEFAULT_PROMPT = "Describe the image."
