@@ -12,12 +12,10 @@ from typing import Any, get_args
 from captum_mllm import MLLM
 from captum_mllm.datasets import CAPTION_STYLES
 from captum_mllm.evaluation.catalogue import METHODS, select_methods
-from captum_mllm.evaluation.examples import Split
-from captum_mllm.evaluation.faithfulness import Baseline
-from captum_mllm.evaluation.figures import plot_bars, plot_maps, save
-from captum_mllm.evaluation.report import to_markdown
-from captum_mllm.evaluation.runner import run_benchmark
-from captum_mllm.evaluation.settings import METRICS, Settings
+from captum_mllm.evaluation.report import plot_bars, plot_maps, save, to_markdown
+from captum_mllm.evaluation.run import METRICS, Settings, run_benchmark
+from captum_mllm.evaluation.samples import Split
+from captum_mllm.evaluation.scores import Baseline
 from captum_mllm.evaluation.summary import summarize
 
 #: The method that the others are compared with, unless another is asked for.

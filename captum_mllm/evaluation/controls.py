@@ -10,11 +10,9 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm import ARC
-from captum_mllm.evaluation.cases import Case
-from captum_mllm.evaluation.lens_probability import LensProbability
-from captum_mllm.evaluation.map_function import MapFunction
-from captum_mllm.evaluation.method import DEFAULT_SCALES, Method, attribution
-from captum_mllm.evaluation.methods import ATTENDED_LENS, ATTENTION, LENS
+from captum_mllm.evaluation.attributions import LensProbability, MapFunction
+from captum_mllm.evaluation.method import DEFAULT_SCALES, Case, Method, attribution
+from captum_mllm.evaluation.published import ATTENDED_LENS, ATTENTION, LENS
 
 # Standard deviation of the blob, as a share of the picture's sides.
 _BLOB = 0.2

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from captum_mllm import ARC, LogitLens
 from captum_mllm.attr.context_suppression import context_scores
-from captum_mllm.evaluation.cases import Case
 from captum_mllm.evaluation.catalogue import METHODS
 from captum_mllm.evaluation.controls import power
-from captum_mllm.evaluation.localization import localization_scores
-from captum_mllm.evaluation.score import Scores
+from captum_mllm.evaluation.method import Case
+from captum_mllm.evaluation.records import Scores
+from captum_mllm.evaluation.scores import localization_scores
 
 
 def scores(case: Case, name: str) -> Scores:

@@ -1,4 +1,4 @@
-"""Captioned scenes whose words are tagged with what they speak of."""
+"""``Example``: a captioned scene whose words are tagged with what they speak of."""
 
 from __future__ import annotations
 

@@ -8,10 +8,8 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm import LogitLens
-from captum_mllm.evaluation.cases import Case
-from captum_mllm.evaluation.lens_probability import LensProbability
-from captum_mllm.evaluation.map_function import MapFunction
-from captum_mllm.evaluation.picture_contrast import PictureContrast
+from captum_mllm.evaluation.attributions import LensProbability, MapFunction, PictureContrast
+from captum_mllm.evaluation.method import Case
 
 
 def lens_logits(case: Case) -> Tensor:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from captum_mllm.evaluation.record import Record, read_records, write_records
-from captum_mllm.evaluation.score import Score
+from captum_mllm.evaluation.records import Record, Score, read_records, write_records
 
 
 def record(number: int) -> Record:

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from captum_mllm.evaluation import picture_scores, report, runner
-from captum_mllm.evaluation.cases import Case
-from captum_mllm.evaluation.method import Method
-from captum_mllm.evaluation.record import Record
-from captum_mllm.evaluation.runner import run_benchmark
-from captum_mllm.evaluation.settings import Settings
+from captum_mllm.evaluation import report
+from captum_mllm.evaluation import run as runner
+from captum_mllm.evaluation.method import Case, Method
+from captum_mllm.evaluation.records import Record
+from captum_mllm.evaluation.run import Settings, run_benchmark
 from captum_mllm.evaluation.summary import summarize
 
 SETTINGS = Settings(
@@ -84,7 +83,7 @@ def test_a_failing_method_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def fail(case: object) -> None:
         raise ZeroDivisionError("by hand")
 
-    monkeypatch.setitem(picture_scores.METHODS, "lens", Method("lens", fail))
+    monkeypatch.setitem(runner.METHODS, "lens", Method("lens", fail))
     with pytest.raises(RuntimeError, match=r"lens fails on demo/qwen2-vl, caption 0: by hand"):
         run_benchmark(SETTINGS, 1, tmp_path)
 
@@ -123,13 +122,13 @@ def test_a_picture_without_curves_is_not_explained_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explained: list[int] = []
-    lens = picture_scores.METHODS["lens"]
+    lens = runner.METHODS["lens"]
 
     def explain(case: Case) -> Tensor:
         explained.append(case.example.number)
         return lens.explain(case)
 
-    monkeypatch.setitem(picture_scores.METHODS, "lens", replace(lens, explain=explain))
+    monkeypatch.setitem(runner.METHODS, "lens", replace(lens, explain=explain))
     settings = Settings(methods=("lens",), metrics=("curves",), steps=2, curves_every=2)
     run_benchmark(settings, 3, tmp_path)
     assert explained == [0, 2]

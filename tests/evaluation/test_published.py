@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from captum.attr import InputXGradient
 
-from captum_mllm.evaluation import pixel_methods
-from captum_mllm.evaluation.cases import Case
+from captum_mllm.evaluation import published
+from captum_mllm.evaluation.method import Case
 from captum_mllm.metrics.picture_baselines import picture_baseline
 
 
 def test_occlusion_is_the_drop_of_the_logit_where_windows_hide_a_pixel(case: Case) -> None:
     side, window, stride = 224, 112, 56
-    maps = pixel_methods.occlusion(case, windows=2, steps=4)
+    maps = published.occlusion(case, windows=2, steps=4)
     empty = picture_baseline(case.image, "mean")
     steps = (side - window) // stride + 1
     token = case.nouns[0]
@@ -36,7 +36,7 @@ def test_occlusion_is_the_drop_of_the_logit_where_windows_hide_a_pixel(case: Cas
 def test_input_x_gradient_is_summed_over_the_cells_of_tokens(case: Case) -> None:
     token, other = case.nouns[0], case.nouns[0] - 1
     case.words = (case.words[token], case.words[other])
-    found = pixel_methods.input_x_gradient(case)
+    found = published.input_x_gradient(case)
     image = case.image.clone().requires_grad_()
     pixels = InputXGradient(case.mllm).attribute(
         image, target=(token, case.query.answer_ids[token]), additional_forward_args=(case.query,)
@@ -48,6 +48,6 @@ def test_input_x_gradient_is_summed_over_the_cells_of_tokens(case: Case) -> None
 
 def test_integrated_gradients_start_from_the_mean_colour(case: Case) -> None:
     case.words = (case.words[case.nouns[0]],)
-    of_picture = pixel_methods.integrated_gradients(case, n_steps=2).max()
+    of_picture = published.integrated_gradients(case, n_steps=2).max()
     case.image = picture_baseline(case.image, "mean").clone()
-    assert pixel_methods.integrated_gradients(case, n_steps=2).max() < 1e-4 * of_picture
+    assert published.integrated_gradients(case, n_steps=2).max() < 1e-4 * of_picture

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captum_mllm.evaluation.columns import FAITHFULNESS, LOCALIZATION, Column
-from captum_mllm.evaluation.estimates import estimate
-from captum_mllm.evaluation.score import Score, Scores
+from captum_mllm.evaluation.records import Score, Scores
+from captum_mllm.evaluation.summary import FAITHFULNESS, LOCALIZATION, Column, estimate
 
 COLUMNS = {column.title: column for column in (*LOCALIZATION, *FAITHFULNESS)}
 

@@ -1,4 +1,4 @@
-"""What the benchmark finds of one picture, as a line of a file."""
+"""``Score`` and ``Record``: what a run finds of one sample, and the file that keeps it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,38 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from captum_mllm.evaluation.score import Score, Scores
+from torch import Tensor
+
+
+class Score(NamedTuple):
+    r"""
+    A score summed over the words of a picture.
+
+    Args:
+        total (float): The sum.
+        words (float): Over how many words; 0 where none could be scored.
+    """
+
+    total: float
+    words: float
+
+    @classmethod
+    def of(cls, values: Tensor) -> Score:
+        r"""The score of words one by one, (n,)."""
+        return cls(float(values.sum()), float(len(values)))
+
+    def plus(self, other: Score) -> Score:
+        r"""The score over the words of both."""
+        return Score(self.total + other.total, self.words + other.words)
+
+
+#: The score of each metric, by its name.
+Scores = dict[str, Score]
+
+#: Where there is nothing to score.
+NOTHING = Score(0.0, 0.0)
 
 
 @dataclass(frozen=True)
