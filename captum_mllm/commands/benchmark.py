@@ -1,15 +1,15 @@
-"""The command ``captum-mllm benchmark``."""
+"""``captum-mllm benchmark``: methods measured on scenes whose truth is known."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from textwrap import fill
-from typing import Any, get_args
+from typing import get_args
 
 from captum_mllm import MLLM
+from captum_mllm.commands.console import show
 from captum_mllm.datasets import CAPTION_STYLES
 from captum_mllm.evaluation.catalogue import METHODS, select_methods
 from captum_mllm.evaluation.report import plot_bars, plot_maps, save, to_markdown
@@ -25,27 +25,21 @@ _SHEETS = 2
 _DEFAULTS = Settings()
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     r"""
-    Add the command to those of a parser.
+    Add the command's description and options to its parser.
 
     Args:
-        subparsers (argparse._SubParsersAction): What ``add_subparsers`` of a parser gave.
-
-    Returns:
-        argparse.ArgumentParser: The command's own parser; its default ``run`` is :func:`run`.
+        parser (argparse.ArgumentParser): The command's own parser.
     """
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "benchmark",
-        help="measure methods on scenes whose truth is known",
-        description="Explain the captions of rendered scenes, whose objects have exact masks and\n"
+    parser.description = (
+        "Explain the captions of rendered scenes, whose objects have exact masks and\n"
         "counterfactual twins, with methods and controls, and leave a table with intervals,\n"
         "figures and all scores in a folder. All methods on 300 scenes take a quarter of\n"
-        "an hour.",
-        epilog=fill("methods: " + ", ".join(METHODS), 80, break_on_hyphens=False),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "an hour."
     )
-    parser.set_defaults(run=run)
+    parser.epilog = fill("methods: " + ", ".join(METHODS), 80, break_on_hyphens=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add(
         "--models",
@@ -110,7 +104,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--workers", type=int, default=1, help="processes side by side (default: %(default)s)")
     add("--device", default="cpu", help="default: %(default)s")
     add("--quiet", action="store_true", help="no progress, only the paths")
-    return parser
 
 
 def run(options: argparse.Namespace) -> None:
@@ -148,7 +141,7 @@ def run(options: argparse.Namespace) -> None:
         show_progress=not options.quiet,
     )
     if options.reference not in {method.name for method in select_methods(settings.methods)}:
-        print(f"{options.reference} is not among the methods, so that none is compared with it")
+        show(f"{options.reference} is not among the methods, so that none is compared with it")
     summaries = summarize(records, options.reference)
     results = [summary.to_dict() for summary in summaries]
     (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -158,8 +151,7 @@ def run(options: argparse.Namespace) -> None:
         save(plot_bars(summary), output / "figures" / f"{name}-bars.png")
     _save_sheets(settings, output / "figures", options.device)
     for path in ("report.md", "results.json", "records.jsonl", "figures"):
-        print(output / path)
-    sys.stdout.flush()
+        show(str(output / path))
 
 
 def _save_sheets(settings: Settings, folder: Path, device: str) -> None:

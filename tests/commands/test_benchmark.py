@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import pytest
 
-from captum_mllm.evaluation import command
-
-
-@pytest.fixture
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    return parser
+from captum_mllm.cli import main
 
 
 def test_the_command_leaves_tables_scores_and_figures(
-    parser: argparse.ArgumentParser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["benchmark", "--methods", "lens", "arc", "uniform", "--scenes", "2"]
     arguments += ["--metrics", "localization", "consistency", "--reference", "lens"]
     arguments += ["--split", "development", "--output", str(tmp_path), "--quiet"]
-    options = parser.parse_args(arguments)
-    options.run(options)
+    assert main(arguments) == 0
     assert {path.name for path in tmp_path.iterdir()} == {
         "settings.json",
         "records.jsonl",
@@ -45,14 +36,13 @@ def test_the_command_leaves_tables_scores_and_figures(
     assert str(tmp_path / "report.md") in capsys.readouterr().out
 
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    options = parser.parse_args([*arguments, "--resume"])
-    options.run(options)
+    assert main([*arguments, "--resume"]) == 0
     assert all(path.read_bytes() == before for path, before in files.items())
 
 
 @pytest.mark.parametrize(
     "wrong", [["--styles", "poem"], ["--split", "training"], ["--reference", "magic"]]
 )
-def test_wrong_options_are_refused(parser: argparse.ArgumentParser, wrong: list[str]) -> None:
+def test_wrong_options_are_refused(wrong: list[str]) -> None:
     with pytest.raises(SystemExit):
-        parser.parse_args(["benchmark", *wrong])
+        main(["benchmark", *wrong])
