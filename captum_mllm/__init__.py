@@ -7,10 +7,11 @@ from captum_mllm.attr import (
     AttendedLens,
     AttentionRollout,
     LogitLens,
-    MLLMAttribution,
-    MLLMAttributionResult,
+    TokenAttribution,
     TokenGradCam,
+    TokenMaps,
 )
+from captum_mllm.explain import AnswerStream, AnswerWord, MLLMAttribution, MLLMAttributionResult
 from captum_mllm.models import MLLM, ImageTextInput
 
 __version__ = "0.1.0"
@@ -20,11 +21,15 @@ __all__ = [
     "MLLM",
     "MSEA",
     "TAM",
+    "AnswerStream",
+    "AnswerWord",
     "AttendedLens",
     "AttentionRollout",
     "ImageTextInput",
     "LogitLens",
     "MLLMAttribution",
     "MLLMAttributionResult",
+    "TokenAttribution",
     "TokenGradCam",
+    "TokenMaps",
 ]

@@ -26,9 +26,9 @@ from captum_mllm import (
     MLLMAttributionResult,
     __version__,
 )
-from captum_mllm.attr import AnswerStream
 from captum_mllm.benchmark.command import add_parser as add_benchmark
 from captum_mllm.demo import DEMO_PROMPT, demo_picture
+from captum_mllm.explain import AnswerStream
 
 DEMO_MODEL = "demo/qwen2-vl"
 DEFAULT_PROMPT = "Describe the image."

@@ -91,6 +91,10 @@ class ARC(ContextSuppression):
         self.suppress = suppress
         self.image_agreement = image_agreement
 
+    @property
+    def suppresses(self) -> bool:
+        return self.suppress is not None
+
     def weights(self, states: States) -> Tensor | None:
         if self.suppress is None:
             return None

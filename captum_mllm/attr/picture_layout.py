@@ -24,6 +24,14 @@ def picture_layouts(
     return (*layouts, *[None] * (len(inputs) - len(layouts)))
 
 
+def seen_cells(layouts: Sequence[Layout | None], size: Size) -> Tensor:
+    r"""The cells of a map that the model sees at one of the scales, bool (h, w)."""
+    seen = torch.zeros(size, dtype=torch.bool)
+    for layout in layouts:
+        seen |= torch.ones_like(seen) if layout is None else layout.coverage(size)
+    return seen
+
+
 def resize_seen(
     maps: Tensor, layout: Layout | None, size: Size, mode: str
 ) -> tuple[Tensor, Tensor | None]:

@@ -50,7 +50,7 @@ def resize_arguments(
 ) -> dict[str, Any]:
     """The wrapped method's arguments, those that lie on the pixels at this scale."""
     resized = dict(kwargs)
-    for name, go_along in _ON_PIXELS.items():
+    for name, go_along in ON_PIXELS.items():
         value = kwargs.get(name)
         if value is None:
             continue
@@ -140,7 +140,8 @@ def _resize_stride(stride: Any, tensor: Tensor, scale: float, mode: str) -> Any:
     return _resize_window(as_tuple, tensor, scale, mode)
 
 
-_ON_PIXELS: dict[str, Callable[[Any, Tensor, float, str], Any]] = {
+#: How the arguments of a method that lie on the pixels go along with an input.
+ON_PIXELS: dict[str, Callable[[Any, Tensor, float, str], Any]] = {
     "baselines": _resize_baseline,
     "feature_mask": _resize_feature_mask,
     "sliding_window_shapes": _resize_window,

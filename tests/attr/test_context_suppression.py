@@ -15,6 +15,7 @@ from captum_mllm.attr import (
     TAM,
     ContextSuppression,
     LogitLens,
+    TokenMaps,
     rank_biased_overlap,
     suppress_context,
 )
@@ -214,10 +215,9 @@ def test_a_word_that_rests_on_text_has_a_faint_map() -> None:
 class InOtherUnits(LogitLens):
     """The logit lens times a factor, so no longer in logits."""
 
-    in_logit_units = False
-
-    def attribute(self, *args: Any, **kwargs: Any) -> Tensor:
-        return super().attribute(*args, **kwargs) / 1000
+    def explain_tokens(self, *args: Any) -> TokenMaps:
+        (maps,) = super().explain_tokens(*args).maps
+        return TokenMaps((maps / 1000,))
 
 
 @pytest.mark.parametrize("wrapper", [TAM, ARC])

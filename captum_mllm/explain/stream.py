@@ -1,22 +1,20 @@
-"""Explain an answer word by word while the model says it."""
+"""stream_answer: explains an answer word by word while the model says it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm.attr.answer_stream import AnswerStream, AnswerWord
-from captum_mllm.attr.context_suppression import ContextSuppression
-from captum_mllm.attr.lockstep import Lockstep
-from captum_mllm.attr.logit_lens import LogitLens
 from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
-from captum_mllm.attr.msea import MSEA
-from captum_mllm.attr.wrapper_chain import wrapper_chain
+from captum_mllm.attr.token_maps import token_attribution, token_maps
+from captum_mllm.explain.answer_stream import AnswerStream, AnswerWord
+from captum_mllm.explain.explanation import explain, text_weights
+from captum_mllm.explain.lockstep import Lockstep
 from captum_mllm.models.answers import generate_answers, without_special
 from captum_mllm.models.decoding import Decoding
 from captum_mllm.models.image_text_input import ImageTextInput
@@ -26,9 +24,6 @@ from captum_mllm.models.preparation import open_query
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 from captum_mllm.models.words import Word, group_words, token_texts
-
-if TYPE_CHECKING:
-    from captum_mllm.attr.mllm_attribution import MLLMAttribution
 
 
 class Said:
@@ -84,7 +79,7 @@ class Said:
 
 
 def stream_answer(
-    explainer: MLLMAttribution,
+    method: Attribution,
     inp: ImageTextInput,
     options: dict[str, Any],
     kwargs: dict[str, Any],
@@ -94,8 +89,9 @@ def stream_answer(
     Raises:
         ValueError: for a method or a scale that cannot be streamed.
     """
-    check_streams(explainer.attribution_method, kwargs)
-    mllm = explainer.forward_func
+    if reason := token_attribution(method).why_not_streamed(**kwargs):
+        raise ValueError(reason)
+    mllm = method.forward_func
     (image,), question = open_query(mllm.processor, inp, mllm.device, every_picture=False)
     said = Said(mllm, image, question)
 
@@ -103,18 +99,18 @@ def stream_answer(
         states, query = said.so_far()
         with mllm.remember():
             mllm.keep(states, image, query)
-            return explainer.explain(inp, image, query, **kwargs)
+            return explain(method, inp, image, query, **kwargs)
 
-    return AnswerStream(stream_words(explainer, said, options, kwargs), finish)
+    return AnswerStream(stream_words(method, said, options, kwargs), finish)
 
 
 def stream_words(
-    explainer: MLLMAttribution, said: Said, options: dict[str, Any], kwargs: dict[str, Any]
+    method: Attribution, said: Said, options: dict[str, Any], kwargs: dict[str, Any]
 ) -> Iterator[AnswerWord]:
     r"""Each word as soon as what follows it shows that it has ended.
 
     Args:
-        explainer (MLLMAttribution): what explains it.
+        method (Attribution): the method that explains it.
         said (Said): the answer, not begun.
         options (dict): arguments of ``generate``.
         kwargs (dict): arguments of the attribution method.
@@ -133,11 +129,11 @@ def stream_words(
             texts = token_texts(tokenizer, said.answer_ids)
             for word in ended_words(texts)[done:]:
                 done += 1
-                yield _explain(explainer, said, word, texts, kwargs)
+                yield _explain(method, said, word, texts, kwargs)
         # What generate itself gives counts at the end.
         texts = token_texts(tokenizer, running.result())
         for word in group_words(texts)[done:]:
-            yield _explain(explainer, said, word, texts, kwargs)
+            yield _explain(method, said, word, texts, kwargs)
     finally:
         running.close()
 
@@ -149,7 +145,7 @@ def ended_words(texts: Sequence[str]) -> list[Word]:
         texts (Sequence[str]): the texts of the tokens up to now.
 
     Examples::
-        >>> from captum_mllm.attr.streaming import ended_words
+        >>> from captum_mllm.explain.stream import ended_words
         >>> ended_words(["a", " T", "-"])
         [(0,)]
         >>> ended_words(["a", " T", "-", " or"])
@@ -167,40 +163,8 @@ def ended_words(texts: Sequence[str]) -> list[Word]:
     return ended
 
 
-def check_streams(method: Attribution, kwargs: dict[str, Any]) -> None:
-    r"""Refuse a method that needs more than what a model computes while it answers.
-
-    Raises:
-        ValueError: for one that does.
-    """
-    # A base that cannot be streamed is told before its scales.
-    for found in reversed(list(wrapper_chain(method))):
-        if isinstance(found, MSEA):
-            scales = kwargs.get("scales")
-            if scales is None or tuple(scales) != (1.0,):
-                several = ", which means several" if scales is None else ""
-                raise ValueError(
-                    f"got scales={scales}{several}, but while a model answers it sees the picture "
-                    "at scale 1 alone; stream with scales=(1.0,), or explain the answer with "
-                    "attribute()"
-                )
-        elif isinstance(found, LogitLens):
-            if found.layer is not None:
-                raise ValueError(
-                    f"got LogitLens(layer={found.layer}), but while a model answers only the "
-                    "states of its last layer are read; leave out the layer, or explain the "
-                    "answer with attribute()"
-                )
-        elif not isinstance(found, ContextSuppression):
-            raise ValueError(
-                f"{found.get_name()} needs passes of its own, so that words cannot be explained "
-                "while they are said; stream with LogitLens, TAM or ARC around it, or explain the "
-                "answer with attribute()"
-            )
-
-
 def _explain(
-    explainer: MLLMAttribution,
+    method: Attribution,
     said: Said,
     word: Word,
     texts: Sequence[str],
@@ -208,21 +172,13 @@ def _explain(
 ) -> AnswerWord:
     mllm, image = said.mllm, said.image
     states, query = said.so_far(word[-1] + 1)
-    method = explainer.attribution_method
-    if any(isinstance(found, MSEA) for found in wrapper_chain(method)):
-        kwargs = {"output_size": "largest", **kwargs}
     with mllm.remember():
         mllm.keep(states, image, query)
         maps = [
-            method.attribute(
-                image,
-                target=(token, query.answer_ids[token]),
-                additional_forward_args=(query,),
-                **kwargs,
-            )
+            token_maps(method, (image,), query, (token, query.answer_ids[token]), **kwargs).maps[0]
             for token in word
         ]
-        weights = explainer.text_weights(image, query, states)
+        weights = text_weights(method, image, query, states)
     predicted = states.predictions(mllm.vocabulary, 1, with_words=False)
     earlier = weights[list(word), : states.n_words + word[0]]
     return AnswerWord(
