@@ -5,11 +5,9 @@ from captum_mllm.attr.attended_lens import AttendedLens
 from captum_mllm.attr.attention_rollout import AttentionRollout
 from captum_mllm.attr.base import TokenAttribution, TokenMaps
 from captum_mllm.attr.context_suppression import ContextSuppression
-from captum_mllm.attr.interference import suppress_context
+from captum_mllm.attr.functional import rank_biased_overlap, rank_gaussian_filter, suppress_context
 from captum_mllm.attr.logit_lens import LogitLens
 from captum_mllm.attr.msea import MSEA
-from captum_mllm.attr.rank_biased_overlap import rank_biased_overlap
-from captum_mllm.attr.rank_gaussian_filter import rank_gaussian_filter
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.segments import grid_segments, superpixels
 from captum_mllm.attr.tam import TAM

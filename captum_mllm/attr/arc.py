@@ -9,7 +9,7 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm.attr.context_suppression import ContextSuppression, context_scores
-from captum_mllm.attr.rank_biased_overlap import rank_biased_overlap
+from captum_mllm.attr.functional import rank_biased_overlap
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.states import States
 from captum_mllm.models.targets import is_integer

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from captum_mllm._captum import format_tensor_into_tuples
-from captum_mllm.attr.attention_rows import AttentionRows, leave_states, predicting_rows
+from captum_mllm.attr.attention_rows import (
+    AttentionRows,
+    RawAttention,
+    leave_states,
+    predicting_rows,
+    share_with_patches,
+)
 from captum_mllm.attr.base import (
     Target,
     TokenAttribution,
@@ -19,8 +25,6 @@ from captum_mllm.attr.base import (
     only_query,
 )
 from captum_mllm.attr.features import to_earlier
-from captum_mllm.attr.patch_weights import share_with_patches
-from captum_mllm.attr.raw_attention import RawAttention
 from captum_mllm.attr.target_logits import explained_logits, target_logits
 from captum_mllm.models.attentions import Attention, has_softmax_attention, record_attention
 from captum_mllm.models.mllm import MLLM

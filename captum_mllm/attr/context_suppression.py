@@ -22,9 +22,8 @@ from captum_mllm.attr.base import (
     own_row,
 )
 from captum_mllm.attr.features import Features
-from captum_mllm.attr.interference import suppress_context
-from captum_mllm.attr.picture_layout import seen_cells
-from captum_mllm.attr.rank_gaussian_filter import rank_gaussian_filter
+from captum_mllm.attr.functional import rank_gaussian_filter, suppress_context
+from captum_mllm.attr.resizing import seen_cells
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.scale_probability import target_probability
 from captum_mllm.attr.token_maps import TokenWrapper, token_maps

@@ -18,13 +18,13 @@ from captum_mllm._captum import (
 )
 from captum_mllm.attr.base import Target, TokenMaps, gradients_for, lies_on_image
 from captum_mllm.attr.features import Features
-from captum_mllm.attr.picture_layout import check_on_input, picture_layouts, seen_cells
 from captum_mllm.attr.resizing import (
     ON_PIXELS,
-    Size,
-    plane,
+    check_on_input,
+    picture_layouts,
     resize_arguments,
     resize_inputs,
+    seen_cells,
 )
 from captum_mllm.attr.scale_mean import Attributions, ScaleAttribution, ScaleMean
 from captum_mllm.attr.scale_options import (
@@ -36,6 +36,7 @@ from captum_mllm.attr.scale_options import (
 )
 from captum_mllm.attr.scale_probability import target_probability
 from captum_mllm.attr.token_maps import TokenWrapper, token_maps
+from captum_mllm.models.layout import Size, size_of
 from captum_mllm.models.query import Prompt, Query
 
 
@@ -330,7 +331,7 @@ class MSEA(TokenWrapper):
             averaged[len(images)] if len(averaged) > len(images) else None,
             in_logits=options.normalize == "none" and all(part.in_logits for part in parts),
             seen=tuple(
-                seen_cells([found.layouts[index] for found in found_scales], plane(each))
+                seen_cells([found.layouts[index] for found in found_scales], size_of(each))
                 for index, each in enumerate(maps)
             ),
             scales=tuple(sorted(found_scales, key=lambda found: found.scale)),

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
-from captum_mllm.attr.picture_layout import resize_seen
-from captum_mllm.attr.resizing import Size, plane
+from captum_mllm.attr.resizing import resize_seen
 from captum_mllm.attr.scale_options import ScaleOptions
-from captum_mllm.models.layout import Layout
+from captum_mllm.models.layout import Layout, Size, size_of
 
 Attributions = Tensor | tuple[Tensor, ...]
 
@@ -120,7 +119,7 @@ class ScaleMean:
         return format_output(self.is_tuple, tuple(cast))
 
     def _sizes(self, attributions: tuple[Tensor, ...]) -> list[Size | None]:
-        spatial = [plane(tensor) if tensor.dim() == 4 else None for tensor in self.inputs]
+        spatial = [size_of(tensor) if tensor.dim() == 4 else None for tensor in self.inputs]
         first = next(size for size in spatial if size is not None)
         if len(attributions) != len(spatial):
             spatial = [first] * len(attributions)
@@ -131,7 +130,7 @@ class ScaleMean:
             elif self.output_size is None:
                 sizes.append(own or first)
             elif isinstance(self.output_size, str):
-                sizes.append(plane(attribution))
+                sizes.append(size_of(attribution))
             else:
                 sizes.append(self.output_size)
         return sizes

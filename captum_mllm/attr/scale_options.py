@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from captum_mllm.attr.resizing import Size, plane, scaled_size
+from captum_mllm.attr.resizing import scaled_size
+from captum_mllm.models.layout import Size, size_of
 
 #: The scales of MSEA by default.
 SCALES = (0.5, 1.0, 1.5, 2.0)
@@ -103,7 +104,7 @@ class ScaleOptions:
             for tensor in tensors:
                 size = scaled_size(tensor, scale)
                 if size is not None and min(size) < 1:
-                    height, width = plane(tensor)
+                    height, width = size_of(tensor)
                     raise ValueError(
                         f"scale {scale:g} makes an input of {height} x {width} pixels {size[0]} x "
                         f"{size[1]}: every side needs at least 1 pixel; use a larger scale"

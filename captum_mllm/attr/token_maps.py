@@ -20,7 +20,7 @@ from captum_mllm.attr.base import (
     wrapper_chain,
 )
 from captum_mllm.attr.features import Features, split_baselines
-from captum_mllm.attr.picture_layout import check_on_input, picture_layouts
+from captum_mllm.attr.resizing import check_on_input, picture_layouts
 from captum_mllm.attr.segment_attribution import SegmentAttribution
 from captum_mllm.metrics.picture_baselines import picture_baseline
 from captum_mllm.models.layout import size_of

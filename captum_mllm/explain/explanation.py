@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from captum.attr import Attribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_mllm._captum import format_tensor_into_tuples
-from captum_mllm.attr.base import describe
 from captum_mllm.attr.context_suppression import context_scores
 from captum_mllm.attr.features import find_features, to_earlier
 from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
@@ -102,6 +102,52 @@ def check_input(inp: Any, gen_args: dict[str, Any] | None) -> None:
     clash = {"every_picture", "target"} & set(gen_args or {})
     if clash:
         raise ValueError(f"gen_args holds {sorted(clash)}, which generate does not take")
+
+
+def describe(method: Attribution, arguments: Mapping[str, Any] | None = None) -> str:
+    r"""A method as code, with the options that differ from their defaults.
+
+    Args:
+        method (Attribution): any method.
+        arguments (Mapping[str, Any], optional): the arguments of its ``attribute``; each is shown
+            at the wrapper that takes it. Default: None
+
+    Returns:
+        str: such as ``ARC(MSEA(LogitLens, scales=(1.0, 2.0)), top_k=20)``.
+    """
+    remaining = dict(arguments or {})
+    called = inspect.signature(type(method).attribute).parameters
+    taken = {name: remaining.pop(name) for name in list(remaining) if name in called}
+    made = inspect.signature(type(method).__init__).parameters
+    kept = {
+        name: getattr(method, name)
+        for name in made
+        if name not in ("self", "forward_func", "attribution_method") and hasattr(method, name)
+    }
+    inner = getattr(method, "attribution_method", None)
+    parts = [] if inner is None else [describe(inner, remaining)]
+    for signature, values in ((made, kept), (called, taken)):
+        for name, value in values.items():
+            text = _text(value, method)
+            is_callback = callable(value) and not isinstance(value, nn.Module)
+            if not is_callback and text != _text(signature[name].default, method):
+                parts.append(f"{name}={text}")
+    return type(method).__name__ + (f"({', '.join(parts)})" if parts else "")
+
+
+def _text(value: Any, method: Attribution) -> str:
+    if isinstance(value, Tensor):
+        return f"Tensor{tuple(value.shape)}"
+    if isinstance(value, nn.Module) and isinstance(method.forward_func, nn.Module):
+        modules = method.forward_func.named_modules()
+        name = next((name for name, module in modules if module is value), "")
+        return name or type(value).__name__
+    if isinstance(value, (tuple, list)):
+        texts = [_text(each, method) for each in value]
+        return f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})"
+    # The address of an object tells nothing and differs in each run.
+    plain = type(value).__repr__ is object.__repr__
+    return type(value).__name__ if plain else repr(value)
 
 
 def _scale_results(scales: Sequence[ScaleAttribution]) -> list[ScaleResult]:

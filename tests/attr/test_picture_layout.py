@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
 from captum_mllm.attr import AttentionRollout, TokenGradCam
 from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps
-from captum_mllm.attr.picture_layout import resize_seen
+from captum_mllm.attr.resizing import resize_seen
 from captum_mllm.models.layout import Layout, Piece
 from captum_mllm.models.query import Query
 from tests.models.test_mllm import picture

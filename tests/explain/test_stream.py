@@ -25,8 +25,7 @@ from captum_mllm import (
 )
 from captum_mllm.demo import DEMO_PROMPT, demo_picture
 from captum_mllm.explain import AnswerWord
-from captum_mllm.explain.lockstep import Lockstep
-from captum_mllm.explain.stream import ended_words
+from captum_mllm.explain.stream import Lockstep, ended_words
 from captum_mllm.models.words import group_words, token_texts
 from tests.models.test_decoding import asked, counted
 from tests.models.test_model_unchanged import snapshot, used
