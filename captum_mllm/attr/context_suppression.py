@@ -47,13 +47,14 @@ class ContextSuppression(TokenWrapper):
     Args:
         attribution_method (Attribution): a method on an :class:`~captum_mllm.MLLM`: LogitLens,
             MSEA around it, or any of Captum's.
-        normalize (bool, optional): map each word's image and text scores to [0, 1] together, as
-            TAM does, so that a word that rests on text has a faint map. Text scores are logits: the
-            maps of a method that are not (``in_logit_units``), such as gradients, or MSEA with a
-            ``normalize`` of its own, are mapped to [0, 1] alone. Default: None, if words are
-            suppressed
+        normalize (bool): map each token's image and text scores to [0, 1] together, as TAM does,
+            so that a token that rests on text has a faint map. Text scores are logits: maps in
+            other units, such as gradients, or those of MSEA with a ``normalize`` of its own, are
+            mapped to [0, 1] alone. Default: False
         filter_size (int, optional): side of the window of :func:`rank_gaussian_filter`.
             Default: None, no filter.
+        strength (float): how much of the interference's share is taken out, in [0, 1].
+            Default: 1.0
     """
 
     weighs_text = True
@@ -61,13 +62,17 @@ class ContextSuppression(TokenWrapper):
     def __init__(
         self,
         attribution_method: Attribution,
-        normalize: bool | None = None,
+        normalize: bool = False,
         filter_size: int | None = None,
+        strength: float = 1.0,
     ) -> None:
         check_attribution(attribution_method)
         super().__init__(attribution_method)
         self.normalize = normalize
         self.filter_size = filter_size
+        self.strength = strength
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength={strength}, expected a number in [0, 1]")
         if filter_size is not None:
             rank_gaussian_filter(torch.zeros(1, 1), filter_size)
 
@@ -169,13 +174,13 @@ class ContextSuppression(TokenWrapper):
     ) -> Tensor:
         """The maps of the tokens ``rows``, which are those at ``own_maps``."""
         weights = self.weights(states)
-        normalize = weights is not None if self.normalize is None else self.normalize
         own = maps[own_maps]
         if weights is not None:
             another_word = states.ids[rows, None] != states.ids
-            own = suppress_context(own, maps, (weights.tril(-1)[rows] * another_word).to(maps))
+            weights = (weights.tril(-1)[rows] * another_word).to(maps)
+            own = suppress_context(own, maps, weights, self.strength)
         maps = self.refine(own, states, rows)
-        if normalize:
+        if self.normalize:
             text = context_scores(self.forward_func, states).to(maps)
             before = torch.ones_like(text, dtype=torch.bool).tril(-1)
             count = len(states.ids) if in_logits else 0

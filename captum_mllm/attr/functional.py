@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def suppress_context(maps: Tensor, context_maps: Tensor, weights: Tensor) -> Tensor:
+def suppress_context(
+    maps: Tensor, context_maps: Tensor, weights: Tensor, strength: float = 1.0
+) -> Tensor:
     r"""
     Remove from each map the interference of its context, by least squares.
 
@@ -18,9 +20,10 @@ def suppress_context(maps: Tensor, context_maps: Tensor, weights: Tensor) -> Ten
     :math:`s_t = \langle M_t, I_t \rangle / \langle I_t, I_t \rangle`, what remains is
 
     .. math::
-        \mathrm{relu}(M_t - s_t I_t)
+        \mathrm{relu}(M_t - \lambda s_t I_t)
 
-    after the estimated causal inference of TAM (arXiv 2506.23270). The scale of the weights does
+    with strength :math:`\lambda`, after the estimated causal inference of TAM (arXiv 2506.23270).
+    The scale of the weights does
     not matter. A map without interference, or whose weights are all zero, keeps its positive
     part. What cancels but for rounding becomes zero.
 
@@ -28,12 +31,14 @@ def suppress_context(maps: Tensor, context_maps: Tensor, weights: Tensor) -> Ten
         maps (Tensor): maps to clean, of shape ``(N, *map)``, any floating dtype.
         context_maps (Tensor): maps of the context, of shape ``(M, *map)``.
         weights (Tensor): weight of each context map for each map, at least 0, shape (N, M).
+        strength (float): how much of the share is taken out, in [0, 1]. Default: 1.0
 
     Returns:
         Tensor: cleaned maps, of the shape and dtype of ``maps``, at least 0.
 
     Raises:
-        ValueError: if the shapes do not fit, or a weight is negative or not finite.
+        ValueError: if the shapes do not fit, a weight is negative or not finite, or the strength
+            is outside of [0, 1].
 
     Examples::
         >>> import torch
@@ -49,6 +54,8 @@ def suppress_context(maps: Tensor, context_maps: Tensor, weights: Tensor) -> Ten
         )
     if not (torch.isfinite(weights).all() and (weights >= 0).all()):
         raise ValueError("the weights have to be finite and at least 0")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength={strength}, expected a number in [0, 1]")
     dtype = torch.promote_types(maps.dtype, torch.float32)
     own = maps.flatten(1).to(dtype)
     # Each row on a scale of its own, so that neither sums nor squares overflow or vanish.
@@ -56,7 +63,7 @@ def suppress_context(maps: Tensor, context_maps: Tensor, weights: Tensor) -> Ten
     interference = _by_largest(weights @ context_maps.flatten(1).to(dtype))
     energy = interference.square().sum(1, keepdim=True)
     share = (own * interference).sum(1, keepdim=True) / torch.where(energy > 0, energy, 1.0)
-    cleaned = torch.relu(own - share.clamp(min=0) * interference)
+    cleaned = torch.relu(own - strength * share.clamp(min=0) * interference)
     # Rounding left over from full cancellation must not be blown up into a map.
     rounding = 64 * torch.finfo(dtype).eps * own.abs().amax(1, keepdim=True)
     return cleaned.masked_fill(cleaned <= rounding, 0).reshape(maps.shape).to(maps.dtype)
