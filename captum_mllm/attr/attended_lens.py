@@ -68,9 +68,8 @@ class AttendedLens(TokenAttribution):
         self.power = power
         self.layers = layers
 
-    @property
-    def leaves_states(self) -> bool:
-        return self.attention.leaves_states
+    def leaves_states(self, **kwargs: Any) -> bool:
+        return self.attention.leaves_states()
 
     def explain_tokens(
         self, images: tuple[Tensor, ...], query: Query, target: Target | None = None

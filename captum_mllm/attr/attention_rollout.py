@@ -137,9 +137,7 @@ class AttentionRollout(TokenAttribution):
     def takes_gradients(self) -> bool:
         return self.mode == "gradient"
 
-    @property
-    def leaves_states(self) -> bool:
-        """Whether its pass serves those who ask the model for its states afterwards."""
+    def leaves_states(self, **kwargs: Any) -> bool:
         return not self.takes_gradients and has_softmax_attention(self.forward_func.model)
 
     def explain_tokens(

@@ -89,11 +89,6 @@ class TokenAttribution(Attribution, ABC):
         return False
 
     @property
-    def leaves_states(self) -> bool:
-        """Whether a run leaves the states of its pass to those who ask ``MLLM.states`` later."""
-        return False
-
-    @property
     def weighs_text(self) -> bool:
         """Whether :meth:`attribute_text` gives weights."""
         return False
@@ -163,7 +158,10 @@ class TokenAttribution(Attribution, ABC):
             check_one_image(count)
         targets = target if isinstance(target, list) else [target] * count
         if len(targets) != count:
-            raise ValueError(f"got {len(targets)} targets for {count} images")
+            raise ValueError(
+                f"got target {target!r}, expected (t, token_id), or a list of {count} of them, one "
+                "for each image"
+            )
         # A single image stays the tensor that it is, so that passes with it are recalled.
         examples = [images] if count == 1 else list(zip(*(each.split(1) for each in images)))
         with self.forward_func.remember():
@@ -204,6 +202,16 @@ class TokenAttribution(Attribution, ABC):
         """
         if self.reads_states_only:
             make_passes(self.forward_func, prompts)
+
+    def leaves_states(self, **kwargs: Any) -> bool:
+        r"""
+        Whether a run leaves the states of the image as given, so that ``MLLM.states`` needs no
+        pass for them within ``MLLM.remember``.
+
+        Args:
+            **kwargs (Any): the options of :meth:`explain_tokens`.
+        """
+        return self.reads_states_only
 
     def why_not_streamed(self, **kwargs: Any) -> str | None:
         r"""

@@ -12,7 +12,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm._captum import format_tensor_into_tuples
+from captum_mllm._captum import format_output, format_tensor_into_tuples
 from captum_mllm.attr.base import (
     Target,
     TokenMaps,
@@ -159,7 +159,8 @@ class ContextSuppression(TokenWrapper):
 
     def _explained(self, scale: ScaleAttribution, query: Query, rows: Tensor) -> ScaleAttribution:
         """A scale of all tokens, for the explained ones."""
-        maps = tuple(part[rows] for part in format_tensor_into_tuples(scale.attributions))
+        parts = tuple(part[rows] for part in format_tensor_into_tuples(scale.attributions))
+        maps = format_output(isinstance(scale.attributions, tuple), parts)
         ask = partial(target_probability, self.forward_func, scale.inputs, None, (query,))
         return replace(scale, attributions=maps, ask_probability=ask)
 

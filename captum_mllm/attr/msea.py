@@ -303,7 +303,8 @@ class MSEA(TokenWrapper):
                 self.attribution_method, resized, query, target, features, **arguments
             )
             parts.append(found)
-            return found.maps if found.text is None else (*found.maps, found.text)
+            tensors = found.maps if found.text is None else (*found.maps, found.text)
+            return format_output(len(tensors) > 1, tensors)
 
         # What lies on the pixels lies on the features instead, which fit any scale.
         fixed = {} if features is None else {name: kwargs.pop(name, None) for name in ON_PIXELS}
@@ -353,6 +354,10 @@ class MSEA(TokenWrapper):
                 for images, query in prompts
             ]
             super().prefetch(resized, **kwargs)
+
+    def leaves_states(self, scales: Sequence[float] | None = None, **kwargs: Any) -> bool:
+        seen = self.options.updated(scales=scales).scales
+        return 1.0 in seen and super().leaves_states(**kwargs)
 
     def why_not_streamed(self, scales: Sequence[float] | None = None, **kwargs: Any) -> str | None:
         if reason := super().why_not_streamed(**kwargs):

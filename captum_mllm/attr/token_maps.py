@@ -218,10 +218,6 @@ class TokenWrapper(TokenAttribution):
         return token_attribution(self.attribution_method)
 
     @property
-    def leaves_states(self) -> bool:
-        return self.wrapped.leaves_states
-
-    @property
     def weighs_text(self) -> bool:
         return self.wrapped.weighs_text
 
@@ -236,6 +232,9 @@ class TokenWrapper(TokenAttribution):
 
     def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
         self.wrapped.prefetch(prompts, **kwargs)
+
+    def leaves_states(self, **kwargs: Any) -> bool:
+        return self.wrapped.leaves_states(**kwargs)
 
     def why_not_streamed(self, **kwargs: Any) -> str | None:
         return self.wrapped.why_not_streamed(**kwargs)

@@ -53,7 +53,7 @@ def attribute_batch(
         explained = token_attribution(method)
         explained.prefetch(prompts, **kwargs)
         # The tokens' own probabilities take the states at scale 1.
-        if not explained.leaves_states:
+        if not explained.leaves_states(**kwargs):
             make_passes(mllm, prompts)
         return [
             explain(method, inp, images[0], query, top_predictions, **kwargs)

@@ -124,6 +124,10 @@ def describe(method: Attribution, arguments: Mapping[str, Any] | None = None) ->
         for name in made
         if name not in ("self", "forward_func", "attribution_method") and hasattr(method, name)
     }
+    # An argument of a call that is an option of the constructor too replaces that one.
+    for name in [name for name in taken if name in kept]:
+        value = taken.pop(name)
+        kept[name] = kept[name] if value is None else value
     inner = getattr(method, "attribution_method", None)
     parts = [] if inner is None else [describe(inner, remaining)]
     for signature, values in ((made, kept), (called, taken)):

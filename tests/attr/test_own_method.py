@@ -154,3 +154,24 @@ def test_unknown_options_are_refused(mllm: MLLM) -> None:
 def _ids(mllm: MLLM, result: Any) -> list[int]:
     texts = "".join(result.output_tokens)
     return mllm.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def test_by_confidence_each_token_weighs_the_scales_by_its_own_probability(mllm: MLLM) -> None:
+    image, query = mllm.prepare(INP, target=ANSWER)
+    scales, size = (0.5, 1.0), (14, 14)
+    found = MSEA(LogitLens(mllm), scales=scales, weights="confidence", output_size=size)
+    maps = found.explain_tokens((image,), query).maps[0]
+    total, weights = torch.zeros(3, 1, *size), torch.zeros(3)
+    for scale in scales:
+        side = round(224 * scale)
+        resized = image
+        if scale != 1:
+            resized = torch.nn.functional.interpolate(
+                image, (side, side), mode="bilinear", antialias=True
+            )
+        probability = mllm.target_probability(resized, query)
+        lens = LogitLens(mllm).attribute(resized, additional_forward_args=(query,))
+        lens = torch.nn.functional.interpolate(lens, size, mode="bilinear", antialias=True)
+        total += probability[:, None, None, None] * lens
+        weights += probability
+    torch.testing.assert_close(maps, total / weights[:, None, None, None], atol=1e-4, rtol=1e-4)
