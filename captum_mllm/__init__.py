@@ -11,9 +11,15 @@ if TYPE_CHECKING:
         AttendedLens,
         AttentionRollout,
         LogitLens,
+        TokenAttribution,
+        TokenGradCam,
+        TokenMaps,
+    )
+    from captum_mllm.explain import (
+        AnswerStream,
+        AnswerWord,
         MLLMAttribution,
         MLLMAttributionResult,
-        TokenGradCam,
     )
     from captum_mllm.models import MLLM, ImageTextInput
 
@@ -24,16 +30,20 @@ __all__ = [
     "MLLM",
     "MSEA",
     "TAM",
+    "AnswerStream",
+    "AnswerWord",
     "AttendedLens",
     "AttentionRollout",
     "ImageTextInput",
     "LogitLens",
     "MLLMAttribution",
     "MLLMAttributionResult",
+    "TokenAttribution",
     "TokenGradCam",
+    "TokenMaps",
 ]
 
-_PACKAGES = ("models", "attr", "visualization", "metrics", "datasets")
+_PACKAGES = ("models", "attr", "explain", "visualization", "metrics", "datasets")
 
 
 def __getattr__(name: str) -> Any:

@@ -13,65 +13,49 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
+from captum_mllm.attr import TokenAttribution, TokenMaps
+from captum_mllm.attr.base import Target
 from captum_mllm.attr.token_maps import token_maps
 from captum_mllm.metrics.picture_baselines import PictureBaseline, picture_baseline
 from captum_mllm.models import MLLM, Query
 from captum_mllm.models.layout import Size, size_of
 
 
-class SharedMaps(Attribution):
+class SharedMaps(TokenAttribution):
     r"""
-    A method whose maps of a picture are computed once at each of its sizes.
+    A method whose maps of an image are computed once at each of its sizes.
 
-    It is for one picture, whose size tells its scale.
+    It is for one image, whose size tells its scale.
 
     Args:
         method (Attribution): A method on an :class:`~captum_mllm.MLLM`.
-        pictures (dict): The picture at each size; filled with those that come.
+        pictures (dict): The image at each size; filled with those that come.
     """
-
-    explains_every_token = True
 
     def __init__(self, method: Attribution, pictures: dict[Size, Tensor]) -> None:
         super().__init__(method.forward_func)
         self.method = method
         self._pictures = pictures
-        self._maps: dict[Size, Tensor] = {}
+        self._maps: dict[Size, TokenMaps] = {}
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        return bool(self.method.multiplies_by_inputs)
-
-    @property
-    def in_logit_units(self) -> bool:
-        """Whether the maps compare with the logits of text."""
-        return bool(getattr(self.method, "in_logit_units", False))
-
-    def attribute(self, inputs: Tensor, additional_forward_args: tuple[Query]) -> Tensor:
-        r"""
-        Args:
-            inputs (Tensor): The picture at any scale, (1, 3, H, W).
-            additional_forward_args (tuple[Query]): The query from ``MLLM.prepare``.
-
-        Returns:
-            Tensor: A map for each explained token, (T, 1, h, w).
-        """
-        (query,) = additional_forward_args
-        size = size_of(inputs)
-        # The same tensor for all methods, by which the model knows a pass again.
-        picture = self._pictures.setdefault(size, inputs)
+    def explain_tokens(
+        self, images: tuple[Tensor, ...], query: Query, target: Target | None = None
+    ) -> TokenMaps:
+        (image,) = images
+        size = size_of(image)
+        # The same tensor for all methods, by which the model recalls a pass.
+        image = self._pictures.setdefault(size, image)
         if size not in self._maps:
-            self._maps[size] = token_maps(self.method, picture, query.including_prompt())
-        maps = self._maps[size]
-        return maps if query.with_prompt else maps[len(maps) - len(query.answer_ids) :]
+            self._maps[size] = token_maps(self.method, (image,), query.including_prompt())
+        found = self._maps[size]
+        if query.with_prompt:
+            return found
+        return found._replace(maps=(found.maps[0][-len(query.answer_ids) :],))
 
-    def attribute_future(self) -> Callable[..., Any]:
-        raise NotImplementedError("attribute_future is not implemented for SharedMaps")
 
-
-class MapFunction(Attribution):
+class MapFunction(TokenAttribution):
     r"""
-    A method whose maps are a function of the maps that other methods find for the same picture.
+    A method whose maps are a function of the maps that other methods find for the same image.
 
     Args:
         function (Callable): From the maps of each method, (T, 1, h, w), to maps of that shape.
@@ -79,36 +63,23 @@ class MapFunction(Attribution):
             have one size.
     """
 
-    explains_every_token = True
-
     def __init__(self, function: Callable[..., Tensor], *methods: Attribution) -> None:
         super().__init__(methods[0].forward_func)
         self.function = function
         self.methods = methods
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        return False
-
-    def attribute(
-        self, inputs: Tensor, additional_forward_args: tuple[Query], **kwargs: Any
-    ) -> Tensor:
-        r"""
-        Args:
-            inputs (Tensor): The picture, (1, 3, H, W) in [0, 1].
-            additional_forward_args (tuple[Query]): The query from ``MLLM.prepare``.
-            **kwargs (Any): Passed on to each of the methods.
-
-        Returns:
-            Tensor: A map for each explained token, (T, 1, h, w).
-        """
-        (query,) = additional_forward_args
-        return self.function(
-            *(token_maps(method, inputs, query, **kwargs) for method in self.methods)
+    def explain_tokens(
+        self,
+        images: tuple[Tensor, ...],
+        query: Query,
+        target: Target | None = None,
+        **kwargs: Any,
+    ) -> TokenMaps:
+        r"""The function of the maps; the options go to each of the methods."""
+        parts = (
+            token_maps(method, images, query, target, **kwargs).maps[0] for method in self.methods
         )
-
-    def attribute_future(self) -> Callable[..., Any]:
-        raise NotImplementedError("attribute_future is not implemented for MapFunction")
+        return TokenMaps((self.function(*parts),))
 
 
 def product(first: Tensor, *others: Tensor) -> Tensor:
@@ -127,17 +98,17 @@ def geometric_mean(*maps: Tensor) -> Tensor:
 Reading = Literal["probability", "contrast", "reciprocal rank"]
 
 
-class LensProbability(Attribution):
+class LensProbability(TokenAttribution):
     r"""
-    What the logit lens says of a word in comparison with the other words.
+    What the logit lens says about a token in comparison with the other tokens.
 
-    With :math:`z_{ic}` the logit of word c at image token i and :math:`p_{ic}` its softmax,
+    With :math:`z_{ic}` the logit of token c at image token i and :math:`p_{ic}` its softmax,
 
     - ``"probability"`` is :math:`p_{ic}`;
-    - ``"contrast"`` is the log-probability above its mean over the picture's tokens,
+    - ``"contrast"`` is the log-probability above its mean over the image tokens,
       :math:`\mathrm{relu}(\log p_{ic} - \mathrm{mean}_j \log p_{jc})`, which takes out what the
-      model says of a word wherever it looks;
-    - ``"reciprocal rank"`` is one over the rank of word c among all words at token i.
+      model says about a token wherever it looks;
+    - ``"reciprocal rank"`` is one over the rank of token c among all tokens at image token i.
 
     It computes the logits of the whole vocabulary at each image token, so it is for benchmarks.
 
@@ -149,7 +120,7 @@ class LensProbability(Attribution):
         ValueError: For another reading.
     """
 
-    explains_every_token = True
+    reads_states_only = True
 
     def __init__(self, mllm: MLLM, reading: Reading = "probability") -> None:
         if reading not in get_args(Reading):
@@ -157,32 +128,20 @@ class LensProbability(Attribution):
         super().__init__(mllm)
         self.reading = reading
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        return False
-
-    def attribute(self, inputs: Tensor, additional_forward_args: tuple[Query]) -> Tensor:
-        r"""
-        Args:
-            inputs (Tensor): The picture, (1, 3, H, W) in [0, 1].
-            additional_forward_args (tuple[Query]): The query from ``MLLM.prepare``.
-
-        Returns:
-            Tensor: A map for each explained token, (T, 1, h, w), at least 0.
-        """
-        (query,) = additional_forward_args
+    def explain_tokens(
+        self, images: tuple[Tensor, ...], query: Query, target: Target | None = None
+    ) -> TokenMaps:
         mllm: MLLM = self.forward_func
-        states = mllm.states(inputs, query)
+        states = mllm.states(*images, query)
         ids = states.ids if query.with_prompt else states.ids[states.n_words :]
+        if target is not None:
+            ids = torch.tensor([target[1]], device=ids.device)
         everything = torch.arange(mllm.vocabulary.size, device=ids.device)
         logits = mllm.vocabulary.scores(states.image[0][0], everything)
-        return states.layouts[0].paint(self._read(logits, ids).mT).unsqueeze(1)
-
-    def attribute_future(self) -> Callable[..., Any]:
-        raise NotImplementedError("attribute_future is not implemented for LensProbability")
+        return TokenMaps((states.layouts[0].paint(self._read(logits, ids).mT).unsqueeze(1),))
 
     def _read(self, logits: Tensor, ids: Tensor) -> Tensor:
-        """From logits (N, V) to scores of the words (N, T)."""
+        """From logits (N, V) to scores of the tokens (N, T)."""
         if self.reading == "probability":
             return logits.softmax(-1)[:, ids]
         if self.reading == "contrast":
@@ -192,12 +151,12 @@ class LensProbability(Attribution):
         return 1.0 / (1 + ranks[:, ids]).to(logits)
 
 
-class PictureContrast(Attribution):
+class PictureContrast(TokenAttribution):
     r"""
-    A method's map of a picture less its map of the picture's baseline, where that is positive.
+    A method's map of an image less its map of the image's baseline, where that is positive.
 
-    What the model says of a word even of an empty picture, because of the words before it or of
-    the place in the grid, is taken out.
+    It takes out what the model says about a token even of an empty image, because of the words
+    before it or of the place in the grid.
 
     Args:
         method (Attribution): A method on an :class:`~captum_mllm.MLLM`.
@@ -205,30 +164,15 @@ class PictureContrast(Attribution):
             Default: "mean"
     """
 
-    explains_every_token = True
-
     def __init__(self, method: Attribution, baselines: PictureBaseline = "mean") -> None:
         super().__init__(method.forward_func)
         self.method = method
         self.baselines = baselines
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        return False
-
-    def attribute(self, inputs: Tensor, additional_forward_args: tuple[Query]) -> Tensor:
-        r"""
-        Args:
-            inputs (Tensor): The picture, (1, 3, H, W) in [0, 1].
-            additional_forward_args (tuple[Query]): The query from ``MLLM.prepare``.
-
-        Returns:
-            Tensor: A map for each explained token, (T, 1, h, w), at least 0.
-        """
-        (query,) = additional_forward_args
-        empty = picture_baseline(inputs, self.baselines)
-        found = token_maps(self.method, inputs, query)
-        return (found - token_maps(self.method, empty, query)).relu()
-
-    def attribute_future(self) -> Callable[..., Any]:
-        raise NotImplementedError("attribute_future is not implemented for PictureContrast")
+    def explain_tokens(
+        self, images: tuple[Tensor, ...], query: Query, target: Target | None = None
+    ) -> TokenMaps:
+        empty = tuple(picture_baseline(image, self.baselines) for image in images)
+        found = token_maps(self.method, images, query, target).maps
+        without = token_maps(self.method, empty, query, target).maps
+        return TokenMaps(tuple((one - other).relu() for one, other in zip(found, without)))

@@ -74,7 +74,7 @@ class Case:
             method (Attribution): A method on the model.
             **kwargs (Any): Passed on to the method.
         """
-        return token_maps(method, self.image, self.query, **kwargs)[:, 0]
+        return token_maps(method, (self.image,), self.query, **kwargs).maps[0][:, 0]
 
     def of_words(self, maps: Tensor, places: list[int]) -> Tensor:
         r"""Mean over the tokens of some words, (n, ...) from one row for each token."""

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from captum_mllm import MLLMAttributionResult
-from captum_mllm.attr import ScaleResult
+from captum_mllm.explain import ScaleResult
 
 matplotlib.use("Agg")
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
 from captum_mllm.attr import AttentionRollout, TokenGradCam
-from captum_mllm.attr.picture_layout import resize_seen
+from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps
+from captum_mllm.attr.resizing import resize_seen
 from captum_mllm.models.layout import Layout, Piece
 from captum_mllm.models.query import Query
 from tests.models.test_mllm import picture
@@ -22,18 +23,16 @@ MIDDLE = Layout((6, 18), (Piece(6, 6, (6, 0, 12, 6)),))
 PROMPT = "what is in the image ?"
 
 
-class EvenScores(Attribution):
+class EvenScores(TokenAttribution):
     """Scores all tokens of a picture alike, with 1 for the first word, 2 for the second..."""
 
-    explains_every_token = True
-    in_logit_units = True
-
-    def attribute(self, inputs: Tensor, additional_forward_args: Any = None) -> Tensor:
-        (query,) = additional_forward_args
-        (layout,) = self.forward_func.layouts(inputs, query)
-        count = len(self.forward_func.explained_ids(inputs, query))
+    def explain_tokens(
+        self, images: tuple[Tensor, ...], query: Query, target: Target | None = None
+    ) -> TokenMaps:
+        (layout,) = self.forward_func.layouts(*images, query)
+        count = len(self.forward_func.explained_ids(*images, query))
         scores = torch.arange(1.0, count + 1)[:, None].expand(-1, layout.n_tokens)
-        return layout.paint(scores).unsqueeze(1)
+        return TokenMaps((layout.paint(scores).unsqueeze(1),), in_logits=True)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def test_shared_maps_are_the_method_s_own(
     case: Case, base: Callable[[MLLM], Attribution], wrap: Callable[[Attribution], Attribution]
 ) -> None:
     options: dict[str, Any] = {"scales": SCALES, "output_size": "largest"}
-    alone = token_maps(wrap(base(case.mllm)), case.image, case.query, **options)[:, 0]
+    alone = token_maps(wrap(base(case.mllm)), (case.image,), case.query, **options).maps[0][:, 0]
     with case.sharing():
         case.maps(MSEA(case.base(base)), **options)
         shared = case.maps(wrap(case.base(base)), **options)

@@ -1,22 +1,20 @@
-"""Explain an answer word by word while the model says it."""
+"""stream_answer: explains an answer word by word while the model says it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from threading import Semaphore, Thread
+from typing import Any, Generic, TypeVar
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm.attr.answer_stream import AnswerStream, AnswerWord
-from captum_mllm.attr.context_suppression import ContextSuppression
-from captum_mllm.attr.lockstep import Lockstep
-from captum_mllm.attr.logit_lens import LogitLens
 from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
-from captum_mllm.attr.msea import MSEA
-from captum_mllm.attr.wrapper_chain import wrapper_chain
+from captum_mllm.attr.token_maps import token_attribution, token_maps
+from captum_mllm.explain.answer_stream import AnswerStream, AnswerWord
+from captum_mllm.explain.explanation import explain, text_weights
 from captum_mllm.models.answers import generate_answers, without_special
 from captum_mllm.models.decoding import Decoding
 from captum_mllm.models.image_text_input import ImageTextInput
@@ -27,8 +25,79 @@ from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 from captum_mllm.models.words import Word, group_words, token_texts
 
-if TYPE_CHECKING:
-    from captum_mllm.attr.mllm_attribution import MLLMAttribution
+T = TypeVar("T")
+
+
+class Lockstep(Generic[T]):
+    r"""
+    Runs a function in a thread of its own that stands still whenever it calls back.
+
+    Of the two threads one works at a time.
+
+    Args:
+        work (Callable): the function. It is given a callback without arguments, which returns
+            True once the function shall end.
+    """
+
+    def __init__(self, work: Callable[[Callable[[], bool]], T]) -> None:
+        self._work = work
+        self._go, self._stopped = Semaphore(0), Semaphore(0)
+        self._closed = False
+        self._ended = False
+        self._error: BaseException | None = None
+        self._result: list[T] = []
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def advance(self) -> bool:
+        r"""Let it run up to its next call; False if it has ended instead.
+
+        Raises:
+            BaseException: what the function raises.
+        """
+        if self._ended:
+            return False
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._go.release()
+        self._stopped.acquire()
+        if self._ended:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return not self._ended
+
+    def result(self) -> T:
+        r"""What the function returned.
+
+        Raises:
+            RuntimeError: before it has.
+        """
+        if not self._result:
+            raise RuntimeError("the function has not returned")
+        return self._result[0]
+
+    def close(self) -> None:
+        r"""Have it end, and wait until it has."""
+        self._closed = True
+        if self._thread.ident is not None and not self._ended:
+            self._go.release()
+            self._thread.join()
+        self._ended = True
+
+    def _run(self) -> None:
+        try:
+            self._result.append(self._work(self._pause))
+        except BaseException as error:
+            self._error = error
+        self._ended = True
+        self._stopped.release()
+
+    def _pause(self) -> bool:
+        if not self._closed:
+            self._stopped.release()
+            self._go.acquire()
+        return self._closed
 
 
 class Said:
@@ -84,7 +153,7 @@ class Said:
 
 
 def stream_answer(
-    explainer: MLLMAttribution,
+    method: Attribution,
     inp: ImageTextInput,
     options: dict[str, Any],
     kwargs: dict[str, Any],
@@ -94,8 +163,9 @@ def stream_answer(
     Raises:
         ValueError: for a method or a scale that cannot be streamed.
     """
-    check_streams(explainer.attribution_method, kwargs)
-    mllm = explainer.forward_func
+    if reason := token_attribution(method).why_not_streamed(**kwargs):
+        raise ValueError(reason)
+    mllm = method.forward_func
     (image,), question = open_query(mllm.processor, inp, mllm.device, every_picture=False)
     said = Said(mllm, image, question)
 
@@ -103,18 +173,18 @@ def stream_answer(
         states, query = said.so_far()
         with mllm.remember():
             mllm.keep(states, image, query)
-            return explainer.explain(inp, image, query, **kwargs)
+            return explain(method, inp, image, query, **kwargs)
 
-    return AnswerStream(stream_words(explainer, said, options, kwargs), finish)
+    return AnswerStream(stream_words(method, said, options, kwargs), finish)
 
 
 def stream_words(
-    explainer: MLLMAttribution, said: Said, options: dict[str, Any], kwargs: dict[str, Any]
+    method: Attribution, said: Said, options: dict[str, Any], kwargs: dict[str, Any]
 ) -> Iterator[AnswerWord]:
     r"""Each word as soon as what follows it shows that it has ended.
 
     Args:
-        explainer (MLLMAttribution): what explains it.
+        method (Attribution): the method that explains it.
         said (Said): the answer, not begun.
         options (dict): arguments of ``generate``.
         kwargs (dict): arguments of the attribution method.
@@ -133,11 +203,11 @@ def stream_words(
             texts = token_texts(tokenizer, said.answer_ids)
             for word in ended_words(texts)[done:]:
                 done += 1
-                yield _explain(explainer, said, word, texts, kwargs)
+                yield _explain(method, said, word, texts, kwargs)
         # What generate itself gives counts at the end.
         texts = token_texts(tokenizer, running.result())
         for word in group_words(texts)[done:]:
-            yield _explain(explainer, said, word, texts, kwargs)
+            yield _explain(method, said, word, texts, kwargs)
     finally:
         running.close()
 
@@ -149,7 +219,7 @@ def ended_words(texts: Sequence[str]) -> list[Word]:
         texts (Sequence[str]): the texts of the tokens up to now.
 
     Examples::
-        >>> from captum_mllm.attr.streaming import ended_words
+        >>> from captum_mllm.explain.stream import ended_words
         >>> ended_words(["a", " T", "-"])
         [(0,)]
         >>> ended_words(["a", " T", "-", " or"])
@@ -167,40 +237,8 @@ def ended_words(texts: Sequence[str]) -> list[Word]:
     return ended
 
 
-def check_streams(method: Attribution, kwargs: dict[str, Any]) -> None:
-    r"""Refuse a method that needs more than what a model computes while it answers.
-
-    Raises:
-        ValueError: for one that does.
-    """
-    # A base that cannot be streamed is told before its scales.
-    for found in reversed(list(wrapper_chain(method))):
-        if isinstance(found, MSEA):
-            scales = kwargs.get("scales")
-            if scales is None or tuple(scales) != (1.0,):
-                several = ", which means several" if scales is None else ""
-                raise ValueError(
-                    f"got scales={scales}{several}, but while a model answers it sees the picture "
-                    "at scale 1 alone; stream with scales=(1.0,), or explain the answer with "
-                    "attribute()"
-                )
-        elif isinstance(found, LogitLens):
-            if found.layer is not None:
-                raise ValueError(
-                    f"got LogitLens(layer={found.layer}), but while a model answers only the "
-                    "states of its last layer are read; leave out the layer, or explain the "
-                    "answer with attribute()"
-                )
-        elif not isinstance(found, ContextSuppression):
-            raise ValueError(
-                f"{found.get_name()} needs passes of its own, so that words cannot be explained "
-                "while they are said; stream with LogitLens, TAM or ARC around it, or explain the "
-                "answer with attribute()"
-            )
-
-
 def _explain(
-    explainer: MLLMAttribution,
+    method: Attribution,
     said: Said,
     word: Word,
     texts: Sequence[str],
@@ -208,21 +246,13 @@ def _explain(
 ) -> AnswerWord:
     mllm, image = said.mllm, said.image
     states, query = said.so_far(word[-1] + 1)
-    method = explainer.attribution_method
-    if any(isinstance(found, MSEA) for found in wrapper_chain(method)):
-        kwargs = {"output_size": "largest", **kwargs}
     with mllm.remember():
         mllm.keep(states, image, query)
         maps = [
-            method.attribute(
-                image,
-                target=(token, query.answer_ids[token]),
-                additional_forward_args=(query,),
-                **kwargs,
-            )
+            token_maps(method, (image,), query, (token, query.answer_ids[token]), **kwargs).maps[0]
             for token in word
         ]
-        weights = explainer.text_weights(image, query, states)
+        weights = text_weights(method, image, query, states)
     predicted = states.predictions(mllm.vocabulary, 1, with_words=False)
     earlier = weights[list(word), : states.n_words + word[0]]
     return AnswerWord(

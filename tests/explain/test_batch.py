@@ -18,8 +18,8 @@ from captum_mllm import (
     ImageTextInput,
     LogitLens,
     MLLMAttribution,
+    MLLMAttributionResult,
 )
-from captum_mllm.attr import MLLMAttributionResult
 from captum_mllm.attr.attention_rollout import AttentionRollout
 from captum_mllm.models.attentions import Attention
 from tests.attr.test_attended_lens import looking_nowhere

@@ -1,4 +1,4 @@
-"""Each word of an answer with its explanation, as soon as the model has said it."""
+"""AnswerStream: each word of an answer with its explanation, as soon as the model has said it."""
 
 from __future__ import annotations
 

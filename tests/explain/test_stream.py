@@ -23,10 +23,9 @@ from captum_mllm import (
     LogitLens,
     MLLMAttribution,
 )
-from captum_mllm.attr import AnswerWord
-from captum_mllm.attr.lockstep import Lockstep
-from captum_mllm.attr.streaming import ended_words
 from captum_mllm.demo import DEMO_PROMPT, demo_picture
+from captum_mllm.explain import AnswerWord
+from captum_mllm.explain.stream import Lockstep, ended_words
 from captum_mllm.models.words import group_words, token_texts
 from tests.models.test_decoding import asked, counted
 from tests.models.test_model_unchanged import snapshot, used
@@ -121,11 +120,11 @@ def test_answers_that_are_not_said_token_by_token_are_refused(options: dict[str,
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda mllm: ARC(MSEA(LogitLens(mllm))), {}, "got scales=None"),
+        (lambda mllm: ARC(MSEA(LogitLens(mllm))), {}, "sees the image at scale 1 alone"),
         (lambda mllm: MSEA(LogitLens(mllm)), {"scales": (0.5, 1.0)}, "at scale 1 alone"),
         (lambda mllm: LogitLens(mllm, layer=0), {}, "leave out the layer"),
-        (AttentionRollout, {}, "needs passes of its own"),
-        (lambda mllm: TAM(Saliency(mllm)), {}, "Saliency needs passes of its own"),
+        (AttentionRollout, {}, "makes passes of its own"),
+        (lambda mllm: TAM(Saliency(mllm)), {}, "Saliency makes passes of its own"),
     ],
 )
 def test_methods_that_need_more_are_refused_at_once(

@@ -8,7 +8,8 @@ from captum.attr import IntegratedGradients, Lime, NoiseTunnel, Saliency
 
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
 from captum_mllm.attr import AttentionRollout, TokenGradCam
-from captum_mllm.attr.wrapper_chain import describe, wrapper_chain
+from captum_mllm.attr.base import wrapper_chain
+from captum_mllm.explain.explanation import describe
 from tests.models.tiny_models import shared
 
 

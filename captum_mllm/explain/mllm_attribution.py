@@ -1,4 +1,4 @@
-"""Explain every word of an answer at once: the picture and the earlier words."""
+"""MLLMAttribution: explains every word of an answer at once, by the image and the earlier words."""
 
 from __future__ import annotations
 
@@ -9,25 +9,15 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_mllm.attr import answer_text
-from captum_mllm.attr.answer_stream import AnswerStream
-from captum_mllm.attr.batch_attribution import attribute_batch
-from captum_mllm.attr.context_suppression import context_scores
-from captum_mllm.attr.explained_input import check_input
-from captum_mllm.attr.features import find_features, to_earlier
-from captum_mllm.attr.forward_function import check_attribution
+from captum_mllm.attr.base import check_attribution
 from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
-from captum_mllm.attr.seen_scales import SeenScales
 from captum_mllm.attr.segments import SegmentsLike
-from captum_mllm.attr.streaming import stream_answer
-from captum_mllm.attr.token_maps import maps_and_words
-from captum_mllm.attr.wrapper_chain import describe, wrapper_chain
+from captum_mllm.explain.answer_stream import AnswerStream
+from captum_mllm.explain.batch import attribute_batch
+from captum_mllm.explain.explanation import check_input, explain
+from captum_mllm.explain.stream import stream_answer
 from captum_mllm.models.image_text_input import ImageTextInput
-from captum_mllm.models.loading import model_name
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.pixels import to_pil
-from captum_mllm.models.query import Query
-from captum_mllm.models.states import States
 
 
 class MLLMAttribution(Attribution):
@@ -141,8 +131,16 @@ class MLLMAttribution(Attribution):
             image, query = mllm.prepare(inp, target, **(gen_args or {}))
             if include_prompt:
                 query = query.including_prompt()
-            return self.explain(
-                inp, image, query, top_predictions, show_progress, segments, words, **kwargs
+            return explain(
+                self.attribution_method,
+                inp,
+                image,
+                query,
+                top_predictions,
+                show_progress,
+                segments,
+                words,
+                **kwargs,
             )
 
     def attribute_batch(
@@ -198,7 +196,13 @@ class MLLMAttribution(Attribution):
         for inp in inputs:
             check_input(inp, gen_args)
         return attribute_batch(
-            self, inputs, targets, include_prompt, top_predictions, gen_args or {}, kwargs
+            self.attribution_method,
+            inputs,
+            targets,
+            include_prompt,
+            top_predictions,
+            gen_args or {},
+            kwargs,
         )
 
     def stream(
@@ -240,53 +244,7 @@ class MLLMAttribution(Attribution):
             True
         """
         check_input(inp, gen_args)
-        return stream_answer(self, inp, gen_args or {}, kwargs)
-
-    def explain(
-        self,
-        inp: ImageTextInput,
-        image: Tensor,
-        query: Query,
-        top_predictions: int = 5,
-        show_progress: bool = False,
-        segments: SegmentsLike | None = None,
-        words: str | None = None,
-        **kwargs: Any,
-    ) -> MLLMAttributionResult:
-        r"""The result for what :meth:`MLLM.prepare` made of an input; arguments as for
-        :meth:`attribute`."""
-        mllm: MLLM = self.forward_func
-        scales = SeenScales(mllm, query)
-        with mllm.remember():
-            options = scales.watch(self.attribution_method, kwargs)
-            features = find_features(self.attribution_method, image, segments, words)
-            maps, values = maps_and_words(
-                self.attribution_method, image, query, show_progress, features, **options
-            )
-            states = mllm.states(image, query)
-            if values is None:
-                weights = self.text_weights(image, query, states)
-            else:
-                weights = to_earlier(values, len(states.ids))
-        start = 0 if query.with_prompt else states.n_words
-        predicted = states.predictions(mllm.vocabulary, max(top_predictions, 1), query.with_prompt)
-        texts = answer_text.texts(mllm.tokenizer, states)
-        return MLLMAttributionResult(
-            input_tokens=texts,
-            output_tokens=texts[start:],
-            image_attr=maps[:, 0].float().cpu(),
-            token_attr=weights.float().cpu(),
-            output_probs=predicted.probability.cpu(),
-            n_prompt=states.n_words,
-            words=answer_text.words(texts, states, query.with_prompt),
-            top_predictions=answer_text.rankings(mllm.tokenizer, predicted, top_predictions),
-            scales=scales.results,
-            picture=to_pil(inp.images[inp.explained]),
-            prompt="\n".join(inp.texts),
-            method=describe(self.attribution_method, kwargs) + features.text,
-            model=model_name(mllm.model.config),
-            inp=inp,
-        )
+        return stream_answer(self.attribution_method, inp, gen_args or {}, kwargs)
 
     @classmethod
     def get_name(cls) -> str:
@@ -294,11 +252,3 @@ class MLLMAttribution(Attribution):
 
     def attribute_future(self) -> Callable[..., Any]:
         raise NotImplementedError("attribute_future is not implemented for MLLMAttribution")
-
-    def text_weights(self, image: Tensor, query: Query, states: States) -> Tensor:
-        r"""Weights of the words of the prompt and of the earlier words, (T, P + T)."""
-        for method in wrapper_chain(self.attribution_method):
-            if hasattr(method, "attribute_text"):
-                return method.attribute_text(image, additional_forward_args=(query,))
-        weights = context_scores(self.forward_func, states).tril(-1)
-        return weights if query.with_prompt else weights[states.n_words :]

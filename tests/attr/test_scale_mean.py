@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_mllm.attr.map_mean import RunningMean
+from captum_mllm.attr.scale_mean import RunningMean
 
 
 def slow_mean(

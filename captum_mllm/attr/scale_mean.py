@@ -1,15 +1,50 @@
-"""The weighted mean of attributions found at several scales."""
+"""ScaleMean, the weighted mean of the maps that a method makes at several scales."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
-from captum_mllm.attr.picture_layout import resize_seen
-from captum_mllm.attr.resizing import Size, plane
-from captum_mllm.attr.scale_attribution import Attributions, ScaleAttribution
-from captum_mllm.models.layout import Layout
+from captum_mllm.attr.resizing import resize_seen
+from captum_mllm.attr.scale_options import ScaleOptions
+from captum_mllm.models.layout import Layout, Size, size_of
+
+Attributions = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class ScaleAttribution:
+    r"""
+    What the wrapped method found at one scale.
+
+    Args:
+        scale (float): The scale, relative to the input as given.
+        inputs (tuple[Tensor, ...]): The inputs at this scale, as the method got them.
+        attributions (Tensor or tuple[Tensor, ...]): Attributions as the method gave them at this
+            scale, at their own size, detached.
+        layouts (tuple[Layout or None, ...]): For each input where its tokens lie; None where the
+            forward function does not tell.
+        ask_probability (Callable): Gives the ``probability``.
+    """
+
+    scale: float
+    inputs: tuple[Tensor, ...]
+    attributions: Attributions
+    layouts: tuple[Layout | None, ...]
+    ask_probability: Callable[[], Tensor | None]
+
+    @property
+    def probability(self) -> Tensor | None:
+        r"""
+        Probability that the model gives the target at this scale, one per example, in [0, 1]; None
+        where it is not defined. Where it was not needed for the weights of the scales, the first
+        look at it costs a forward pass.
+        """
+        return self.ask_probability()
 
 
 class RunningMean:
@@ -37,26 +72,23 @@ class RunningMean:
         self.mean = torch.where(step == 0, self.mean, torch.where(step == 1, value, mixed))
 
 
-class MapMean:
+class ScaleMean:
     """Weighted mean of the scales' maps at the output size, one scale at a time."""
 
-    def __init__(
-        self,
-        inputs: tuple[Tensor, ...],
-        output_size: Size | str | None,
-        mode: str,
-        normalize: str | None,
-    ) -> None:
+    def __init__(self, inputs: tuple[Tensor, ...], options: ScaleOptions) -> None:
         self.inputs = inputs
-        self.output_size = output_size
-        self.mode = mode
-        self.normalize = normalize
+        self.output_size = options.output_size
+        self.mode = options.interpolate_mode
+        self.normalize = options.normalize
+        self.weights = options.scale_weights
         self.is_tuple = False
         self.dtypes: list[torch.dtype] = []
         self.sizes: list[Size | None] = []
         self.means: list[RunningMean] = []
 
-    def add(self, found: ScaleAttribution, weight: Tensor) -> None:
+    def add(self, index: int, found: ScaleAttribution) -> None:
+        """What was found at a scale, by the index of the scale."""
+        weight = torch.as_tensor(found.probability if self.weights is None else self.weights[index])
         attributions = format_tensor_into_tuples(found.attributions)
         is_first = not self.means
         if is_first:
@@ -87,7 +119,7 @@ class MapMean:
         return format_output(self.is_tuple, tuple(cast))
 
     def _sizes(self, attributions: tuple[Tensor, ...]) -> list[Size | None]:
-        spatial = [plane(tensor) if tensor.dim() == 4 else None for tensor in self.inputs]
+        spatial = [size_of(tensor) if tensor.dim() == 4 else None for tensor in self.inputs]
         first = next(size for size in spatial if size is not None)
         if len(attributions) != len(spatial):
             spatial = [first] * len(attributions)
@@ -98,7 +130,7 @@ class MapMean:
             elif self.output_size is None:
                 sizes.append(own or first)
             elif isinstance(self.output_size, str):
-                sizes.append(plane(attribution))
+                sizes.append(size_of(attribution))
             else:
                 sizes.append(self.output_size)
         return sizes
@@ -111,7 +143,7 @@ class MapMean:
         seen = None
         if size is not None and attribution.dim() == 4:
             value, seen = resize_seen(value, layout, size, self.mode)
-        if self.normalize is None or value.numel() == 0:
+        if self.normalize == "none" or value.numel() == 0:
             return value, seen
         magnitude = value.abs().reshape(len(value) if value.dim() else 1, -1)
         extent = magnitude.amax(dim=1) if self.normalize == "max" else magnitude.sum(dim=1)
