@@ -60,7 +60,7 @@ def test_explain_takes_every_kind_of_picture(
     result = MLLMAttributionResult.load(output / "result.safetensors")
     height, width = SIZES[shape]
     expected = (height, width) if kind == "EXIF-rotated" else (width, height)
-    assert result.picture.size == expected
+    assert result.image.size == expected
     assert result.output_words == ["a", "cat"]
     assert [scale.scale for scale in result.scales] == [1.0, 1.5]
     assert "<!doctype html>" in (output / "page.html").read_text(encoding="utf-8").lower()

@@ -8,15 +8,14 @@ from captum_mllm.attr.context_suppression import ContextSuppression
 from captum_mllm.attr.interference import suppress_context
 from captum_mllm.attr.logit_lens import LogitLens
 from captum_mllm.attr.mllm_attribution import MLLMAttribution
-from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
 from captum_mllm.attr.msea import MSEA
 from captum_mllm.attr.rank_biased_overlap import rank_biased_overlap
 from captum_mllm.attr.rank_gaussian_filter import rank_gaussian_filter
 from captum_mllm.attr.scale_attribution import ScaleAttribution
-from captum_mllm.attr.scale_result import ScaleResult
 from captum_mllm.attr.segments import grid_segments, superpixels
 from captum_mllm.attr.tam import TAM
 from captum_mllm.attr.token_grad_cam import TokenGradCam
+from captum_mllm.explain.result import MLLMAttributionResult, ScaleResult
 
 __all__ = [
     "ARC",

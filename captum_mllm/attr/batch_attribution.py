@@ -11,11 +11,11 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm.attr.context_suppression import ContextSuppression
-from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
 from captum_mllm.attr.msea import MSEA
 from captum_mllm.attr.resizing import resize_inputs
 from captum_mllm.attr.scale_arguments import check_scales
 from captum_mllm.attr.wrapper_chain import wrapper_chain
+from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.models.batches import make_passes
 from captum_mllm.models.decoding import answer_prompts
 from captum_mllm.models.image_text_input import ImageTextInput

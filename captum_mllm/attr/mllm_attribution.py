@@ -16,12 +16,13 @@ from captum_mllm.attr.context_suppression import context_scores
 from captum_mllm.attr.explained_input import check_input
 from captum_mllm.attr.features import find_features, to_earlier
 from captum_mllm.attr.forward_function import check_attribution
-from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
 from captum_mllm.attr.seen_scales import SeenScales
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.attr.streaming import stream_answer
 from captum_mllm.attr.token_maps import maps_and_words
 from captum_mllm.attr.wrapper_chain import describe, wrapper_chain
+from captum_mllm.explain.prompt_parts import prompt_parts
+from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.loading import model_name
 from captum_mllm.models.mllm import MLLM
@@ -281,7 +282,12 @@ class MLLMAttribution(Attribution):
             words=answer_text.words(texts, states, query.with_prompt),
             top_predictions=answer_text.rankings(mllm.tokenizer, predicted, top_predictions),
             scales=scales.results,
-            picture=to_pil(inp.images[inp.explained]),
+            images=[to_pil(image) for image in inp.images],
+            image_index=inp.explained,
+            prompt_parts=prompt_parts(
+                inp.messages, texts[: states.n_words], states.runs or (states.n_words,)
+            ),
+            segments=None if features.segments is None else features.segments.regions,
             prompt="\n".join(inp.texts),
             method=describe(self.attribution_method, kwargs) + features.text,
             model=model_name(mllm.model.config),

@@ -10,8 +10,8 @@ from captum_mllm._captum import format_tensor_into_tuples
 from captum_mllm.attr.context_suppression import ContextSuppression
 from captum_mllm.attr.msea import MSEA
 from captum_mllm.attr.scale_attribution import ScaleAttribution
-from captum_mllm.attr.scale_result import ScaleResult
 from captum_mllm.attr.wrapper_chain import wrapper_chain
+from captum_mllm.explain.result import ScaleResult
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Query
 

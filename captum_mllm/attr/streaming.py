@@ -14,9 +14,9 @@ from captum_mllm.attr.answer_stream import AnswerStream, AnswerWord
 from captum_mllm.attr.context_suppression import ContextSuppression
 from captum_mllm.attr.lockstep import Lockstep
 from captum_mllm.attr.logit_lens import LogitLens
-from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
 from captum_mllm.attr.msea import MSEA
 from captum_mllm.attr.wrapper_chain import wrapper_chain
+from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.models.answers import generate_answers, without_special
 from captum_mllm.models.decoding import Decoding
 from captum_mllm.models.image_text_input import ImageTextInput
