@@ -11,7 +11,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
+from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.models.layout import Size
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
 from captum_mllm.attr.token_maps import token_attribution
 from captum_mllm.explain.explanation import explain
+from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.models.batches import make_passes
 from captum_mllm.models.decoding import answer_prompts
 from captum_mllm.models.image_text_input import ImageTextInput

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from captum_mllm._captum import format_tensor_into_tuples
 from captum_mllm.attr.context_suppression import context_scores
 from captum_mllm.attr.features import find_features, to_earlier
-from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
 from captum_mllm.attr.scale_mean import ScaleAttribution
-from captum_mllm.attr.scale_result import ScaleResult
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.attr.token_maps import token_attribution, token_maps
+from captum_mllm.explain.prompt_parts import prompt_parts
+from captum_mllm.explain.result import MLLMAttributionResult, ScaleResult
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.loading import model_name
 from captum_mllm.models.mllm import MLLM
@@ -70,7 +70,12 @@ def explain(
         words=_words(texts, states, query.with_prompt),
         top_predictions=_rankings(mllm.tokenizer, predicted, top_predictions),
         scales=scales,
-        picture=to_pil(inp.images[inp.explained]),
+        images=[to_pil(each) for each in inp.images],
+        image_index=inp.explained,
+        prompt_parts=prompt_parts(
+            inp.messages, texts[: states.n_words], states.runs or (states.n_words,)
+        ),
+        segments=None if features.segments is None else features.segments.regions,
         prompt="\n".join(inp.texts),
         method=describe(method, kwargs) + features.text,
         model=model_name(mllm.model.config),

@@ -10,11 +10,11 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_mllm.attr.base import check_attribution
-from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.explain.answer_stream import AnswerStream
 from captum_mllm.explain.batch import attribute_batch
 from captum_mllm.explain.explanation import check_input, explain
+from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.stream import stream_answer
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.mllm import MLLM

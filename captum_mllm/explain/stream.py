@@ -11,10 +11,10 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm.attr.mllm_attribution_result import MLLMAttributionResult
 from captum_mllm.attr.token_maps import token_attribution, token_maps
 from captum_mllm.explain.answer_stream import AnswerStream, AnswerWord
 from captum_mllm.explain.explanation import explain, text_weights
+from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.models.answers import generate_answers, without_special
 from captum_mllm.models.decoding import Decoding
 from captum_mllm.models.image_text_input import ImageTextInput

@@ -73,7 +73,7 @@ def test_explain_takes_every_kind_of_picture(
     result = MLLMAttributionResult.load(output / "result.safetensors")
     height, width = SIZES[shape]
     expected = (height, width) if kind == "EXIF-rotated" else (width, height)
-    assert result.picture.size == expected
+    assert result.image.size == expected
     assert result.output_words == ["a", "cat"]
     assert [scale.scale for scale in result.scales] == [1.0, 1.5]
     assert "<!doctype html>" in (output / "page.html").read_text(encoding="utf-8").lower()
@@ -183,7 +183,7 @@ def test_several_images_a_system_message_and_a_chat(
     )
     expected = MLLMAttribution(LogitLens(mllm)).attribute(inp, target="a cat")
     for result in results.values():
-        assert result.picture.size == (90, 60)
+        assert result.image.size == (90, 60)
         assert result.input_tokens == expected.input_tokens
         torch.testing.assert_close(result.image_attr, expected.image_attr)
 
