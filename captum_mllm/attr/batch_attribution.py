@@ -73,7 +73,7 @@ def _prepare(
     """Pictures and queries; answers of the model's own are made together."""
     opened = [open_query(mllm.processor, inp, mllm.device, False) for inp in inputs]
     own = [prompt for prompt, target in zip(opened, targets) if target is None]
-    said = iter(answer_prompts(mllm, own, options) if own else [])
+    said = iter(answer_prompts(mllm.backbone, own, options) if own else [])
     # Where all answers are given, options for others are refused as they are for one input.
     given_options = {} if own else options
     return [
@@ -83,7 +83,7 @@ def _prepare(
                 query,
                 answer_ids=next(said)
                 if target is None
-                else find_answer(mllm, images, query, target, given_options),
+                else find_answer(mllm.backbone, images, query, target, given_options),
             ),
         )
         for (images, query), target in zip(opened, targets)
@@ -108,4 +108,4 @@ def _make_passes(
             chain[-1].make_passes(resized)
     # What is known of the words takes the states at scale 1, which some methods leave behind.
     if not (getattr(chain[-1], "leaves_states", False) and 1.0 in scales):
-        make_passes(mllm, prompts)
+        make_passes(mllm.backbone, prompts)

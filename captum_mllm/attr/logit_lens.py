@@ -116,7 +116,7 @@ class LogitLens(Attribution):
     def make_passes(self, prompts: Sequence[Prompt]) -> None:
         r"""Within ``MLLM.remember``, make the passes of some prompts as one batch, where
         :meth:`attribute` finds them."""
-        make_passes(self.forward_func, prompts, self.layer)
+        make_passes(self.forward_func.backbone, prompts, self.layer)
 
     def attribute_future(self) -> Callable[..., Any]:
         raise NotImplementedError("attribute_future is not implemented for LogitLens")
