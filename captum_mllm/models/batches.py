@@ -100,9 +100,7 @@ def batch_states(
     return [{place: split[place][turn] for place in split} for turn in range(len(prompts))]
 
 
-def make_passes(
-    backbone: Backbone, prompts: Sequence[Prompt], layer: int | None = None
-) -> None:
+def make_passes(backbone: Backbone, prompts: Sequence[Prompt], layer: int | None = None) -> None:
     r"""Within ``MLLM.remember``, make the passes of some prompts as one, but for those that are
     remembered; arguments as of :func:`batch_states`."""
     missing = [

@@ -155,7 +155,9 @@ def answer_prompts(
         if not wanted:
             return generate_answers(backbone.model, inputs, backbone.tokenizer, options)
         with decoding.watching():
-            answers = generate_answers(backbone.model, inputs, backbone.tokenizer, options, decoding)
+            answers = generate_answers(
+                backbone.model, inputs, backbone.tokenizer, options, decoding
+            )
     if decoding.is_whole:
         padded = inputs["input_ids"].shape[1]
         for row, (encoding, answer) in enumerate(zip(encodings, answers)):

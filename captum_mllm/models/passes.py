@@ -1,5 +1,5 @@
-"""``Passes``, the states of passes that need not be made again, and ``PassMemory``, which keeps them
-for one model and one thread."""
+"""``Passes``, the states of passes that need not be made again, and ``PassMemory``, which keeps
+them for one model and one thread."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -86,7 +87,9 @@ class Passes:
 
 
 # The passes that are remembered in this context, by the identity of their memory.
-_remembered: ContextVar[Mapping[int, Passes]] = ContextVar("remembered_passes", default={})
+_remembered: ContextVar[Mapping[int, Passes]] = ContextVar(
+    "remembered_passes", default=MappingProxyType({})
+)
 
 
 class PassMemory:

@@ -46,7 +46,9 @@ def word_mask(backbone: Backbone, query: Query, answer: bool) -> Tensor:
     r"""The word of each token; see :meth:`MLLM.word_mask`."""
     ids, runs = word_ids(backbone, query, answer)
     texts = [
-        text for run in ids.split(list(runs)) for text in token_texts(backbone.tokenizer, run.tolist())
+        text
+        for run in ids.split(list(runs))
+        for text in token_texts(backbone.tokenizer, run.tolist())
     ]
     sizes = [len(word) for word in group_runs(texts, runs)]
     words = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))

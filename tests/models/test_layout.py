@@ -146,4 +146,3 @@ def test_pictures_of_many_sizes_leave_no_memory_behind() -> None:
         cwd=Path(__file__).parents[2],
     )
     assert float(found.stdout) < 50
-

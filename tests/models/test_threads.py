@@ -319,7 +319,8 @@ def test_memory_is_flat_over_200_explanations(train: bool) -> None:
     def run(count: int) -> None:
         with ThreadPoolExecutor(2) as pool:
             for job in jobs:
-                assert all(pool.map(lambda _: job(), range(count // len(jobs))))
+                turns = [pool.submit(job) for _ in range(count // len(jobs))]
+                assert all(turn.result() for turn in turns)
 
     run(8)
     before = count_tensors()
