@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import torch
@@ -75,6 +76,10 @@ class Encoding:
         return torch.cat([self.word_positions - 1, self.answer_rows])
 
 
+# One for all caches, so that they can be copied and pickled.
+_CACHE_LOCK = Lock()
+
+
 class TokenCache(OrderedDict[tuple[Any, ...], Processed]):
     r"""What the processor made of the last few shapes of input, all but the pixels.
 
@@ -85,17 +90,19 @@ class TokenCache(OrderedDict[tuple[Any, ...], Processed]):
     SIZE = 8
 
     def recall(self, key: tuple[Any, ...]) -> Processed | None:
-        if key in self:
-            self.move_to_end(key)
-        return self.get(key)
+        with _CACHE_LOCK:
+            if key in self:
+                self.move_to_end(key)
+            return self.get(key)
 
     def keep(self, key: tuple[Any, ...], processed: Processed) -> None:
         """Keep it, and forget the one that was not used for longest if there are too many."""
         # A tensor on the meta device has a shape and no memory.
         pixels = processed.inputs["pixel_values"].to("meta")
-        self[key] = replace(processed, inputs={**processed.inputs, "pixel_values": pixels})
-        if len(self) > self.SIZE:
-            self.popitem(last=False)
+        with _CACHE_LOCK:
+            self[key] = replace(processed, inputs={**processed.inputs, "pixel_values": pixels})
+            if len(self) > self.SIZE:
+                self.popitem(last=False)
 
 
 def wants_gradient(pictures: Sequence[Tensor]) -> bool:

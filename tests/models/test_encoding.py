@@ -182,8 +182,8 @@ def test_only_a_few_shapes_are_kept_and_no_pixels() -> None:
     mllm, _, image, query = counting("qwen2_vl", height=140)
     for height in range(56, 140, 4):
         mllm(image[:, :, :height].detach().requires_grad_(), query)
-    assert len(mllm._tokens) == TokenCache.SIZE
-    for processed in mllm._tokens.values():
+    assert len(mllm.backbone._tokens) == TokenCache.SIZE
+    for processed in mllm.backbone._tokens.values():
         assert processed.inputs["pixel_values"].is_meta
 
 
