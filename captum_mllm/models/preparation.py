@@ -12,7 +12,7 @@ from captum_mllm.models.answers import answer_tokens
 from captum_mllm.models.decoding import answer_prompts
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.layout import size_of
-from captum_mllm.models.prompt import render_prompt, text_spans
+from captum_mllm.models.prompt import read_prompt
 from captum_mllm.models.query import Query
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ def open_query(
     Raises:
         ValueError: where the chat template leaves no place for the picture.
     """
-    prompt = render_prompt(processor, inp)
+    prompt, spans = read_prompt(processor, inp)
     # Tensors of their own, also for gradients later on where they are made in inference mode.
     with torch.inference_mode(False):
         pictures = [picture.to(device, copy=True) for picture in inp.images]
     query = Query(
         prompt=prompt,
         answer_ids=(),
-        spans=text_spans(processor, inp, prompt),
+        spans=spans,
         native=tuple(map(size_of, pictures)),
         pictures=tuple(
             None if every_picture or index == inp.explained else picture
