@@ -47,8 +47,8 @@ def read_prompt(processor: Any, inp: ImageTextInput) -> tuple[str, tuple[Span, .
     for text in inp.texts:
         if placeholder in text:
             raise ValueError(
-                f"the text {_shorten(text)} has the placeholder of an image, {placeholder!r}, where "
-                "there is no image; leave it out"
+                f"the text {_shorten(text)} has the placeholder of an image, {placeholder!r}, "
+                "which stands for no image; leave it out"
             )
     messages, prompt, pattern = _render_all(processor, inp)
     unseen = [
@@ -165,8 +165,8 @@ def _report_unseen(inp: ImageTextInput, unseen: Sequence[int]) -> None:
     """Warn of texts that the model does not see; refuse an unseen question."""
     content = inp.messages[-1]["content"]
     is_text = [True] if isinstance(content, str) else [part["type"] == "text" for part in content]
-    asked = range(len(inp.texts) - sum(is_text), len(inp.texts))
-    asked = [index for index in asked if inp.texts[index].strip()]
+    last = range(len(inp.texts) - sum(is_text), len(inp.texts))
+    asked = [index for index in last if inp.texts[index].strip()]
     named = ", ".join(_shorten(inp.texts[index]) for index in unseen)
     if asked and set(asked) <= set(unseen):
         raise ValueError(
