@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria
 
-from captum_mllm.models.answers import generate_answers
+from captum_mllm.models.answers import Answer, generate_answers
 from captum_mllm.models.batches import join, lengths
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.query import Prompt, Query
@@ -137,9 +137,7 @@ class Decoding(StoppingCriteria):
         self.tokens.append(token)
 
 
-def answer_prompts(
-    mllm: MLLM, prompts: Sequence[Prompt], options: dict[str, Any]
-) -> list[tuple[int, ...]]:
+def answer_prompts(mllm: MLLM, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Answer]:
     r"""The model's own answers to some prompts, in one batch.
 
     Within :meth:`MLLM.remember` the states by which it said them are kept, so that explaining them

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_mllm.models.answers import answer_tokens
+from captum_mllm.models.answers import Answer, answer_tokens
 from captum_mllm.models.decoding import answer_prompts
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.layout import size_of
@@ -59,7 +59,7 @@ def find_answer(
     query: Query,
     target: str | Sequence[int] | Tensor | None,
     generation: dict[str, Any],
-) -> tuple[int, ...]:
+) -> Answer:
     r"""The tokens of the answer that is given, or that the model makes.
 
     Args:

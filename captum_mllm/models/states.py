@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.layout import Layout
+from captum_mllm.models.precision import check_finite
 from captum_mllm.models.query import Query
 from captum_mllm.models.targets import is_integer
 
@@ -117,7 +118,9 @@ def hidden_states(
         ValueError: for a layer that the model does not have.
     """
     if layer is None:
-        return {None: model.base_model(**inputs, use_cache=False).last_hidden_state}
+        last = model.base_model(**inputs, use_cache=False).last_hidden_state
+        check_finite(last, model, inputs)
+        return {None: last}
     decoder = model.get_decoder()
     count = len(decoder.layers)
     if not is_integer(layer) or not -count <= layer < count:
@@ -137,6 +140,7 @@ def hidden_states(
         last = model.base_model(**inputs, use_cache=False).last_hidden_state
     finally:
         handle.remove()
+    check_finite(last, model, inputs)
     if len(seen) != 1:
         raise RuntimeError(
             f"what follows layer {layer} was seen {len(seen)} times in a pass, expected once; is "
