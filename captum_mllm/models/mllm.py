@@ -21,6 +21,7 @@ from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.language_model import LanguageModel
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.loading import load_model
+from captum_mllm.models.pairing import checked_pair, complete_processor
 from captum_mllm.models.pass_memory import PassMemory
 from captum_mllm.models.pictures import Picture
 from captum_mllm.models.preparation import find_answer, open_query
@@ -44,11 +45,14 @@ class MLLM(PassMemory, nn.Module):
     never changed.
 
     Args:
-        model (PreTrainedModel): a model of pictures and text of transformers.
+        model (PreTrainedModel): a model of images and text of transformers, as it is or within a
+            ``PeftModel`` or ``DataParallel``.
         processor (ProcessorMixin): its processor.
 
     Raises:
-        ValueError: for a model of text alone, and for a family that is not known.
+        TypeError: for what is not a model, or not a processor of images and text.
+        ValueError: for a model of text alone, of a family that is not known, or without its output
+            embedding; and for the processor of another model.
 
     Examples::
         >>> from captum.attr import Saliency
@@ -69,12 +73,8 @@ class MLLM(PassMemory, nn.Module):
 
     def __init__(self, model: PreTrainedModel, processor: Any) -> None:
         super().__init__()
+        model, processor = checked_pair(model, processor)
         family = family_of(model.config)
-        if not hasattr(processor, "image_processor"):
-            raise ValueError(
-                f"got a {type(processor).__name__}, expected the model's processor of pictures and "
-                "text, as AutoProcessor.from_pretrained gives it"
-            )
         self.model = model
         self.processor = processor
         self.geometry = family.geometry(model.config, processor)
@@ -273,7 +273,7 @@ class MLLM(PassMemory, nn.Module):
         return encode(
             query.all_pictures(pictures),
             query,
-            self.processor,
+            complete_processor(self.processor, self.model.config),
             self.geometry,
             self.image_token_id,
             self.dtype,

@@ -12,6 +12,7 @@ from captum_mllm.models.answers import Answer, answer_tokens
 from captum_mllm.models.decoding import answer_prompts
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.layout import size_of
+from captum_mllm.models.pairing import check_tokenizer
 from captum_mllm.models.prompt import read_prompt
 from captum_mllm.models.query import Query
 
@@ -34,8 +35,10 @@ def open_query(
         tuple[tuple[Tensor, ...], Query]: pictures (1, 3, H, W) in [0, 1], and the query.
 
     Raises:
-        ValueError: where the chat template leaves no place for the picture.
+        ValueError: where the chat template leaves no place for an image or the question, and for a
+            tokenizer that does not tell where its tokens are.
     """
+    check_tokenizer(processor.tokenizer)
     prompt, spans = read_prompt(processor, inp)
     # Tensors of their own, also for gradients later on where they are made in inference mode.
     with torch.inference_mode(False):

@@ -45,12 +45,22 @@ def image_only(processor_class: ProcessorClass) -> ProcessorClass:
     def get_attributes(cls: type[ProcessorMixin]) -> list[str]:
         return [name for name in processor_class.get_attributes() if name != "video_processor"]
 
+    def reduce(self: ProcessorMixin, protocol: Any) -> tuple[Any, ...]:
+        # The class is made anew where it is read, since it has no name of its own.
+        return _blank_image_only, (processor_class,), self.__dict__
+
     members = {
         "get_attributes": classmethod(get_attributes),
+        "__reduce_ex__": reduce,
         "__module__": processor_class.__module__,
         "__doc__": processor_class.__doc__,
     }
     return type(processor_class.__name__, (processor_class,), members)  # type: ignore[return-value]
+
+
+def _blank_image_only(processor_class: type[ProcessorMixin]) -> ProcessorMixin:
+    restored = image_only(processor_class)
+    return restored.__new__(restored)
 
 
 def load_processor(name_or_folder: str | Path, **kwargs: Any) -> ProcessorMixin:
