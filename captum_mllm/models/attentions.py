@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from captum_mllm.models.precision import full_precision
+
 IMPLEMENTATION = "captum_mllm"
 # Those of transformers that differ from it by rounding alone.
 _SOFTMAX = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -67,6 +69,7 @@ class Attention:
             mask = mask[sequences]
         return replace(self, mask=mask, **states)
 
+    @full_precision()
     def weights(self, rows: Tensor) -> Tensor:
         r"""Attention weights of R rows, at least float32, each sums to 1; shape (b, H, R, n)."""
         dtype = torch.promote_types(self.query.dtype, torch.float32)
@@ -86,6 +89,7 @@ class Attention:
             scores = scores + allowed
         return scores.softmax(-1)
 
+    @full_precision()
     def gradients(self, rows: Tensor, of_output: Tensor) -> Tensor:
         r"""Gradient with respect to the weights of R rows, :math:`g_i^\top v_j`.
 
@@ -100,6 +104,7 @@ class Attention:
         value = self._shared(self.value).to(dtype)
         return of_output[:, rows].transpose(1, 2).to(dtype) @ value.mT
 
+    @full_precision()
     def pass_down(self, weights: Tensor, fuse: Fusion, of_output: Tensor | None = None) -> Tensor:
         r"""Hand the weights of states down to the states that they attend to.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from threading import get_ident
 from typing import Any
 
@@ -10,29 +11,33 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, PreTrainedModel
 
+# The kinds of devices with an autocast of their own.
+_KINDS = ("cpu", "cuda", "xpu", "mps")
 
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+
+@contextmanager
+def full_precision() -> Iterator[None]:
     r"""Within it, products of matrices have the dtype of their inputs, also under autocast.
 
     ``torch.autocast`` computes products in 16 bits whatever their inputs are, so ``.to(float32)``
     before one has no effect there. The model runs as the user asked; sums of our own do not.
-
-    Args:
-        device (torch.device): where the inputs are.
+    It is a decorator of functions as well.
 
     Examples::
         >>> import torch
         >>> ones = torch.ones(2, 2)
         >>> with torch.autocast("cpu", torch.bfloat16):
-        ...     with full_precision(ones.device):
+        ...     with full_precision():
         ...         inside = ones @ ones
         ...     outside = ones @ ones
         >>> inside.dtype, outside.dtype
         (torch.float32, torch.bfloat16)
     """
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    with ExitStack() as stack:
+        for kind in _KINDS:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def check_finite(states: Tensor, model: PreTrainedModel, inputs: dict[str, Tensor]) -> None:

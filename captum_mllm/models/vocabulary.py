@@ -75,7 +75,7 @@ class Vocabulary:
             return found.unflatten(0, states.shape[:-1])
         distinct, inverse = ids.to(self.head.weight.device).unique(return_inverse=True)
         rows = self.head.weight[distinct].to(states.device, dtype)
-        with full_precision(states.device):
+        with full_precision():
             scores = states.to(dtype) @ rows.mT
         if self.head.bias is not None:
             scores = scores + self.head.bias[distinct].to(scores)
@@ -123,7 +123,7 @@ class Vocabulary:
         width = max(CHUNK // max(len(states), 1), 1)
         for start in range(0, self.size, width):
             chunk = slice(start, start + width)
-            with full_precision(weight.device):
+            with full_precision():
                 logits = nn.functional.linear(
                     given, weight[chunk], None if bias is None else bias[chunk]
                 )

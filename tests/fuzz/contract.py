@@ -37,9 +37,10 @@ def reasoned() -> Iterator[Outcome]:
             yield outcome
         except (TypeError, ValueError) as error:
             outcome.refused = error
-            assert len(str(error)) > 15, f"{error!r} gives no reason"
-            assert _raised_by_us(error), f"{error!r} comes from another library"
     outcome.warned = [str(warning.message) for warning in caught]
+    if outcome.refused is not None:
+        assert len(str(outcome.refused)) > 15, f"{outcome.refused!r} gives no reason"
+        assert _raised_by_us(outcome.refused), f"{outcome.refused!r} is of another library"
 
 
 def _raised_by_us(error: Exception) -> bool:

@@ -31,7 +31,7 @@ JUNK = st.one_of(
     st.sets(st.integers(0, 9), max_size=3),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
     st.sampled_from([object(), int, len, range(3), np.arange(3), np.zeros((2, 2))]),
-    st.sampled_from([torch.tensor([3, 4]), torch.ones(2), torch.tensor(3), torch.ones(2, 2).bool()]),
+    st.sampled_from([torch.tensor([3, 4]), torch.ones(2), torch.tensor(3), torch.ones(2) > 0]),
     st.sampled_from([MODEL, PROCESSOR, PROCESSOR.tokenizer, MODEL.model, MLLM_, torch.nn.Linear]),
 )  # fmt: skip
 

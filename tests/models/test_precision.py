@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from captum_mllm import MLLM, ImageTextInput
+from captum_mllm.models import Layout, Piece
 from captum_mllm.models.precision import check_finite, full_precision
 from captum_mllm.models.vocabulary import Vocabulary
 from tests.models.tiny_models import build, shared
@@ -19,12 +20,12 @@ INPUT = ImageTextInput(PICTURE, "what is in the image ?")
 def test_products_are_those_of_their_dtype_within_autocast() -> None:
     a, b = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
-        with full_precision(a.device):
+        with full_precision():
             inside = a @ b
         outside = a @ b
     assert torch.equal(inside, a @ b)
     assert outside.dtype == torch.bfloat16
-    with full_precision(torch.device("meta")):
+    with full_precision():
         assert torch.equal(a @ b, inside)
 
 
@@ -43,6 +44,14 @@ def test_the_vocabulary_is_read_in_full_precision(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = getattr(vocabulary, name)(*arguments[name])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_maps_are_painted_in_full_precision() -> None:
+    layout = Layout((60, 90), (Piece(4, 6, (0, 0, 90, 60)),))
+    values = torch.rand(3, 24, generator=torch.Generator().manual_seed(0))
+    expected = layout.paint(values, size=(30, 50))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layout.paint(values, size=(30, 50)), expected)
 
 
 def overflowing(dtype: torch.dtype = torch.float32) -> MLLM:
