@@ -255,7 +255,8 @@ def _read_pil(picture: Image.Image) -> Tensor:
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture)
         return to_tensor(picture.convert("RGB"))
-    except (ValueError, OSError, ImportError) as error:
+    except Exception as error:
+        # What a file says of its transparency or palette may be anything.
         raise ValueError(f"{mode} cannot be converted to RGB: {error}") from error
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.query import Query
 from captum_mllm.models.targets import is_integer
-from captum_mllm.models.words import group_runs, token_texts
+from captum_mllm.models.words import group_runs, run_texts
 
 if TYPE_CHECKING:
     from captum_mllm.models.mllm import MLLM
@@ -85,9 +85,7 @@ def own_embeddings(mllm: MLLM, query: Query, answer: bool) -> Tensor:
 def word_mask(mllm: MLLM, query: Query, answer: bool) -> Tensor:
     r"""The word of each token; see :meth:`MLLM.word_mask`."""
     ids, runs = word_ids(mllm, query, answer)
-    texts = [
-        text for run in ids.split(list(runs)) for text in token_texts(mllm.tokenizer, run.tolist())
-    ]
+    texts = run_texts(mllm.tokenizer, ids.tolist(), runs)
     sizes = [len(word) for word in group_runs(texts, runs)]
     words = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
     return words[None, :, None].to(ids.device)

@@ -236,7 +236,14 @@ def closed_by_hand() -> Image.Image:
     return image
 
 
+def odd_transparency() -> Image.Image:
+    image = Image.fromarray(LEVELS)
+    image.info["transparency"] = b"\x00\xff"
+    return image
+
+
 BAD_PICTURES = {
+    "odd transparency": (odd_transparency(), ValueError, "mode RGB cannot be converted to RGB"),
     "1x1": (Image.new("RGB", (1, 1)), ValueError, "1 x 1 pixels"),
     "10,000 x 10": (Image.new("RGB", (10_000, 10)), ValueError, "10 x 10000 pixels"),
     "NaN": (torch.full((3, 6, 9), torch.nan), ValueError, "NaN"),
