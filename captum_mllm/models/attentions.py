@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from captum_mllm.models.backbone import Settings, shared_setting
+from captum_mllm.models.precision import full_precision
 
 IMPLEMENTATION = "captum_mllm"
 # Those of transformers that differ from it by rounding alone.
@@ -71,6 +72,7 @@ class Attention:
             mask = mask[sequences]
         return replace(self, mask=mask, **states)
 
+    @full_precision()
     def weights(self, rows: Tensor) -> Tensor:
         r"""Attention weights of R rows, at least float32, each sums to 1; shape (b, H, R, n)."""
         dtype = torch.promote_types(self.query.dtype, torch.float32)
@@ -90,6 +92,7 @@ class Attention:
             scores = scores + allowed
         return scores.softmax(-1)
 
+    @full_precision()
     def gradients(self, rows: Tensor, of_output: Tensor) -> Tensor:
         r"""Gradient with respect to the weights of R rows, :math:`g_i^\top v_j`.
 
@@ -104,6 +107,7 @@ class Attention:
         value = self._shared(self.value).to(dtype)
         return of_output[:, rows].transpose(1, 2).to(dtype) @ value.mT
 
+    @full_precision()
     def pass_down(self, weights: Tensor, fuse: Fusion, of_output: Tensor | None = None) -> Tensor:
         r"""Hand the weights of states down to the states that they attend to.
 

@@ -21,7 +21,9 @@ from transformers import PreTrainedModel
 
 from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
 from captum_mllm.models.families import family_of
+from captum_mllm.models.pairing import complete_processor
 from captum_mllm.models.passes import PassMemory
+from captum_mllm.models.precision import check_finite
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States, gather_states
 from captum_mllm.models.targets import is_integer
@@ -177,7 +179,7 @@ class Backbone(PassMemory):
         encoding = encode(
             query.all_pictures(pictures),
             query,
-            self.processor,
+            complete_processor(self.processor, self.model.config),
             self.geometry,
             self.image_token_id,
             self.dtype,
@@ -236,7 +238,9 @@ class Backbone(PassMemory):
         """
         model = self.model
         if layer is None:
-            return {None: model.base_model(**inputs, use_cache=False).last_hidden_state}
+            last = model.base_model(**inputs, use_cache=False).last_hidden_state
+            check_finite(last, model, inputs)
+            return {None: last}
         decoder = model.get_decoder()
         count = len(decoder.layers)
         if not is_integer(layer) or not -count <= layer < count:
@@ -253,6 +257,7 @@ class Backbone(PassMemory):
         following = [*decoder.layers, decoder.norm][layer % count + 1]
         with hook(following, keep, before=True):
             last = model.base_model(**inputs, use_cache=False).last_hidden_state
+        check_finite(last, model, inputs)
         if len(seen) != 1:
             raise RuntimeError(
                 f"what follows layer {layer} was seen {len(seen)} times in a pass, expected once; "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria
 
-from captum_mllm.models.answers import generate_answers
+from captum_mllm.models.answers import Answer, generate_answers
 from captum_mllm.models.backbone import Backbone, hook
 from captum_mllm.models.batches import join, lengths
 from captum_mllm.models.encoding import Encoding
@@ -132,7 +132,7 @@ class Decoding(StoppingCriteria):
 
 def answer_prompts(
     backbone: Backbone, prompts: Sequence[Prompt], options: dict[str, Any]
-) -> list[tuple[int, ...]]:
+) -> list[Answer]:
     r"""The model's own answers to some prompts, in one batch.
 
     Within :meth:`MLLM.remember` the states by which it said them are kept, so that explaining them

@@ -10,6 +10,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from captum_mllm.models.precision import full_precision
+
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]
 
@@ -91,6 +93,7 @@ class Layout:
         columns = _cells(finest.columns, left, right, width)
         return rows, columns
 
+    @full_precision()
     def paint(self, values: Tensor, size: Size | None = None) -> Tensor:
         r"""Lay a value for each token out as a map of the whole picture.
 

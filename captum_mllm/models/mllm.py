@@ -21,6 +21,7 @@ from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.language_model import LanguageModel
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.loading import load_model
+from captum_mllm.models.pairing import checked_pair
 from captum_mllm.models.pictures import Picture
 from captum_mllm.models.preparation import find_answer, open_query
 from captum_mllm.models.query import Query, split_arguments
@@ -43,11 +44,14 @@ class MLLM(nn.Module):
     never changed.
 
     Args:
-        model (PreTrainedModel): a model of pictures and text of transformers.
+        model (PreTrainedModel): a model of images and text of transformers, as it is or within a
+            ``PeftModel`` or ``DataParallel``.
         processor (ProcessorMixin): its processor.
 
     Raises:
-        ValueError: for a model of text alone, and for a family that is not known.
+        TypeError: for what is not a model, or not a processor of images and text.
+        ValueError: for a model of text alone, of a family that is not known, or without its output
+            embedding; and for the processor of another model.
 
     Examples::
         >>> from captum.attr import Saliency
@@ -68,6 +72,7 @@ class MLLM(nn.Module):
 
     def __init__(self, model: PreTrainedModel, processor: Any) -> None:
         super().__init__()
+        model, processor = checked_pair(model, processor)
         self.backbone = Backbone(model, processor)
         self.model = model
         self.training = model.training

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captum_mllm.models.precision import full_precision
+
 # Logits held at a time, 8 MiB in float32.
 CHUNK = 2**21
 # States that share one reading of the weights, which takes as long as 10 to 20 states' arithmetic.
@@ -73,7 +75,8 @@ class Vocabulary:
             return found.unflatten(0, states.shape[:-1])
         distinct, inverse = ids.to(self.head.weight.device).unique(return_inverse=True)
         rows = self.head.weight[distinct].to(states.device, dtype)
-        scores = states.to(dtype) @ rows.mT
+        with full_precision():
+            scores = states.to(dtype) @ rows.mT
         if self.head.bias is not None:
             scores = scores + self.head.bias[distinct].to(scores)
         return scores[..., inverse.to(states.device)]
@@ -120,9 +123,10 @@ class Vocabulary:
         width = max(CHUNK // max(len(states), 1), 1)
         for start in range(0, self.size, width):
             chunk = slice(start, start + width)
-            logits = nn.functional.linear(
-                given, weight[chunk], None if bias is None else bias[chunk]
-            )
+            with full_precision():
+                logits = nn.functional.linear(
+                    given, weight[chunk], None if bias is None else bias[chunk]
+                )
             yield start, logits.to(states.device, dtype)
 
 

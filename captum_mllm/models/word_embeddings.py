@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.query import Query
 from captum_mllm.models.targets import is_integer
-from captum_mllm.models.words import group_runs, token_texts
+from captum_mllm.models.words import group_runs, run_texts
 
 WordBaseline = Tensor | float | str | None
 
@@ -45,11 +45,7 @@ def own_embeddings(backbone: Backbone, query: Query, answer: bool) -> Tensor:
 def word_mask(backbone: Backbone, query: Query, answer: bool) -> Tensor:
     r"""The word of each token; see :meth:`MLLM.word_mask`."""
     ids, runs = word_ids(backbone, query, answer)
-    texts = [
-        text
-        for run in ids.split(list(runs))
-        for text in token_texts(backbone.tokenizer, run.tolist())
-    ]
+    texts = run_texts(backbone.tokenizer, ids.tolist(), runs)
     sizes = [len(word) for word in group_runs(texts, runs)]
     words = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
     return words[None, :, None].to(ids.device)
