@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,12 @@ class States:
     @property
     def n_words(self) -> int:
         return self.words.shape[1]
+
+    @property
+    def run_ends(self) -> tuple[int, ...]:
+        """Places of the last token of each run of the prompt's text."""
+        runs = (self.n_words,) if self.runs is None else self.runs
+        return tuple(end - 1 for end, run in zip(itertools.accumulate(runs), runs) if run)
 
     @property
     def context(self) -> Tensor:

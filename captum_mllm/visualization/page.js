@@ -2,7 +2,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const { decode, mean, largest, fit, place } = heatmap;
-  const paint = heatmap.painter(data.colors, data.signed);
+  const paint = heatmap.painter(data);
   const element = (id) => document.getElementById(id);
 
   const maps = decode(data.maps);

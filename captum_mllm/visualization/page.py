@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from captum_mllm.visualization.colormap import diverging_colors, sequential_colors
 from captum_mllm.visualization.page_data import ScaleView, page_data
+from captum_mllm.visualization.plots import FADE, color_table
 
 __all__ = ["ScaleView", "embed_page", "render_page"]
 
@@ -110,8 +110,8 @@ def render_page(
         top_predictions=top_predictions,
         scales=scales,
     )
-    colors = diverging_colors() if data["signed"] else sequential_colors()
-    data["colors"] = _base64(colors.tobytes())
+    data["colors"] = _base64(color_table(data["signed"]).tobytes())
+    data["fade"] = FADE
     data["ratio"] = picture.width / picture.height
     data["method"], data["model"] = method, model
     style = _asset("page.css")

@@ -371,28 +371,6 @@ class OffersProbability(TokenClassifier):
         return self.probability(pictures, target)
 
 
-def test_a_forward_function_may_tell_the_probability_of_every_token() -> None:
-    by_side = {4: [0.0, 0.5, 1.0], 8: [1.0, 0.5, 0.0]}
-    network = OffersProbability(lambda pictures, target: torch.tensor(by_side[pictures.shape[-1]]))
-    # One map per token: token t sees t + 1 at the small scale, and ten times as much at scale 1.
-    rows = torch.arange(1.0, 4).reshape(3, 1, 1, 1)
-    wrapped = Recorder(
-        network, lambda inputs: (rows * 10 if inputs.shape[-1] == 8 else rows).expand(3, 1, 2, 2)
-    )
-    wrapped.explains_every_token = True
-    query = object()
-    result = MSEA(wrapped).attribute(
-        draw_pictures(1, 3, 8, 8),
-        scales=(0.5, 1.0),
-        weights="confidence",
-        output_size=(2, 2),
-        additional_forward_args=(query,),
-    )
-    assert result.shape == (3, 1, 2, 2)
-    assert torch.equal(result[:, 0, 0, 0], torch.tensor([10.0, 11.0, 3.0]))
-    assert network.asked == [((1, 3, 4, 4), (query,), None), ((1, 3, 8, 8), (query,), None)]
-
-
 @pytest.mark.parametrize("arguments", [{}, {"target": None}, {"target": 1}])
 def test_confidence_without_a_defined_probability_is_refused(arguments: dict[str, Any]) -> None:
     scalar_output = Recorder(lambda pictures: pictures.mean(dim=(1, 2, 3)))

@@ -50,6 +50,10 @@ class ToyMLLM(MLLM):
         answer = tuple(self.ids[len(self.words) :])
         return Query("", answer, (), ((8, 8),), (None,))
 
+    def knows(self, *args: Any, layer: int | None = None) -> bool:
+        # States are at hand, so no passes have to be made for them.
+        return True
+
     def layouts(self, *args: Any) -> tuple[Layout, ...]:
         rows, columns = self.see(args[0]).shape[:2]
         height, width = size_of(args[0])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captum_mllm.visualization.colormap import diverging_colors, sequential_colors
 from captum_mllm.visualization.page import ScaleView, embed_page, render_page
+from captum_mllm.visualization.plots import color_table
 from tests.visualization.browser import Browser
 from tests.visualization.hostile_text import HOSTILE
 
@@ -116,7 +116,7 @@ def test_overlay_is_the_interpolated_map_in_the_colors_of_the_table(browser: Bro
         ) + down * ((1 - right) * values[0, bottom, left] + right * values[0, bottom, end])
         assert abs((drawn[row, column, 3] / 255) ** 1.25 - expected) < 0.01
         if expected > 0.5:
-            color = sequential_colors()[round(255 * expected)].astype(int)
+            color = color_table(False)[min(int(256 * expected), 255)].astype(int)
             assert np.abs(color - drawn[row, column, :3]).max() <= 12
 
 
@@ -127,8 +127,8 @@ def test_signed_maps_use_both_arms(browser: Browser) -> None:
     browser.open(render_page(**arguments(image_attr=maps)))
     hover(browser, 0)
     drawn = pixels(browser).astype(int)
-    assert np.abs(drawn[0, 0, :3] - diverging_colors()[0]).max() <= 2
-    assert np.abs(drawn[-1, -1, :3] - diverging_colors()[-1]).max() <= 2
+    assert np.abs(drawn[0, 0, :3] - color_table(True)[0]).max() <= 2
+    assert np.abs(drawn[-1, -1, :3] - color_table(True)[-1]).max() <= 2
     assert drawn[drawn.shape[0] // 2, drawn.shape[1] // 2, 3] == 0
     assert (browser.text("#lowest"), browser.text("#highest")) == ("\u22121", "1")
 
