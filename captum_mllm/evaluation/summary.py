@@ -11,8 +11,8 @@ from torch import Tensor
 
 from captum_mllm.evaluation.records import NOTHING, Record, Scores
 from captum_mllm.metrics import paired_bootstrap
-from captum_mllm.metrics.precision import safe_ratio
-from captum_mllm.metrics.word_scores import harmonic_mean
+from captum_mllm.metrics.aligned_maps import safe_ratio
+from captum_mllm.metrics.token_iou import harmonic_mean
 
 
 def _pooled(total: Tensor, count: Tensor) -> Tensor:
