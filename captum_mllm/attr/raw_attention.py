@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from captum_mllm.attr.attention_rows import AttentionRows, leave_states, predicting_rows
 from captum_mllm.models.attentions import Attention, Fusion, record_attention
+from captum_mllm.models.backbone import last_states
 from captum_mllm.models.batches import join, split_states
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import decoder_tokens
@@ -86,7 +87,7 @@ class RawAttention:
 
         inputs = join(encodings, mllm.tokenizer, "right")
         with mllm.evaluating(), record_attention(mllm.model, self.layers, keep=add):
-            hidden = mllm.model.base_model(**inputs, use_cache=False).last_hidden_state
+            hidden = last_states(mllm.model, inputs)
         found = []
         for total, encoding, (_, query) in zip(totals, encodings, prompts):
             weights: Tensor = total.flatten(1) / len(self.layers)

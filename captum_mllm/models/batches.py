@@ -41,7 +41,8 @@ def join(
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     fills = dict.fromkeys((*PER_TOKEN, POSITIONS), 0)
     fills["input_ids"] = next(token for token in ids if token is not None)
-    fills["attention_mask"] = int(side == "right")
+    if side == "right":
+        fills |= encodings[0].fills
     joined = {}
     for name in encodings[0].inputs:
         parts = [encoding.inputs[name] for encoding in encodings]
@@ -100,9 +101,7 @@ def batch_states(
     return [{place: split[place][turn] for place in split} for turn in range(len(prompts))]
 
 
-def make_passes(
-    backbone: Backbone, prompts: Sequence[Prompt], layer: int | None = None
-) -> None:
+def make_passes(backbone: Backbone, prompts: Sequence[Prompt], layer: int | None = None) -> None:
     r"""Within ``MLLM.remember``, make the passes of some prompts as one, but for those that are
     remembered; arguments as of :func:`batch_states`."""
     missing = [
