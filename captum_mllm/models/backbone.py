@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
-from captum_mllm.models.families import family_of
+from captum_mllm.models.families import family_of, softcap
 from captum_mllm.models.pairing import complete_processor
+from captum_mllm.models.parity import check_parity
 from captum_mllm.models.passes import PassMemory
 from captum_mllm.models.precision import check_finite
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States, gather_states
 from captum_mllm.models.targets import is_integer
+from captum_mllm.models.towers import decoder_of
 from captum_mllm.models.vocabulary import Vocabulary
 
 # Held while hooks and settings of models change, never during a pass.
@@ -149,9 +151,11 @@ class Backbone(PassMemory):
         super().__init__(model.parameters)
         self.model: Any = model
         self.processor = processor
-        self.geometry = family.geometry(model.config, processor)
+        self.geometry = family.make_geometry(model.config, processor)
         self.image_token_id: int = model.config.image_token_id
         self._tokens = TokenCache()
+        self._checked_options = ""
+        self._check_options()
 
     @property
     def device(self) -> torch.device:
@@ -172,10 +176,11 @@ class Backbone(PassMemory):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.model.get_output_embeddings())
+        return Vocabulary(self.model.get_output_embeddings(), softcap(self.model.config))
 
     def encode(self, pictures: Sequence[Tensor], query: Query) -> Encoding:
         r"""The model's inputs for a query; see :meth:`captum_mllm.MLLM.encode`."""
+        self._check_options()
         encoding = encode(
             query.all_pictures(pictures),
             query,
@@ -196,6 +201,15 @@ class Backbone(PassMemory):
         an encoding brings along."""
         with evaluation_mode(self.model), placed_words(self.model, encoding):
             yield
+
+    def _check_options(self) -> None:
+        """Refuse options of the image processor that its geometry does not reflect; they may have
+        been set since."""
+        options = self.processor.image_processor.to_json_string()
+        if options != self._checked_options:
+            self.geometry.check_options()
+            check_parity(self.processor, self.geometry, self.image_token_id)
+            self._checked_options = options
 
     def states(self, pictures: Sequence[Tensor], query: Query, layer: int | None = None) -> States:
         r"""The states of a pass, which is remembered where passes are; see
@@ -238,10 +252,10 @@ class Backbone(PassMemory):
         """
         model = self.model
         if layer is None:
-            last = model.base_model(**inputs, use_cache=False).last_hidden_state
+            last = last_states(model, inputs)
             check_finite(last, model, inputs)
             return {None: last}
-        decoder = model.get_decoder()
+        decoder = decoder_of(model)
         count = len(decoder.layers)
         if not is_integer(layer) or not -count <= layer < count:
             raise ValueError(
@@ -256,7 +270,7 @@ class Backbone(PassMemory):
         # What the next module receives: some families add visual features between layers.
         following = [*decoder.layers, decoder.norm][layer % count + 1]
         with hook(following, keep, before=True):
-            last = model.base_model(**inputs, use_cache=False).last_hidden_state
+            last = last_states(model, inputs)
         check_finite(last, model, inputs)
         if len(seen) != 1:
             raise RuntimeError(
@@ -278,6 +292,21 @@ class Backbone(PassMemory):
         known = {name: value for name, value in inputs.items() if "pixel" not in name}
         positions: Tensor = count(**known)[0]
         return positions
+
+
+def last_states(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    r"""The hidden states of a pass after the final norm, (rows, S, d)."""
+    if model.base_model is not model:
+        return model.base_model(**inputs, use_cache=False).last_hidden_state
+    # Llama 4 has no part that makes them.
+    seen: list[Tensor] = []
+
+    def see(module: nn.Module, args: Any, output: Any) -> None:
+        seen.append(output.last_hidden_state)
+
+    with hook(decoder_of(model), see):
+        model(**inputs, logits_to_keep=1, use_cache=False)
+    return seen[0]
 
 
 @contextmanager
