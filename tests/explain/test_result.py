@@ -22,8 +22,8 @@ from PIL import Image
 
 from captum_mllm import MLLMAttributionResult
 from captum_mllm.explain import result_file
-from captum_mllm.explain.prompt_parts import PromptPart
 from captum_mllm.explain.result import ScaleResult, WordWeight
+from captum_mllm.models.prompt_parts import PromptPart
 
 matplotlib.use("Agg")
 
