@@ -446,7 +446,7 @@ def ask(scene: Scene, generator: np.random.Generator, topic: str) -> Exchange | 
         >>> scene = Scene((SceneObject("star", "orange", x=0.5, y=0.5, radius=0.1),), "dark")
         >>> exchange = ask(scene, np.random.default_rng(3), "presence")
         >>> exchange.question, str(exchange.answer)
-        ('Are there any stars?', 'Yes.')
+        ('Is there a star?', 'Yes, there is a star.')
     """
     if topic not in _QUESTIONS:
         raise ValueError(f"No topic is called {topic!r}; there are {', '.join(QUESTION_TOPICS)}.")

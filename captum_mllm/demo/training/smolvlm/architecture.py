@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor, nn
 
 from captum_mllm.demo.architecture import IMAGE_MEAN, IMAGE_STD
+from captum_mllm.demo.language_model import merged_state
 
 GRID = 14
 PATCH = 8
@@ -54,21 +55,21 @@ def build_processor(tokenizer: Any) -> Any:
     )
 
 
-def build_model(language_model: Any, image_token_id: int) -> Any:
-    r"""An untrained tower and projector before a language model, which gets a row for the image.
+def build_config(text_config: Any, image_token_id: int) -> transformers.LlavaConfig:
+    r"""The configuration of a LLaVA around a language model.
 
     Args:
-        language_model (transformers.LlamaForCausalLM): The language model; its weights are copied.
+        text_config (transformers.LlamaConfig): The language model's configuration.
         image_token_id (int): The index of the image's placeholder, the first free one.
 
     Returns:
-        transformers.LlavaForConditionalGeneration: The model, in float32 and evaluation mode.
+        transformers.LlavaConfig: The configuration.
     """
-    text = language_model.config.to_dict()
-    for key in ("architectures", "_name_or_path", "transformers_version", "dtype"):
+    text = text_config.to_dict()
+    for key in ("architectures", "_name_or_path", "_model_name_or_path", "dtype"):
         text.pop(key, None)
     text["vocab_size"] = image_token_id + 1
-    config = transformers.LlavaConfig(
+    return transformers.LlavaConfig(
         text_config=transformers.LlamaConfig(**text),
         vision_config=transformers.CLIPVisionConfig(
             hidden_size=WIDTH,
@@ -85,11 +86,21 @@ def build_model(language_model: Any, image_token_id: int) -> Any:
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
     )
+
+
+def build_model(language_model: Any, image_token_id: int) -> Any:
+    r"""An untrained tower and projector before a language model, which gets a row for the image.
+
+    Args:
+        language_model (transformers.LlamaForCausalLM): The language model; its weights are copied.
+        image_token_id (int): The index of the image's placeholder, the first free one.
+
+    Returns:
+        transformers.LlavaForConditionalGeneration: The model, in float32 and evaluation mode.
+    """
+    config = build_config(language_model.config, image_token_id)
     model = transformers.LlavaForConditionalGeneration(config)
-    state = language_model.model.state_dict()
-    rows = state["embed_tokens.weight"]
-    state["embed_tokens.weight"] = torch.cat([rows, rows.mean(0, keepdim=True)])
-    model.model.language_model.load_state_dict(state)
+    model.load_state_dict(merged_state(language_model, {}), strict=False)
     model.tie_weights()
     return model.eval()
 
@@ -136,6 +147,23 @@ class _LowRankProduct(torch.autograd.Function):
         return grad_rows.view(*grad.shape[:-1], -1), None, grad_low.T @ rows, grad_b, None
 
 
+def low_rank_product(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    r"""A fixed linear map with a change of low rank, x (W + s B A)^T.
+
+    Args:
+        x (Tensor): (..., in).
+        weight (Tensor): (out, in), which gets no gradient.
+        a (Tensor): (rank, in).
+        b (Tensor): (out, rank).
+        scale (float): Factor of the change.
+
+    Returns:
+        Tensor: (..., out).
+    """
+    out: Tensor = _LowRankProduct.apply(x, weight, a, b, scale)
+    return out
+
+
 class LoRA(nn.Module):
     r"""A fixed linear map without bias and a trained change of low rank.
 
@@ -152,8 +180,7 @@ class LoRA(nn.Module):
         self.B = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _LowRankProduct.apply(x, self.base.weight, self.A, self.B, self.scale)
-        return out
+        return low_rank_product(x, self.base.weight, self.A, self.B, self.scale)
 
     def merged(self) -> nn.Linear:
         r"""The fixed map with the change added to its weights, in place."""

@@ -116,7 +116,7 @@ def pack(texts: list[list[tuple[list[int], list[int]]]], pad: int) -> Batch:
 
 
 def sequence(model: Any, texts: Texts, features: Tensor, cells: Tensor, batch: Batch) -> Tensor:
-    r"""The last states of the texts' tokens.
+    r"""The last states of the image tokens and the texts' tokens.
 
     Args:
         model (transformers.LlavaForConditionalGeneration): The model.
@@ -126,7 +126,7 @@ def sequence(model: Any, texts: Texts, features: Tensor, cells: Tensor, batch: B
         batch (Batch): The texts.
 
     Returns:
-        Tensor: (B, T, D).
+        Tensor: (B, n + T, D).
     """
     size, kept, _ = features.shape
     first = len(texts.before)
@@ -145,4 +145,4 @@ def sequence(model: Any, texts: Texts, features: Tensor, cells: Tensor, batch: B
     states: Tensor = model.model.language_model(
         inputs_embeds=x, position_ids=positions, attention_mask=mask.unsqueeze(1), use_cache=False
     ).last_hidden_state
-    return states[:, first + kept :]
+    return states[:, first:]

@@ -167,7 +167,7 @@ class Trainer:
         )
         features = image_features(self.model, pixels(images, SIDE))
         features = features.gather(1, cells.unsqueeze(2).expand(-1, -1, features.shape[2]))
-        states = sequence(self.model, self.texts, features, cells, batch)
+        states = sequence(self.model, self.texts, features, cells, batch)[:, kept:]
         chosen = batch.labels != IGNORED
         labels = batch.labels[chosen]
         # The loss's denominator holds the tokens that answers are made of and a sample of the rest.
