@@ -62,4 +62,11 @@ def demo_picture() -> Path:
     return _HERE / "scene.png"
 
 
-__all__ = ["ADAPTED_MODELS", "DEMO_MODELS", "DEMO_PROMPT", "DEMO_PROMPTS", "demo_folder", "demo_picture"]
+__all__ = [
+    "ADAPTED_MODELS",
+    "DEMO_MODELS",
+    "DEMO_PROMPT",
+    "DEMO_PROMPTS",
+    "demo_folder",
+    "demo_picture",
+]

@@ -33,6 +33,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 ADAPTER_FILE = "adapter.safetensors"
 FACTORS = (".A", ".B")
 
+
 class LanguageModelSource(NamedTuple):
     r"""Where a language model lies.
 
@@ -166,8 +167,8 @@ def merged_state(language_model: Any, adapter: dict[str, Tensor]) -> dict[str, T
         weight = state.get(f"{changed}.weight")
         if weight is None or weight.shape != change.shape:
             raise ValueError(
-                f"the adapter changes {changed} by a matrix of shape {tuple(change.shape)}, but the "
-                f"language model has {None if weight is None else tuple(weight.shape)} there"
+                f"the adapter changes {changed} by a matrix of shape {tuple(change.shape)}, but "
+                f"the language model has {None if weight is None else tuple(weight.shape)} there"
             )
         state[f"{changed}.weight"] = weight + change
     return state

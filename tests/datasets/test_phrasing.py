@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -76,7 +78,7 @@ def test_sentences_begin_with_capitals_and_end_with_full_stops() -> None:
 def test_articles_fit() -> None:
     for _, exchange in DRAWN:
         words = [*exchange.question.strip("?.").split(), *exchange.answer.words]
-        for word, after in zip(words, words[1:]):
+        for word, after in itertools.pairwise(words):
             if word.lower() in ("a", "an"):
                 assert (word.lower() == "an") == (after[0] in "aeiou"), f"{word} {after}"
 
@@ -116,9 +118,7 @@ def test_what_is_absent_refers_to_nothing_and_is_absent() -> None:
         asked = exchange.question.strip("?").split()
         looks = [(thing.color, thing.shape) for thing in scene.objects]
         colors = [word for word in asked if word in COLORS]
-        shapes = [
-            shape for shape in SHAPES if shape in asked or plural(shape) in asked
-        ]
+        shapes = [shape for shape in SHAPES if shape in asked or plural(shape) in asked]
         there = any(
             (not colors or color in colors) and (not shapes or shape in shapes)
             for color, shape in looks

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.demo.tiny_language_model import save_tiny_language_model
 
 from captum_mllm.demo import language_model
 from captum_mllm.demo.language_model import (
@@ -19,6 +18,7 @@ from captum_mllm.demo.language_model import (
     load_language_model,
     merged_state,
 )
+from tests.demo.tiny_language_model import save_tiny_language_model
 
 
 class _Installed:
@@ -113,9 +113,7 @@ def test_changes_are_added_to_the_weights(tmp_path: Path) -> None:
     expected = weight.double() + outer.half().double() @ inner.half().double()
     torch.testing.assert_close(state[f"{changed}.weight"].double(), expected, rtol=0, atol=1e-5)
     other = "layers.0.mlp.down_proj.weight"
-    assert torch.equal(
-        state[f"model.language_model.{other}"], model.model.state_dict()[other]
-    )
+    assert torch.equal(state[f"model.language_model.{other}"], model.model.state_dict()[other])
     assert state["model.multi_modal_projector.linear_1.bias"].dtype == torch.float32
     rows = state["model.language_model.embed_tokens.weight"]
     words = model.get_input_embeddings().weight

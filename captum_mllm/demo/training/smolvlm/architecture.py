@@ -9,8 +9,8 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from captum_mllm.demo.architecture import IMAGE_MEAN, IMAGE_STD
 from captum_mllm.demo.language_model import merged_state
+from captum_mllm.demo.training.architecture import IMAGE_MEAN, IMAGE_STD
 
 GRID = 14
 PATCH = 8

@@ -1,9 +1,9 @@
 r"""Measure ``demo/smolvlm``: ``python -m captum_mllm.demo.training.smolvlm.evaluate``.
 
-All captions and questions of a scene follow its image in one sequence, as in training (see
-:mod:`~captum_mllm.demo.training.smolvlm.texts`), which gives each what it gets by itself. A greedy answer is
-right to the last word if and only if each of its tokens is the most likely one after the right
-tokens before it, so that nothing has to be generated.
+All captions and questions of a scene follow its image in one sequence, which gives each what it
+gets by itself (see :mod:`~captum_mllm.demo.training.smolvlm.texts`). A greedy
+answer is right to the last word if and only if each of its tokens is the most likely one after the
+right tokens before it, so that nothing has to be generated.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from captum_mllm.datasets import (
 )
 from captum_mllm.datasets.phrasing import Exchange, Phrasing, ask, natural
 from captum_mllm.demo import DEMO_PROMPTS, demo_folder
-from captum_mllm.demo.architecture import grid_centers
-from captum_mllm.demo.evaluate import evaluation_scenes
 from captum_mllm.demo.language_model import load_adapted
+from captum_mllm.demo.training.architecture import grid_centers
+from captum_mllm.demo.training.evaluate import evaluation_scenes
 from captum_mllm.demo.training.smolvlm.architecture import GRID, image_features, text_logits
 from captum_mllm.demo.training.smolvlm.texts import Texts, pack, sequence
 
@@ -80,9 +80,7 @@ def exchanges_of(scene: Scene, seed: int) -> list[tuple[str, str, Phrasing]]:
 def content(texts: Texts, said: list[int], answer: Phrasing, group: str) -> list[bool]:
     r"""Which tokens of an answer are those of the shape or colour words of a group."""
     spans = [
-        span
-        for word, span in zip(answer.words, answer.spans)
-        if word.lower() in _GROUPS[group]
+        span for word, span in zip(answer.words, answer.spans) if word.lower() in _GROUPS[group]
     ]
     chosen, stop = [], 0
     for token in said[:-1]:

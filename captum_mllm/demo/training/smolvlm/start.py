@@ -16,12 +16,14 @@ from transformers import LlavaForConditionalGeneration
 
 from captum_mllm.datasets import render, sample_scene
 from captum_mllm.demo import demo_folder
-from captum_mllm.demo.architecture import grid_centers, pixels
-from captum_mllm.demo.image_words import WORD_GROUPS, group_logits
+from captum_mllm.demo.training.architecture import grid_centers, pixels
+from captum_mllm.demo.training.image_words import WORD_GROUPS, group_logits
 from captum_mllm.demo.training.smolvlm.architecture import GRID, SIDE
 from captum_mllm.demo.training.smolvlm.texts import Texts
 
-_SCENES = 512
+#: How many scenes the regression is fitted to.
+SCENES = 512
+_BATCH_SIZE = 16
 _SHARES = (1.0, 1.0, 0.4)
 _PLACE = 0.6
 _RIDGE = 1e-2
@@ -59,15 +61,15 @@ def start_from_words(model: Any, texts: Texts, seed: int = 0) -> dict[str, float
         new.linear_1.bias[:width] = old.linear_1.bias
         sides = said(("left", "right", "top", "bottom"))
         y, x = (torch.tensor(grid_centers(GRID), dtype=torch.float32) - 0.5).unbind(1)
-        place = 2 * _PLACE * (
-            x[:, None] * (sides[1] - sides[0]) + y[:, None] * (sides[3] - sides[2])
+        place = (
+            2 * _PLACE * (x[:, None] * (sides[1] - sides[0]) + y[:, None] * (sides[3] - sides[2]))
         )
         hidden: list[Tensor] = []
         targets: list[Tensor] = []
-        for first in range(0, _SCENES, 64):
+        for first in range(0, SCENES, _BATCH_SIZE):
             images = [
                 render(sample_scene(np.random.default_rng([seed, 1, first + k])), SIDE).image
-                for k in range(64)
+                for k in range(_BATCH_SIZE)
             ]
             tower = model.model.vision_tower
             states = tower.pre_layrnorm(tower.embeddings(pixels(np.stack(images), SIDE)))
@@ -75,7 +77,7 @@ def start_from_words(model: Any, texts: Texts, seed: int = 0) -> dict[str, float
                 states = layer(states, attention_mask=None)
             states = states[:, 1:]
             logits = group_logits(teacher.lm_head.weight, old(states))
-            target = place.expand(64, -1, -1)
+            target = place.expand(_BATCH_SIZE, -1, -1)
             for share, words, group in zip(_SHARES, WORD_GROUPS, logits):
                 target = target + share * (3 * group).softmax(-1) @ said(words)
             hidden.append(new.act(new.linear_1(states)).flatten(0, 1))

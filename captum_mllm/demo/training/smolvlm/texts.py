@@ -1,4 +1,4 @@
-r"""Texts behind images: what is asked and answered of a scene, and how several texts share an image.
+r"""Texts behind images: :class:`Texts` draws them, :func:`pack` lays them in rows behind an image.
 
 The texts of a scene follow its image in one sequence. Each starts at the position after the image
 and sees the image and itself alone, so that each gets what it would get by itself, and the image,

@@ -1,8 +1,9 @@
 r"""Train ``demo/smolvlm``: ``python -m captum_mllm.demo.training.smolvlm.train --output FOLDER``.
 
-After the start (see :mod:`captum_mllm.demo.training.smolvlm.start`) there is one loss: that of the next token
-of the answers. The language model's weights are fixed; a tower, a projector and low-rank changes
-of the language model are trained. A run that is interrupted goes on from its last checkpoint.
+After the start, which :mod:`~captum_mllm.demo.training.smolvlm.start` describes, there is one
+loss: that of the next token of the answers. The language model's weights are fixed; a tower, a
+projector and low-rank changes of the language model are trained. A run that is interrupted goes on
+from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_mllm.datasets import COLORS, SHAPES, Scene, render, sample_scene
-from captum_mllm.demo.architecture import pixels
-from captum_mllm.demo.framing import frame
 from captum_mllm.demo.language_model import load_language_model, load_tokenizer
+from captum_mllm.demo.training.architecture import pixels
+from captum_mllm.demo.training.caption_stages import frame
 from captum_mllm.demo.training.smolvlm.architecture import (
     GRID,
     IMAGE,
@@ -41,6 +42,9 @@ _PRIORS = {0.0: 0.5, 0.5: 0.35, 1.0: 0.15}
 _WARM_UP = 20
 _NEGATIVES = 4096
 
+#: How many scenes tell which tokens answers are made of.
+ANSWERS_OF = 400
+
 
 class Settings(NamedTuple):
     r"""What a run depends on.
@@ -50,9 +54,13 @@ class Settings(NamedTuple):
         decay (int): How many of them, at the end, lower the learning rates to 0.
         batch (int): Images in a step.
         budget (int): Tokens of text behind an image.
-        keep (float): Share of the image tokens that a step sees before the decay; all of them after.
+        keep (float): Share of the image tokens that a step sees, in 0 to 1, drawn anew in each.
+            In the last third of the decay it sees all of them.
         rank (int): Rank of the changes to the language model.
         seed (int): Seeds everything.
+        lora_rate (float): Learning rate of these changes, before the decay.
+        projector_rate (float): Learning rate of the projector.
+        tower_rate (float): Learning rate of the tower.
     """
 
     steps: int
@@ -73,9 +81,7 @@ def learning_rate(step: int, settings: Settings) -> float:
     return max(0.0, min(1.0, (step + 1) / _WARM_UP, left))
 
 
-def draw_scenes(
-    generator: np.random.Generator, count: int
-) -> tuple[list[Scene], np.ndarray]:
+def draw_scenes(generator: np.random.Generator, count: int) -> tuple[list[Scene], np.ndarray]:
     r"""Scenes with a language prior of varying strength, and their images at several zooms."""
     scenes, images = [], []
     for _ in range(count):
@@ -93,10 +99,10 @@ def draw_scenes(
     return scenes, np.stack(images)
 
 
-def used_tokens(texts: Texts, scenes: int = 400) -> Tensor:
+def used_tokens(texts: Texts) -> Tensor:
     r"""The tokens that answers are made of."""
     found: set[int] = set()
-    for number in range(scenes):
+    for number in range(ANSWERS_OF):
         generator = np.random.default_rng([3, number])
         for _, said in texts.of_scene(sample_scene(generator, contact=0.2), generator, 400):
             found.update(said)
@@ -108,7 +114,9 @@ class Trainer:
 
     Args:
         settings (Settings): What it depends on.
-        folder (Path): Where checkpoints and the log lie.
+        folder (Path): Where its checkpoint and its log lie.
+        model (transformers.LlavaForConditionalGeneration): The untrained model; it is changed.
+        texts (Texts): Its tokens.
     """
 
     def __init__(self, settings: Settings, folder: Path, model: Any, texts: Texts) -> None:
@@ -122,7 +130,8 @@ class Trainer:
         tower = model.model.vision_tower
         groups = {
             "projector": (
-                list(model.model.multi_modal_projector.parameters()), settings.projector_rate
+                list(model.model.multi_modal_projector.parameters()),
+                settings.projector_rate,
             ),
             # The last layer of the tower is not used.
             "tower": (
@@ -210,9 +219,13 @@ class Trainer:
         if not path.is_file():
             return
         state = torch.load(path, weights_only=True)
+        # The plateau may be longer or shorter than it was meant to be.
         free = {"steps", "decay"}
-        if any(state["settings"][key] != value for key, value in self.settings._asdict().items()
-               if key not in free):
+        if any(
+            state["settings"][key] != value
+            for key, value in self.settings._asdict().items()
+            if key not in free
+        ):
             raise ValueError(f"{path} is of a run with other settings: {state['settings']}.")
         load_adapter(self.model, state["adapter"])
         peaks = [(group["lr"], group["peak"]) for group in self.optimizer.param_groups]
@@ -244,9 +257,7 @@ def adapter_state(model: Any) -> dict[str, Tensor]:
     return {
         name: value.detach().clone()
         for name, value in model.state_dict().items()
-        if "vision_tower" in name
-        or "multi_modal_projector" in name
-        or name.endswith((".A", ".B"))
+        if "vision_tower" in name or "multi_modal_projector" in name or name.endswith((".A", ".B"))
     }
 
 

@@ -10,22 +10,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.demo.tiny_language_model import save_tiny_language_model
 
 from captum_mllm.datasets import sample_scene
 from captum_mllm.demo import DEMO_PROMPTS
-from captum_mllm.demo.architecture import pixels
 from captum_mllm.demo.language_model import (
     VARIABLE,
     load_adapted,
     load_language_model,
     load_tokenizer,
 )
+from captum_mllm.demo.training.architecture import pixels
+from captum_mllm.demo.training.smolvlm import start, train
 from captum_mllm.demo.training.smolvlm.architecture import (
     GRID,
     IMAGE,
     SIDE,
-    add_lora,
     build_model,
     build_processor,
     image_features,
@@ -44,6 +43,7 @@ from captum_mllm.demo.training.smolvlm.train import (
     main,
 )
 from captum_mllm.models import MLLM, ImageTextInput
+from tests.demo.tiny_language_model import save_tiny_language_model
 
 SMALL = Settings(steps=4, decay=2, batch=2, budget=160, rank=2)
 
@@ -53,6 +53,8 @@ def language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "language_model"
     save_tiny_language_model(folder)
     monkeypatch.setenv(VARIABLE, str(folder))
+    monkeypatch.setattr(start, "SCENES", 16)
+    monkeypatch.setattr(train, "ANSWERS_OF", 20)
     return folder
 
 
@@ -178,20 +180,18 @@ def test_a_run_with_other_settings_does_not_go_on(language_model: Path, tmp_path
     _trainer(tmp_path / "run", SMALL._replace(steps=9, decay=3)).resume()
 
 
-def test_training_leaves_the_language_model_as_it_was(
-    language_model: Path, tmp_path: Path
-) -> None:
+def test_training_leaves_the_language_model_as_it_was(language_model: Path, tmp_path: Path) -> None:
     trainer = _trainer(tmp_path / "run")
     fixed = {
         name: value.clone()
         for name, value in trainer.model.state_dict().items()
         if name not in adapter_state(trainer.model)
     }
-    start = adapter_state(trainer.model)
+    begun = adapter_state(trainer.model)
     trainer.run()
     state = trainer.model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in fixed.items())
-    moved = [name for name, value in start.items() if not torch.equal(state[name], value)]
+    moved = [name for name, value in begun.items() if not torch.equal(state[name], value)]
     for part in ("q_proj.A", "down_proj.B", "multi_modal_projector", "patch_embedding"):
         assert any(part in name for name in moved), part
 
@@ -237,7 +237,7 @@ def test_measures_count_what_they_say(language_model: Path, tmp_path: Path) -> N
     assert "| caption | " in table(counts)
     texts = Texts(tokenizer)
     answer = yes_and_no(scenes[0], 0)["No"].answer
-    asked, said = texts.exchange("?", str(answer))
+    _, said = texts.exchange("?", str(answer))
     for group in ("shape", "color"):
         assert len(content(texts, said, answer, group)) == len(said)
 
