@@ -17,6 +17,7 @@ PATCH = 8
 SIDE = GRID * PATCH
 WIDTH = 96
 IMAGE = "<image>"
+LORA_SCALE = 2.0
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -170,23 +171,16 @@ class LoRA(nn.Module):
     Args:
         base (torch.nn.Linear): The fixed map.
         rank (int): Rank of the change.
-        scale (float): Factor of the change. Default: 2.0
     """
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float = 2.0) -> None:
+    def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
-        self.base, self.scale = base, scale
+        self.base, self.scale = base, LORA_SCALE
         self.A = nn.Parameter(torch.randn(rank, base.in_features) * base.in_features**-0.5)
         self.B = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
         return low_rank_product(x, self.base.weight, self.A, self.B, self.scale)
-
-    def merged(self) -> nn.Linear:
-        r"""The fixed map with the change added to its weights, in place."""
-        with torch.no_grad():
-            self.base.weight += self.scale * self.B @ self.A
-        return self.base
 
 
 def add_lora(model: Any, rank: int) -> None:
@@ -196,15 +190,6 @@ def add_lora(model: Any, rank: int) -> None:
             for name, child in list(part.named_children()):
                 if isinstance(child, nn.Linear):
                     setattr(part, name, LoRA(child, rank))
-
-
-def merge_lora(model: Any) -> None:
-    r"""Add the changes to the weights and put the plain linear maps back, in place."""
-    for layer in model.model.language_model.layers:
-        for part in (layer.self_attn, layer.mlp):
-            for name, child in list(part.named_children()):
-                if isinstance(child, LoRA):
-                    setattr(part, name, child.merged())
 
 
 def text_logits(model: Any, states: Tensor, columns: Tensor | None = None) -> Tensor:

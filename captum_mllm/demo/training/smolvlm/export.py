@@ -11,15 +11,20 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from captum_mllm.demo.language_model import ADAPTER_FILE, FACTORS, load_tokenizer
+from captum_mllm.demo.language_model import (
+    ADAPTER_FILE,
+    FACTORS,
+    find_language_model,
+    load_tokenizer,
+)
 from captum_mllm.demo.training.smolvlm.architecture import (
     IMAGE,
+    LORA_SCALE,
     build_config,
     build_processor,
     with_image_token,
 )
 
-_SCALE = 2.0
 _MAX_NEW_TOKENS = 64
 
 
@@ -27,7 +32,7 @@ def shipped(adapter: dict[str, Tensor]) -> dict[str, Tensor]:
     r"""An adapter's weights in 16 bits, with the factor of the changes in their outer matrices."""
     outer = FACTORS[1]
     return {
-        name: (value * _SCALE if name.endswith(outer) else value).half().contiguous()
+        name: (value * LORA_SCALE if name.endswith(outer) else value).half().contiguous()
         for name, value in adapter.items()
         if not name.endswith("position_ids")
     }
@@ -67,8 +72,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of a run")
     parser.add_argument("folder", type=Path, help="where to write")
     options = parser.parse_args(arguments)
-    from captum_mllm.demo.language_model import find_language_model
-
     text_config = transformers.AutoConfig.from_pretrained(**find_language_model().arguments())
     state = torch.load(options.checkpoint, weights_only=True)
     export(state["adapter"], text_config, with_image_token(load_tokenizer()), options.folder)
