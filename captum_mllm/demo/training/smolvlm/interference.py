@@ -1,8 +1,8 @@
 r"""Interference: ``python -m captum_mllm.demo.training.smolvlm.interference`` prints a table.
 
 Measured on the logit lens of the true captions' shape words, for each demo model alike: what the
-map of a word shares with those of the words before it, and how much brighter it is on its own object
-than on earlier ones, later ones and the background.
+map of a word shares with those of the words before it, and how bright it is on objects named
+before, on objects named after and on the background, against its own object.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def word_measures(
         :data:`MEASURES`: the share of tokens whose logit is positive; the mean cosine with the maps
         of earlier content words; the share of its variance that the mean map of the earlier other
         words explains; the mean of the positive logits on objects named before, on those named
-        after, and on the background, over that on its own object. NaN where there is no such object.
+        after, and on the background, over that on its own object. NaN where there is no such
+        object.
     """
     found = []
     lit = np.maximum(lens, 0)

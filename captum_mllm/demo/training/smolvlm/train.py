@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from captum_mllm.datasets import COLORS, SHAPES, Scene, render, sample_scene
@@ -61,6 +62,7 @@ class Settings(NamedTuple):
         lora_rate (float): Learning rate of these changes, before the decay.
         projector_rate (float): Learning rate of the projector.
         tower_rate (float): Learning rate of the tower.
+        start (str): A file of an adapter to start from. If empty, the start from words.
     """
 
     steps: int
@@ -73,6 +75,7 @@ class Settings(NamedTuple):
     lora_rate: float = 1e-3
     projector_rate: float = 1e-3
     tower_rate: float = 2e-4
+    start: str = ""
 
 
 def learning_rate(step: int, settings: Settings) -> float:
@@ -144,6 +147,8 @@ class Trainer:
             ),
             "changes": ([p for m in changes for p in (m.A, m.B)], settings.lora_rate),
         }
+        if settings.start:
+            load_adapter(model, load_file(settings.start))
         self.parameters = [p for group, _ in groups.values() for p in group]
         for parameter in self.parameters:
             parameter.requires_grad_(True)
@@ -222,7 +227,7 @@ class Trainer:
         # The plateau may be longer or shorter than it was meant to be.
         free = {"steps", "decay"}
         if any(
-            state["settings"][key] != value
+            state["settings"].get(key, value) != value
             for key, value in self.settings._asdict().items()
             if key not in free
         ):
@@ -276,12 +281,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--decay", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rates")
+    parser.add_argument("--start", default="", help="adapter of another run to start from")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     tokenizer = with_image_token(load_tokenizer())
     model = build_model(load_language_model(), tokenizer.convert_tokens_to_ids(IMAGE))
-    settings = Settings(options.steps, options.decay, seed=options.seed)
+    settings = Settings(
+        options.steps,
+        options.decay,
+        seed=options.seed,
+        lora_rate=1e-3 * options.rate,
+        projector_rate=1e-3 * options.rate,
+        tower_rate=2e-4 * options.rate,
+        start=options.start,
+    )
     Trainer(settings, options.output, model, Texts(tokenizer)).run()
 
 
