@@ -44,7 +44,7 @@ class MLLMAttribution(Attribution):
         >>> from captum_mllm.demo import demo_picture
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
         >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
-        >>> explainer = MLLMAttribution(ARC(MSEA(AttendedLens(mllm)), suppress=None))
+        >>> explainer = MLLMAttribution(ARC(MSEA(AttendedLens(mllm))))
         >>> result = explainer.attribute(inp, target="a red circle")
         >>> result.output_tokens
         ['a', ' red', ' circle']
@@ -236,7 +236,7 @@ class MLLMAttribution(Attribution):
             >>> from captum_mllm import ARC, MLLM, ImageTextInput, LogitLens, MLLMAttribution
             >>> from captum_mllm.demo import demo_picture
             >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
-            >>> explainer = MLLMAttribution(ARC(LogitLens(mllm), suppress=None))
+            >>> explainer = MLLMAttribution(ARC(LogitLens(mllm)))
             >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
             >>> with explainer.stream(inp, gen_args={"max_new_tokens": 3}) as stream:
             ...     shapes = [step.map.shape for step in stream]
