@@ -1,188 +1,72 @@
-"""The command line on every family, with pictures of every kind."""
+"""The command line as a whole: quick help, one error line, and the package behind it."""
 
 from __future__ import annotations
 
-import shutil
-from itertools import product
-from pathlib import Path
+import subprocess
+import sys
+import time
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from PIL.ExifTags import Base
 
-from captum_mllm import MLLMAttributionResult
-from captum_mllm.cli import main
-from tests.models.tiny_models import FAMILIES, save
+import captum_mllm
+from captum_mllm.cli import COMMANDS, main
 
-SIZES = {"square": (96, 96), "wide": (60, 200), "tall": (180, 70)}
-KINDS = ["RGB", "RGBA", "grey", "palette", "16-bit", "EXIF-rotated"]
-# Every picture with every family takes long; one family for each goes round.
-MATRIX = [
-    pytest.param(kind, shape, family, marks=() if turn % len(FAMILIES) == own else pytest.mark.slow)
-    for turn, (kind, shape) in enumerate(product(KINDS, SIZES))
-    for own, family in enumerate(FAMILIES)
-]
+HEAVY = ("torch", "transformers", "captum", "numpy", "matplotlib", "PIL")
 
 
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {family: save(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+def run(*arguments: str) -> tuple[float, str]:
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+    return time.perf_counter() - start, done.stdout
 
 
-def write_picture(path: Path, kind: str, size: tuple[int, int]) -> Path:
-    levels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    picture = Image.fromarray(levels)
-    exif = Image.Exif()
-    if kind == "RGBA":
-        picture.putalpha(Image.fromarray(levels[..., 0]))
-    elif kind == "grey":
-        picture = picture.convert("L")
-    elif kind == "palette":
-        picture = picture.quantize(64)
-    elif kind == "16-bit":
-        picture = Image.fromarray(levels[..., 0].astype(np.uint16) * 257)
-    elif kind == "EXIF-rotated":
-        exif[Base.Orientation] = 6
-    picture.save(path, exif=exif)
-    return path
+@pytest.mark.parametrize("option", ["--help", "--version", "explain --help"])
+def test_help_does_not_wait_for_torch(option: str) -> None:
+    code = f"""if True:
+        import sys
+        from captum_mllm.cli import main
+        try:
+            main({option.split()!r})
+        except SystemExit:
+            print([name for name in {HEAVY!r} if name in sys.modules])
+    """
+    assert run("-c", code)[1].splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize(("kind", "shape", "family"), MATRIX)
-def test_explain_takes_every_kind_of_picture(
-    kind: str, shape: str, family: str, folders: dict[str, Path], tmp_path: Path
-) -> None:
-    picture = write_picture(tmp_path / "picture.png", kind, SIZES[shape])
-    output = tmp_path / "out"
-    arguments = ["explain", str(picture), "--model", str(folders[family]), "--answer", "a cat"]
-    assert main([*arguments, "--scales", "1,1.5", "--output", str(output), "--quiet"]) == 0
-    result = MLLMAttributionResult.load(output / "result.safetensors")
-    height, width = SIZES[shape]
-    expected = (height, width) if kind == "EXIF-rotated" else (width, height)
-    assert result.picture.size == expected
-    assert result.output_words == ["a", "cat"]
-    assert [scale.scale for scale in result.scales] == [1.0, 1.5]
-    assert "<!doctype html>" in (output / "page.html").read_text(encoding="utf-8").lower()
-    with Image.open(output / "words.png") as sheet:
-        assert min(sheet.size) > 100
+def test_help_takes_at_most_a_second() -> None:
+    bare = min(run("-c", "import argparse")[0] for _ in range(3))
+    assert min(run("-m", "captum_mllm", "--help")[0] for _ in range(3)) < bare + 1
 
 
-def test_streamed_words_are_those_of_the_result(
-    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    picture = write_picture(tmp_path / "picture.png", "RGB", (96, 96))
-    arguments = ["explain", str(picture), "--model", str(folders["internvl"]), "--stream"]
-    arguments += ["--quiet", "--output", str(tmp_path / "out")]
-    assert main([*arguments, "--max-new-tokens", "6"]) == 0
-    result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
-    assert result.method == "ARC(LogitLens, suppress=None)"
-    printed = capsys.readouterr().out.split("Answer: ")[0].splitlines()
-    assert [line.rpartition("  ")[0] for line in printed] == result.output_words
-    assert main([*arguments, "--scales", "0.5,1"]) == 2
-    assert "at scale 1 alone" in capsys.readouterr().err
-    assert main([*arguments, "--method", "attended-lens"]) == 2
-    assert "or pass --method msea" in capsys.readouterr().err
-    assert main([*arguments, "--answer", "a cat"]) == 2
-    assert "leave out --answer or --stream" in capsys.readouterr().err
+def test_the_module_is_the_command() -> None:
+    (_, version), (_, by_file) = (
+        run("-m", "captum_mllm", "--version"),
+        run("-m", "captum_mllm.cli", "--version"),
+    )
+    assert version == by_file == f"captum-mllm {captum_mllm.__version__}\n"
 
 
-@pytest.mark.parametrize("method", [None, "attended-lens", "msea", "arc", "tam", "logit-lens"])
-def test_methods(
-    method: str | None, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    picture = write_picture(tmp_path / "picture.png", "RGB", (96, 96))
-    arguments = ["explain", str(picture), "--model", str(folders["llava"]), "--answer", "a cat"]
-    chosen = [] if method is None else ["--method", method]
-    assert main([*arguments, *chosen, "--output", str(tmp_path / "out")]) == 0
-    out, err = capsys.readouterr()
-    assert "Answer: a cat" in out
-    assert "Loading" in err
-    named = {
-        None: "ARC(MSEA(AttendedLens), suppress=None)",
-        "attended-lens": "ARC(MSEA(AttendedLens), suppress=None)",
-        "msea": "ARC(MSEA(LogitLens), suppress=None)",
-        "arc": "ARC(MSEA(LogitLens))",
-        "tam": "TAM(LogitLens)",
-        "logit-lens": "LogitLens",
-    }
-    assert f"Method: {named[method]}\n" in out
-    assert ("scale 0.5" in out) == (method not in ("tam", "logit-lens"))
-
-
-def test_half_precision_and_the_models_own_answer(folders: dict[str, Path], tmp_path: Path) -> None:
-    picture = write_picture(tmp_path / "picture.png", "RGB", (96, 96))
-    arguments = ["explain", str(picture), "--model", str(folders["qwen2_vl"]), "--quiet"]
-    options = ["--dtype", "bfloat16", "--max-new-tokens", "3", "--output", str(tmp_path / "out")]
-    assert main([*arguments, *options]) == 0
-    result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
-    assert 1 <= len(result.output_tokens) <= 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["absent.png"], "absent.png"),
-        (["{folder}/note.txt"], "cannot identify image"),
-        (["{folder}/cut.jpg"], "the picture cannot be read"),
-        (["{folder}/picture.png", "--prompt", ""], "the prompt is empty"),
-        (["{folder}/picture.png", "--prompt", " "], "the prompt is empty"),
-        (["{folder}/picture.png", "--answer", ""], "the answer to explain is empty"),
-        (["{folder}/picture.png", "--max-new-tokens", "0"], "expected at least 1"),
-        (["{folder}/picture.png", "--model", "{folder}/absent"], "there is no folder"),
-        (["{folder}/picture.png", "--model", "demo/absent"], "absent"),
-        (["{folder}/picture.png", "--model", "{folder}/weights"], "could not be loaded"),
-        (["{folder}/picture.png", "--model", "{folder}/tokenizer"], "could not be loaded"),
-        pytest.param(
-            ["{folder}/picture.png", "--device", "cuda"],
-            "could not be loaded on cuda",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
-        ),
-    ],
-)
-def test_errors_are_one_line(
-    arguments: list[str],
-    message: str,
-    folders: dict[str, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    picture = write_picture(tmp_path / "picture.png", "RGB", (96, 96))
-    Image.open(picture).save(tmp_path / "cut.jpg")
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:700])
-    (tmp_path / "note.txt").write_text("not a picture")
-    for folder, name in (("weights", "model.safetensors"), ("tokenizer", "tokenizer.json")):
-        shutil.copytree(folders["llava"], tmp_path / folder)
-        file = tmp_path / folder / name
-        file.write_bytes(file.read_bytes()[:500])
-    given = [part.format(folder=tmp_path) for part in arguments]
-    defaults = ["--model", str(folders["llava"]), "--answer", "a", "--output", str(tmp_path / "o")]
-    assert main(["explain", "--quiet", *defaults, *given]) == 2
-    (error,) = capsys.readouterr().err.strip().splitlines()
-    assert error.startswith("captum-mllm: error: ")
-    assert message in error
-
-
-def test_bad_arguments_end_with_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (
-        ["explain", "--scales", "1,x"],
-        ["explain", "--scales", "0,1"],
-        ["explain", "--scales", "nan"],
-        ["explain", "--scales", "100"],
-        ["explain", "--device", "gpu"],
-        [],
-    ):
+def test_every_command_is_named_and_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], *([name] for name in COMMANDS)):
         with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        assert ended.value.code == 2
-    error = capsys.readouterr().err
-    assert "expected numbers above 0 and at most 8 with commas" in error
-    assert "expected a device of PyTorch" in error
-
-
-def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--help"], ["explain", "--help"]):
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
+            main([*arguments, "--help"])
         assert ended.value.code == 0
-        assert "examples:" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "examples:" in shown or "methods:" in shown
+        if not arguments:
+            assert all(name in shown for name in COMMANDS)
+
+
+def test_the_package_has_all_its_names_when_they_are_asked_for() -> None:
+    code = """if True:
+        import captum_mllm, sys
+        assert "torch" not in sys.modules
+        assert set(captum_mllm.__all__) <= set(dir(captum_mllm))
+        assert captum_mllm.attr.ARC is captum_mllm.ARC is captum_mllm.__dict__["ARC"]
+        assert not hasattr(captum_mllm, "Absent")
+        names = {}
+        exec("from captum_mllm import *", names)
+        assert set(captum_mllm.__all__) <= set(names)
+        print("all")
+    """
+    assert run("-c", code)[1] == "all\n"

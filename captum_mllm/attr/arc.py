@@ -2,57 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm.attr.context_suppression import ContextSuppression, context_scores
-from captum_mllm.attr.rank_biased_overlap import rank_biased_overlap
+from captum_mllm.attr.functional import rank_biased_overlap
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.states import States
 from captum_mllm.models.targets import is_integer
 
 #: Length of the rankings in the paper.
 TOP_K = 50
+Suppress = Literal["irrelevant", "relevant"]
+Reading = Literal["next", "previous"]
 
 
 class ARC(ContextSuppression):
     r"""
     Activation ranking correlation (Liang et al., arXiv 2509.22415).
 
-    How much an earlier word j has to do with word t is the rank-biased overlap of the top-k
-    next-token predictions from which each was drawn, :math:`\rho_{tj}` (their Eq. 7). With TAM's
-    :math:`r_{tj} = \mathrm{relu}(h_j^\top w_t)`, its interference weighs
+    How much an earlier token j has to do with token t is the rank-biased overlap of two rankings
+    of the top k next tokens, :math:`\rho_{tj}` (their Eq. 7): the ranking from which t was drawn,
+    and the ranking that the model makes after reading j. On the image, the map of an earlier token
+    interferes with that of token t by
 
     .. math::
-        w_{tj} = r_{tj} (1 - \rho_{tj}) \quad\text{or}\quad w_{tj} = r_{tj}\, \rho_{tj}
+        w_{tj} = (1 - \rho_{tj})^q \quad\text{or}\quad w_{tj} = \rho_{tj}^q
 
     The paper's abstract suppresses what is irrelevant and keeps what coheres (the first); the
-    second takes words that compete for the same place as the interference. Its text attribution is
-    :math:`\rho_{tj} r_{tj}`.
+    second takes tokens that compete for the same place as the interference. On the text, ARC
+    weighs the text attribution of the method that it wraps by :math:`\rho_{tj}`.
 
     Args:
-        attribution_method (Attribution): the base, LogitLens or MSEA around it in the paper.
+        attribution_method (Attribution): the base, such as MSEA around AttendedLens or LogitLens.
         top_k (int, optional): length of the rankings, 1 to the vocabulary's size.
             Default: None, 50 as in the paper, or all of a smaller vocabulary
         persistence (float): p of the rank-biased overlap, in (0, 1). Default: 0.9
-        suppress (str, optional): which words count as interference, "irrelevant" or "relevant"
-            ones. If None, none does: the text attribution stays, and maps are the positive part of
-            the method's. Default: "irrelevant"
+        suppress (str, optional): which tokens interfere, the "irrelevant" or the "relevant" ones.
+            If None, none does, and maps are the positive part of the method's.
+            Default: "irrelevant"
+        reading (str): the ranking of an earlier token: "next", which the model makes after reading
+            it, or "previous", from which it was drawn. Default: "next"
+        power (float): exponent q of the weights, above 0. Default: 1.0
+        strength (float): how much of the interference's least-squares share is taken out, in
+            [0, 1]. Default: 1.0
+        by_activation (bool): also weigh the interference of a token by how strongly its state says
+            token t, :math:`\mathrm{relu}(h_j^\top w_t)`, as TAM does. Default: False
         image_agreement (bool): also weigh each image token by the overlap of its own top-k
-            predictions with those of the word. It computes, in chunks, the logits of every image
+            predictions with those of the token. It computes, in chunks, the logits of every image
             token. Default: False
-        normalize (bool, optional): map image and text scores to [0, 1] together.
-            Default: None, if words are suppressed
+        normalize (bool): map each token's image and text scores to [0, 1] together.
+            Default: False
         filter_size (int, optional): side of the window of a rank Gaussian filter.
             Default: None, no filter.
 
     Raises:
         TypeError: if the method is not an attribution on an MLLM.
-        ValueError: for a ``top_k`` that is not a whole number from 1 to the vocabulary's size, a
-            ``persistence`` outside of (0, 1), or an unknown ``suppress``.
+        ValueError: for an option outside of its range.
 
     Examples::
         >>> from PIL import Image
@@ -71,12 +81,16 @@ class ARC(ContextSuppression):
         attribution_method: Attribution,
         top_k: int | None = None,
         persistence: float = 0.9,
-        suppress: Literal["irrelevant", "relevant"] | None = "irrelevant",
+        suppress: Suppress | None = "irrelevant",
+        reading: Reading = "next",
+        power: float = 1.0,
+        strength: float = 1.0,
+        by_activation: bool = False,
         image_agreement: bool = False,
-        normalize: bool | None = None,
+        normalize: bool = False,
         filter_size: int | None = None,
     ) -> None:
-        super().__init__(attribution_method, normalize, filter_size)
+        super().__init__(attribution_method, normalize, filter_size, strength)
         size = self.forward_func.vocabulary.size
         if top_k is not None and not (is_integer(top_k) and 1 <= top_k <= size):
             raise ValueError(
@@ -84,12 +98,21 @@ class ARC(ContextSuppression):
             )
         if not 0 < persistence < 1:
             raise ValueError(f"persistence={persistence}, expected a number in (0, 1)")
-        if suppress not in ("irrelevant", "relevant", None):
-            raise ValueError(f"suppress={suppress!r}, expected 'irrelevant', 'relevant' or None")
+        _check_choice("suppress", suppress, ("irrelevant", "relevant", None))
+        _check_choice("reading", reading, ("next", "previous"))
+        if not 0 < power < math.inf:
+            raise ValueError(f"power={power}, expected a finite number above 0")
         self.top_k = top_k
         self.persistence = persistence
         self.suppress = suppress
+        self.reading = reading
+        self.power = power
+        self.by_activation = by_activation
         self.image_agreement = image_agreement
+
+    @property
+    def suppresses(self) -> bool:
+        return self.suppress is not None
 
     def weights(self, states: States) -> Tensor | None:
         if self.suppress is None:
@@ -97,17 +120,22 @@ class ARC(ContextSuppression):
         correlation = self.correlation(states)
         if self.suppress == "irrelevant":
             correlation = 1 - correlation
-        return context_scores(self.forward_func, states) * correlation
+        weights = correlation**self.power
+        if self.by_activation:
+            weights = weights * context_scores(self.forward_func, states)
+        return weights
 
     def relevance(self, states: States) -> Tensor:
         return context_scores(self.forward_func, states) * self.correlation(states)
 
     def correlation(self, states: States) -> Tensor:
-        r"""The rank-biased overlap of each token's ranking with each token's, (N, N) in [0, 1]."""
-        key = ("rank-biased overlap", self._length, self.persistence)
+        r"""The rank-biased overlap of the ranking from which each of N tokens was drawn (rows)
+        with the ranking of each as an earlier token (columns), (N, N) in [0, 1]."""
+        key = ("rank-biased overlap", self._length, self.persistence, self.reading)
         if key not in states.derived:
-            rankings = self._rankings(states)
-            overlap = rank_biased_overlap(rankings, rankings, self.persistence)
+            drawn = self._rankings(states)
+            context = drawn if self.reading == "previous" else self._next_rankings(states, drawn)
+            overlap = rank_biased_overlap(drawn, context, self.persistence)
             states.derived[key] = overlap.float()
         return states.derived[key]
 
@@ -130,9 +158,28 @@ class ARC(ContextSuppression):
         return maps * factor.unsqueeze(1)
 
     def _rankings(self, states: States) -> Tensor:
-        """Of each token; from the logits that also tell the tokens' probabilities."""
+        """From which each token was drawn, (N, k); of the logits that tell its probability too."""
         return states.predictions(self.forward_func.vocabulary, self._length, True).top_ids
+
+    def _next_rankings(self, states: States, drawn: Tensor) -> Tensor:
+        """What the model expects after each token, (N, k).
+
+        The next token was drawn from it, except after the last token of a run of text. What
+        follows the last token of the answer is not known, and no token comes after it."""
+        key = ("rankings after runs", self._length)
+        ends = torch.tensor(states.run_ends, dtype=torch.long, device=drawn.device)
+        if key not in states.of_prompt:
+            last = states.words[0, ends]
+            states.of_prompt[key] = self.forward_func.vocabulary.rankings(last, self._length)
+        following = drawn.roll(-1, 0)
+        following[ends] = states.of_prompt[key]
+        return following
 
     @property
     def _length(self) -> int:
         return self.top_k or min(TOP_K, self.forward_func.vocabulary.size)
+
+
+def _check_choice(name: str, given: Any, known: tuple[Any, ...]) -> None:
+    if given not in known:
+        raise ValueError(f"{name}={given!r}, expected one of {', '.join(map(repr, known))}")

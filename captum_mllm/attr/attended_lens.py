@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from captum.attr import Attribution
-from captum.log import log_usage
 from torch import Tensor
 
-from captum_mllm._captum import format_output, format_tensor_into_tuples
 from captum_mllm.attr.attention_rollout import AttentionRollout
+from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps
 from captum_mllm.attr.logit_lens import LogitLens
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.query import Prompt
+from captum_mllm.models.query import Prompt, Query
 
 
-class AttendedLens(Attribution):
+class AttendedLens(TokenAttribution):
     r"""
     The logit lens, weighed by the attention of the word.
 
@@ -57,14 +55,12 @@ class AttendedLens(Attribution):
         torch.Size([3, 1, 14, 14])
     """
 
-    explains_every_token = True
-
     def __init__(
         self, forward_func: MLLM, power: float = 0.75, layers: Sequence[int] | None = None
     ) -> None:
+        super().__init__(forward_func)
         self.lens = LogitLens(forward_func)
         self.attention = AttentionRollout(forward_func, mode="raw", layers=layers, relative=True)
-        super().__init__(forward_func)
         if isinstance(power, bool) or not isinstance(power, (int, float)):
             raise TypeError(f"got power={power!r}, expected a number")
         if not 0 <= power < math.inf:
@@ -72,50 +68,26 @@ class AttendedLens(Attribution):
         self.power = power
         self.layers = layers
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        return False
+    def leaves_states(self, **kwargs: Any) -> bool:
+        return self.attention.leaves_states()
 
-    @log_usage()
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Any = None,
-        additional_forward_args: Any = None,
-    ) -> Tensor | tuple[Tensor, ...]:
-        r"""
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): the picture, (B, 3, H, W) in [0, 1], or a tuple
-                of pictures where the query leaves several open.
-            target (tuple or list[tuple], optional): ``(t, token_id)``, for all B pictures or for
-                each of them: the lens of that token, and the attention at step t of the answer.
-                Default: None, every explained token of the query, for one picture.
-            additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
-
-        Returns:
-            Tensor or tuple[Tensor, ...]: at least 0, of shape (T, 1, h, w) for every token or
-            (B, 1, h, w) for a target, on the grid of the image tokens. Float32 at least.
-
-        Raises:
-            ValueError: for a picture far outside of [0, 1], several pictures without a target, or a
-                target that is none.
-            RuntimeError: if a layer has no attention weights.
-        """
-        arguments = (inputs, target, additional_forward_args)
+    def explain_tokens(
+        self, images: tuple[Tensor, ...], query: Query, target: Target | None = None
+    ) -> TokenMaps:
+        r"""Maps at least 0, on the grid of the image tokens. A target ``(t, token_id)`` takes the
+        lens of that token, and the attention at step t. See
+        :meth:`TokenAttribution.explain_tokens`."""
         with self.forward_func.remember():
-            # Attention first, whose pass the lens then finds.
-            attended = format_tensor_into_tuples(self.attention.attribute(*arguments))
-            read = format_tensor_into_tuples(self.lens.attribute(*arguments))
-        maps = tuple(
-            says.relu() * looks.to(says.device) ** self.power for says, looks in zip(read, attended)
+            # Attention first: its pass leaves the states that the lens reads.
+            attended = self.attention.explain_tokens(images, query, target).maps
+            read = self.lens.explain_tokens(images, query, target).maps
+        return TokenMaps(
+            tuple(
+                says.relu() * looks.to(says.device) ** self.power
+                for says, looks in zip(read, attended)
+            )
         )
-        return format_output(isinstance(inputs, tuple), maps)
 
-    def make_passes(self, prompts: Sequence[Prompt]) -> None:
-        r"""Within ``MLLM.remember``, make the passes of some prompts as one batch, where
-        :meth:`attribute` finds them."""
-        self.attention.make_passes(prompts)
-        self.lens.make_passes(prompts)
-
-    def attribute_future(self) -> Callable[..., Any]:
-        raise NotImplementedError("attribute_future is not implemented for AttendedLens")
+    def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
+        self.attention.prefetch(prompts)
+        self.lens.prefetch(prompts)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from captum.attr import Attribution
-from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_mllm._captum import format_output, format_tensor_into_tuples
-from captum_mllm.attr.attention_rows import AttentionRows, leave_states, predicting_rows
+from captum_mllm._captum import format_tensor_into_tuples
+from captum_mllm.attr.attention_rows import (
+    AttentionRows,
+    RawAttention,
+    leave_states,
+    predicting_rows,
+    share_with_patches,
+)
+from captum_mllm.attr.base import (
+    Target,
+    TokenAttribution,
+    TokenMaps,
+    check_inference_mode,
+    check_one_image,
+    only_query,
+)
 from captum_mllm.attr.features import to_earlier
-from captum_mllm.attr.forward_function import multimodal_model, only_query
-from captum_mllm.attr.gradients import check_inference_mode
-from captum_mllm.attr.patch_weights import share_with_patches
-from captum_mllm.attr.raw_attention import RawAttention
-from captum_mllm.attr.target_logits import check_one_picture, explained_logits, target_logits
+from captum_mllm.attr.target_logits import explained_logits, target_logits
 from captum_mllm.models.attentions import Attention, has_softmax_attention, record_attention
+from captum_mllm.models.backbone import last_states
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import decoder_tokens, vision_tokens
 from captum_mllm.models.query import Prompt, Query, split_arguments
@@ -32,7 +41,7 @@ Tower = Literal["decoder", "vision"]
 Layer = tuple[Sequence[Attention], Sequence[Tensor | None]]
 
 
-class AttentionRollout(Attribution):
+class AttentionRollout(TokenAttribution):
     r"""
     Attention of each word of an answer to the tokens of the picture: raw, rolled out through the
     layers, or weighted by gradients.
@@ -92,7 +101,7 @@ class AttentionRollout(Attribution):
         torch.Size([3, 1, 14, 14])
     """
 
-    explains_every_token = True
+    weighs_text = True
 
     def __init__(
         self,
@@ -104,7 +113,7 @@ class AttentionRollout(Attribution):
         tower: Tower = "decoder",
         relative: bool = False,
     ) -> None:
-        super().__init__(multimodal_model(forward_func))
+        super().__init__(forward_func)
         _check_option("mode", mode, ("raw", "rollout", "gradient"))
         _check_option("head_fusion", head_fusion, ("mean", "max", "min"))
         _check_option("tower", tower, ("decoder", "vision"))
@@ -129,46 +138,21 @@ class AttentionRollout(Attribution):
     def takes_gradients(self) -> bool:
         return self.mode == "gradient"
 
-    @property
-    def leaves_states(self) -> bool:
-        """Whether its pass serves those who ask the model for its states afterwards."""
+    def leaves_states(self, **kwargs: Any) -> bool:
         return not self.takes_gradients and has_softmax_attention(self.forward_func.model)
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        return False
-
-    @log_usage()
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Any = None,
-        additional_forward_args: Any = None,
-    ) -> Tensor | tuple[Tensor, ...]:
-        r"""
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): the picture, (B, 3, H, W) in [0, 1], or a tuple
-                of pictures where the query leaves several open.
-            target (tuple or list[tuple], optional): ``(t, token_id)``, step t of the answer, for
-                all B pictures or for each of them; only mode "gradient" depends on the token.
-                Default: None, every explained token of the query, for one picture, from one
-                forward pass.
-            additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
-
-        Returns:
-            Tensor or tuple[Tensor, ...]: weights at least 0, of shape (T, 1, h, w) for every token
-            or (B, 1, h, w) for a target, on the grid of the tower's tokens. Float32 at least.
+    def explain_tokens(
+        self, images: tuple[Tensor, ...], query: Query, target: Target | None = None
+    ) -> TokenMaps:
+        r"""Weights at least 0, on the grid of the tower's tokens. Only mode "gradient" depends on
+        the token of a target ``(t, token_id)``. See :meth:`TokenAttribution.explain_tokens`.
 
         Raises:
-            ValueError: for a picture far outside of [0, 1], or several pictures without a target.
             RuntimeError: if a layer has no attention weights, or in mode "gradient" under
                 ``torch.inference_mode``.
         """
-        is_tuple = isinstance(inputs, tuple)
-        query = only_query(additional_forward_args)
-        pictures = format_tensor_into_tuples(inputs)
         with torch.no_grad():
-            rows = self._rows(pictures, query, target, self.vision_layers)
+            rows = self._rows(images, query, target, self.vision_layers)
             encoding = rows.encoding
             maps = []
             for part, index in zip(rows.tokens, query.explained, strict=True):
@@ -177,7 +161,7 @@ class AttentionRollout(Attribution):
                     finer = shares.shape[-1] / encoding.layouts[index].n_tokens
                     shares = shares * finer * sum(map(len, encoding.image_positions))
                 maps.append(part.layout.paint(shares).unsqueeze(1))
-        return format_output(is_tuple, tuple(maps))
+        return TokenMaps(tuple(maps))
 
     @torch.no_grad()
     def attribute_text(
@@ -192,8 +176,8 @@ class AttentionRollout(Attribution):
             additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
 
         Returns:
-            Tensor: of shape (T, P + T) for P words of the prompt and T of the answer, at least 0,
-            and 0 for a token itself and those after it.
+            Tensor: of shape (T, P + T) for P text tokens of the prompt and T tokens of the answer,
+            at least 0, and 0 for a token itself and those after it.
         """
         query = only_query(additional_forward_args)
         pictures = format_tensor_into_tuples(inputs)
@@ -202,13 +186,9 @@ class AttentionRollout(Attribution):
         earlier = text[:, rows.encoding.earlier_positions.to(text.device)]
         return to_earlier(earlier, earlier.shape[1] + 1)
 
-    def attribute_future(self) -> Callable[..., Any]:
-        raise NotImplementedError("attribute_future is not implemented for AttentionRollout")
-
-    def make_passes(self, prompts: Sequence[Prompt]) -> None:
-        r"""Within ``MLLM.remember``, make the passes for every token of some prompts as one batch,
-        where :meth:`attribute` finds them; of the raw attention of the decoder, in a model whose
-        attention is known. Else the prompts are taken in turn."""
+    def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
+        r"""Share the passes of raw attention in the decoder, in a model whose attention is known.
+        Other modes keep the layers of each pass, and take the prompts in turn."""
         known = has_softmax_attention(self.forward_func.model)
         if known and self.mode == "raw" and self.tower == "decoder":
             self._raw.make_passes(prompts)
@@ -226,7 +206,7 @@ class AttentionRollout(Attribution):
         check_inference_mode(self)
         pictures, _ = split_arguments((*pictures, query))
         if target is None:
-            check_one_picture(len(pictures[0]))
+            check_one_image(len(pictures[0]))
         if self.mode == "raw" and not vision:
             return self._raw.of_prompt((pictures, query), target)
         return self._roll_out(pictures, query, target, vision)
@@ -252,9 +232,9 @@ class AttentionRollout(Attribution):
                     explained = explained_logits(mllm, encoding, query)
                     logits = list(target_logits(explained, target, encoding, query))
                 else:
-                    found = mllm.model.base_model(**encoding.inputs, use_cache=False)
+                    found = last_states(mllm.model, encoding.inputs)
         if mllm.remembers and not by_gradient:
-            hidden = found.last_hidden_state.unflatten(0, (-1, encoding.windows))
+            hidden = found.unflatten(0, (-1, encoding.windows))
             leave_states(mllm, gather_states(hidden, encoding, query), (pictures, query))
         tokens = ends = decoder_tokens(encoding, query)
         n_patches = sum(call.n_states for call in record.calls[-1])

@@ -1,36 +1,42 @@
-"""Context suppression: take from a word's map what the words before it account for."""
+"""ContextSuppression: takes from each token's map what the tokens before it account for."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from captum.attr import Attribution
-from captum.log import log_usage
 from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
-from captum_mllm.attr.forward_function import check_attribution, only_query
-from captum_mllm.attr.interference import suppress_context
-from captum_mllm.attr.msea import MSEA
-from captum_mllm.attr.rank_gaussian_filter import rank_gaussian_filter
-from captum_mllm.attr.scale_attribution import ScaleAttribution
-from captum_mllm.attr.target_logits import check_one_picture
-from captum_mllm.attr.token_maps import token_maps
-from captum_mllm.attr.wrapper_chain import wrapper_chain
-from captum_mllm.models.layout import Layout, size_of
+from captum_mllm.attr.base import (
+    Target,
+    TokenMaps,
+    check_attribution,
+    check_one_image,
+    only_query,
+    own_row,
+)
+from captum_mllm.attr.features import Features
+from captum_mllm.attr.functional import rank_gaussian_filter, suppress_context
+from captum_mllm.attr.resizing import seen_cells
+from captum_mllm.attr.scale_mean import ScaleAttribution
+from captum_mllm.attr.scale_probability import target_probability
+from captum_mllm.attr.token_maps import TokenWrapper, token_maps
+from captum_mllm.models.layout import size_of
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Prompt, Query
 from captum_mllm.models.states import States
-from captum_mllm.models.targets import split_target
 
 # Their name among what is derived from states.
 SCORES = "context scores"
 
 
-class ContextSuppression(Attribution, ABC):
+class ContextSuppression(TokenWrapper):
     r"""
     Wrapper that cleans each word's map of the interference of the words before it.
 
@@ -41,34 +47,34 @@ class ContextSuppression(Attribution, ABC):
     Args:
         attribution_method (Attribution): a method on an :class:`~captum_mllm.MLLM`: LogitLens,
             MSEA around it, or any of Captum's.
-        normalize (bool, optional): map each word's image and text scores to [0, 1] together, as
-            TAM does, so that a word that rests on text has a faint map. Text scores are logits: the
-            maps of a method that are not (``in_logit_units``), such as gradients, or MSEA with a
-            ``normalize`` of its own, are mapped to [0, 1] alone. Default: None, if words are
-            suppressed
+        normalize (bool): map each token's image and text scores to [0, 1] together, as TAM does,
+            so that a token that rests on text has a faint map. Text scores are logits: maps in
+            other units, such as gradients, or those of MSEA with a ``normalize`` of its own, are
+            mapped to [0, 1] alone. Default: False
         filter_size (int, optional): side of the window of :func:`rank_gaussian_filter`.
             Default: None, no filter.
+        strength (float): how much of the interference's share is taken out, in [0, 1].
+            Default: 1.0
     """
 
-    explains_every_token = True
+    weighs_text = True
 
     def __init__(
         self,
         attribution_method: Attribution,
-        normalize: bool | None = None,
+        normalize: bool = False,
         filter_size: int | None = None,
+        strength: float = 1.0,
     ) -> None:
         check_attribution(attribution_method)
-        super().__init__(attribution_method.forward_func)
-        self.attribution_method = attribution_method
+        super().__init__(attribution_method)
         self.normalize = normalize
         self.filter_size = filter_size
+        self.strength = strength
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength={strength}, expected a number in [0, 1]")
         if filter_size is not None:
             rank_gaussian_filter(torch.zeros(1, 1), filter_size)
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        return bool(self.attribution_method.multiplies_by_inputs)
 
     @abstractmethod
     def weights(self, states: States) -> Tensor | None:
@@ -84,117 +90,98 @@ class ContextSuppression(Attribution, ABC):
         they stay as they are."""
         return maps
 
+    @property
+    def suppresses(self) -> bool:
+        """Whether tokens interfere, so that the maps of all of them are needed."""
+        return True
+
     @classmethod
     def get_name(cls) -> str:
         return cls.__name__
 
-    @log_usage()
-    def attribute(
+    def explain_tokens(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Any = None,
-        additional_forward_args: Any = None,
+        images: tuple[Tensor, ...],
+        query: Query,
+        target: Target | None = None,
+        features: Features | None = None,
+        show_progress: bool = False,
         **kwargs: Any,
-    ) -> Tensor | tuple[Tensor, ...]:
-        r"""
-        Args:
-            inputs (Tensor or tuple[Tensor]): the picture, (B, 3, H, W) in [0, 1].
-            target (tuple or list[tuple], optional): ``(t, token_id)``, the answer's own token at
-                t, for all B pictures or for each of them, which are then explained in turn.
-                Default: None, every explained token of the query, for one picture.
-            additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
-            **kwargs (Any): passed on to the wrapped method, such as the scales of MSEA, whose
-                ``output_size`` is "largest" by default here.
-
-        Returns:
-            Tensor or tuple[Tensor]: maps of shape (T, 1, h, w) for every token or (B, 1, h, w) for
-            a target; at least 0, and at most 1 if normalised; 0 where the model sees nothing.
+    ) -> TokenMaps:
+        r"""Cleaned maps, at least 0, and at most 1 if normalised; 0 where the model sees nothing.
+        A target has to be the answer's own token at t. See
+        :meth:`TokenAttribution.explain_tokens`.
 
         Raises:
-            RuntimeError: for a gradient method under ``torch.inference_mode``.
-            ValueError: for several pictures without a target, a target that is not a token of the
-                answer, or a query that leaves several pictures open.
+            ValueError: for a target that is not a token of the answer, or a query that leaves
+                several images open.
         """
-        query = only_query(additional_forward_args)
-        pictures = _one_input(inputs)
-        if target is None:
-            check_one_picture(len(pictures))
-        targets = target if isinstance(target, list) else [target] * len(pictures)
-        if len(targets) != len(pictures):
-            raise ValueError(f"got {len(targets)} targets for {len(pictures)} pictures")
-        # A single picture stays the tensor that it is, so that passes with it are remembered.
-        examples = pictures.split(1) if len(pictures) > 1 else (pictures,)
-        maps = [
-            self._explain(picture, wanted, query, kwargs)
-            for picture, wanted in zip(examples, targets)
-        ]
-        return format_output(isinstance(inputs, tuple), (torch.cat(maps),))
+        mllm: MLLM = self.forward_func
+        _check_one(images)
+        asked = query.including_prompt() if self.suppresses else query
+        with mllm.remember():
+            found = token_maps(
+                self.attribution_method, images, asked, None, features, show_progress, **kwargs
+            )
+            states = mllm.states(*images, query)
+        (maps,) = found.maps
+        first = 0 if query.with_prompt else states.n_words
+        rows = torch.arange(first, len(states.ids), device=states.ids.device)
+        if target is not None:
+            rows = rows[own_row(target, states.ids[first:])]
+        cells = seen_cells(states.layouts, size_of(maps)) if found.seen is None else found.seen[0]
+        # Maps of the explained tokens alone begin with the first of them.
+        start = len(states.ids) - len(maps)
+        cleaned = self._clean(
+            maps.relu(), states, rows, rows - start, cells.to(maps.device), found.in_logits
+        )
+        return TokenMaps(
+            (cleaned,),
+            None if found.text is None else found.text[rows - start],
+            seen=(cells,),
+            scales=tuple(self._explained(scale, query, rows - start) for scale in found.scales),
+        )
 
     def attribute_text(
         self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any = None
     ) -> Tensor:
-        r"""
-        Weight of each earlier word for each explained token.
-
-        Args:
-            inputs (Tensor or tuple[Tensor]): the picture, (1, 3, H, W) in [0, 1].
-            additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
-
-        Returns:
-            Tensor: of shape (T, P + T) for P words of the prompt and T of the answer, at least 0,
-            and 0 for a token itself and those after it.
-        """
         query = only_query(additional_forward_args)
-        picture = _one_input(inputs)
-        check_one_picture(len(picture))
-        states = self.forward_func.states(picture, query)
+        images = _check_one(format_tensor_into_tuples(inputs))
+        check_one_image(len(images[0]))
+        states = self.forward_func.states(*images, query)
         weights = self.relevance(states).tril(-1)
         return weights if query.with_prompt else weights[states.n_words :]
 
-    def attribute_future(self) -> Callable[..., Any]:
-        raise NotImplementedError(f"attribute_future is not implemented for {self.get_name()}")
+    def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
+        if self.suppresses:
+            prompts = [(images, query.including_prompt()) for images, query in prompts]
+        super().prefetch(prompts, **kwargs)
 
-    def _explain(
-        self, picture: Tensor, target: Any, query: Query, kwargs: dict[str, Any]
-    ) -> Tensor:
-        """Maps of all explained tokens of one picture, or of the one that is the target."""
-        method, mllm = self.attribution_method, self.forward_func
-        layouts: list[Layout] = []
-        is_multi_scale = any(isinstance(found, MSEA) for found in wrapper_chain(method))
-        if is_multi_scale:
-            callback = kwargs.get("on_scale")
-
-            def on_scale(found: ScaleAttribution) -> None:
-                layouts.extend(layout for layout in found.layouts if layout is not None)
-                if callback is not None:
-                    callback(found)
-
-            kwargs = {"output_size": "largest", **kwargs, "on_scale": on_scale}
-        with mllm.remember():
-            maps = token_maps(method, picture, query.including_prompt(), **kwargs)
-            states = mllm.states(picture, query)
-        seen = torch.zeros(size_of(maps), dtype=torch.bool)
-        for layout in layouts or states.layouts:
-            seen |= layout.coverage(size_of(maps))
-        in_logits = getattr(method, "in_logit_units", False) and kwargs.get("normalize") is None
-        start = 0 if query.with_prompt else states.n_words
-        rows = torch.arange(start, len(states.ids), device=states.ids.device)
-        if target is not None:
-            rows = rows[_own_row(target, states.ids[start:])]
-        return self._clean(maps.relu(), states, rows, seen.to(maps.device), in_logits)
+    def _explained(self, scale: ScaleAttribution, query: Query, rows: Tensor) -> ScaleAttribution:
+        """A scale of all tokens, for the explained ones."""
+        parts = tuple(part[rows] for part in format_tensor_into_tuples(scale.attributions))
+        maps = format_output(isinstance(scale.attributions, tuple), parts)
+        ask = partial(target_probability, self.forward_func, scale.inputs, None, (query,))
+        return replace(scale, attributions=maps, ask_probability=ask)
 
     def _clean(
-        self, maps: Tensor, states: States, rows: Tensor, seen: Tensor, in_logits: bool
+        self,
+        maps: Tensor,
+        states: States,
+        rows: Tensor,
+        own_maps: Tensor,
+        seen: Tensor,
+        in_logits: bool,
     ) -> Tensor:
-        """The maps of the tokens ``rows``, out of those of all tokens."""
+        """The maps of the tokens ``rows``, which are those at ``own_maps``."""
         weights = self.weights(states)
-        normalize = weights is not None if self.normalize is None else self.normalize
-        own = maps[rows]
+        own = maps[own_maps]
         if weights is not None:
             another_word = states.ids[rows, None] != states.ids
-            own = suppress_context(own, maps, (weights.tril(-1)[rows] * another_word).to(maps))
+            weights = (weights.tril(-1)[rows] * another_word).to(maps)
+            own = suppress_context(own, maps, weights, self.strength)
         maps = self.refine(own, states, rows)
-        if normalize:
+        if self.normalize:
             text = context_scores(self.forward_func, states).to(maps)
             before = torch.ones_like(text, dtype=torch.bool).tril(-1)
             count = len(states.ids) if in_logits else 0
@@ -204,25 +191,13 @@ class ContextSuppression(Attribution, ABC):
         return maps * seen
 
 
-def _own_row(target: Any, ids: Tensor) -> Tensor:
-    """The row (1,) of a target, which has to be the token that stands there."""
-    row, token = split_target(target, 1, len(ids), ids.device)
-    if ids[row] != token:
+def _check_one(images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if len(images) != 1:
         raise ValueError(
-            f"got target {target!r}, expected (t, token_id) with the answer's own token at t: "
-            f"context suppression explains the words that were said, {ids.tolist()}"
+            f"got {len(images)} open images, and one is explained at a time; leave the others in "
+            "the query, as MLLM.prepare does without every_picture"
         )
-    return row
-
-
-def _one_input(inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
-    pictures = format_tensor_into_tuples(inputs)
-    if len(pictures) != 1:
-        raise ValueError(
-            f"got {len(pictures)} open pictures, and one is explained at a time; leave the others "
-            "in the query, as MLLM.prepare does without every_picture"
-        )
-    return pictures[0]
+    return images
 
 
 def _normalize(maps: Tensor, seen: Tensor, text: Tensor, before: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from captum.attr import Attribution
 from torch import Tensor
 
+from captum_mllm.attr.base import TokenAttribution, wrapper_chain
 from captum_mllm.attr.segments import Segments, SegmentsLike, picture_segments
-from captum_mllm.attr.wrapper_chain import wrapper_chain
 
 _TEXTS = {"prompt": "the words of the prompt", "earlier": "the earlier words"}
 
@@ -52,8 +52,14 @@ def find_features(
             f"words={words!r}, expected 'prompt' for the words of the question, 'earlier' for "
             "those of the answer as well, or None"
         )
-    chain = wrapper_chain(method)
-    own = next((found for found in chain if hasattr(found, "attribute_text")), None)
+    own = next(
+        (
+            found
+            for found in wrapper_chain(method)
+            if isinstance(found, TokenAttribution) and found.weighs_text
+        ),
+        None,
+    )
     if words is not None and own is not None:
         raise ValueError(
             f"got words={words!r}, but {own.get_name()} weighs the earlier words by itself; "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -16,25 +17,33 @@ from captum_mllm._captum import (
     format_output,
     format_tensor_into_tuples,
     progress,
+    run_forward,
 )
-from captum_mllm.attr.gradients import gradients_for
-from captum_mllm.attr.map_mean import MapMean
-from captum_mllm.attr.picture_layout import check_on_input, picture_layouts
-from captum_mllm.attr.resizing import Size, resize_arguments, resize_inputs
-from captum_mllm.attr.scale_arguments import (
-    check_inputs,
-    check_options,
+from captum_mllm.attr.base import Target, TokenMaps, gradients_for, lies_on_image
+from captum_mllm.attr.features import Features
+from captum_mllm.attr.resizing import (
+    ON_PIXELS,
+    check_on_input,
+    picture_layouts,
+    resize_arguments,
+    resize_inputs,
+    seen_cells,
+)
+from captum_mllm.attr.scale_mean import Attributions, ScaleAttribution, ScaleMean
+from captum_mllm.attr.scale_options import (
+    SCALES,
+    Normalize,
+    ScaleOptions,
+    Weights,
     check_probability,
-    check_scales,
-    check_weights,
 )
-from captum_mllm.attr.scale_attribution import Attributions, ScaleAttribution
 from captum_mllm.attr.scale_probability import target_probability
+from captum_mllm.attr.token_maps import TokenWrapper, token_maps
+from captum_mllm.models.layout import Size, size_of
+from captum_mllm.models.query import Prompt, Query
 
-__all__ = ["MSEA"]
 
-
-class MSEA(Attribution):
+class MSEA(TokenWrapper):
     r"""
     Multi-scale explanation aggregation (MSEA): runs an attribution method on the input at several
     scales and averages the maps.
@@ -48,6 +57,8 @@ class MSEA(Attribution):
     .. math::
         \mathrm{MSEA}(x) = \frac{\sum_s w_s\, R(A(R_s(x)))}{\sum_s w_s}
 
+    where by default the maps are brought to a common size of their values, see ``normalize``.
+
     Source: equations 4 and 5 of "Explaining Multimodal LLMs via Intra-Modal Token Interactions"
     (Liang et al., 2025, https://arxiv.org/abs/2509.22415).
 
@@ -59,9 +70,16 @@ class MSEA(Attribution):
         attribution_method (Attribution): An instance of any attribution method, such as
             ``IntegratedGradients(model)``, ``LayerGradCam(model, model.layer4)`` or another
             wrapper.
+        scales (Sequence[float], optional): As in :meth:`attribute`, for calls that do not give
+            their own, like the arguments that follow. Default: (0.5, 1.0, 1.5, 2.0)
+        weights (str or Sequence[float], optional): As in :meth:`attribute`. Default: "uniform"
+        normalize (str, optional): As in :meth:`attribute`. Default: "balance"
+        output_size (tuple[int, int] or str, optional): As in :meth:`attribute`. Default: None
+        interpolate_mode (str, optional): As in :meth:`attribute`. Default: "bilinear"
 
     Raises:
         TypeError: If ``attribution_method`` is not an instance of ``Attribution``.
+        ValueError: If an option is out of its range.
 
     Examples::
 
@@ -82,28 +100,27 @@ class MSEA(Attribution):
         [(1, 3, 8, 8), (1, 3, 16, 16)]
     """
 
-    def __init__(self, attribution_method: Attribution) -> None:
+    def __init__(
+        self,
+        attribution_method: Attribution,
+        scales: Sequence[float] = SCALES,
+        weights: Weights = "uniform",
+        normalize: Normalize = "balance",
+        output_size: Size | Literal["largest"] | None = None,
+        interpolate_mode: Literal["bilinear", "bicubic"] = "bilinear",
+    ) -> None:
         if not isinstance(attribution_method, Attribution):
             raise TypeError(
                 "attribution_method must be an instance of captum.attr.Attribution, got "
                 f"{attribution_method!r}; for example MSEA(Saliency(model))"
             )
-        super().__init__(attribution_method.forward_func)
-        self.attribution_method = attribution_method
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        return bool(self.attribution_method.multiplies_by_inputs)
-
-    @property
-    def explains_every_token(self) -> bool:
-        """Whether one call without a target gives a map for each token of an answer."""
-        return getattr(self.attribution_method, "explains_every_token", False)
-
-    @property
-    def in_logit_units(self) -> bool:
-        """Whether maps, if not normalized, are in the units of the model's logits."""
-        return getattr(self.attribution_method, "in_logit_units", False)
+        super().__init__(attribution_method)
+        self.options = ScaleOptions(scales, weights, normalize, output_size, interpolate_mode)
+        self.scales = self.options.scales
+        self.weights = weights
+        self.normalize = normalize
+        self.output_size = output_size
+        self.interpolate_mode = interpolate_mode
 
     def has_convergence_delta(self) -> bool:
         r"""
@@ -116,21 +133,15 @@ class MSEA(Attribution):
     def get_name(cls) -> str:
         return "MSEA"
 
-    def attribute_future(self) -> None:
-        r"""
-        This method is not implemented for MSEA.
-        """
-        raise NotImplementedError("attribute_future is not implemented for MSEA")
-
     @log_usage()
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        scales: Sequence[float] = (0.5, 1.0, 1.5, 2.0),
-        weights: Literal["uniform", "confidence"] | Sequence[float] = "uniform",
-        normalize: Literal["max", "sum"] | None = None,
+        scales: Sequence[float] | None = None,
+        weights: Weights | None = None,
+        normalize: Normalize | None = None,
         output_size: Size | Literal["largest"] | None = None,
-        interpolate_mode: Literal["bilinear", "bicubic"] = "bilinear",
+        interpolate_mode: Literal["bilinear", "bicubic"] | None = None,
         combine: bool = True,
         on_scale: Callable[[ScaleAttribution], object] | None = None,
         show_progress: bool = False,
@@ -144,7 +155,7 @@ class MSEA(Attribution):
             scales (Sequence[float], optional): Factors on height and width, above 0. A side of H
                 pixels becomes ``round(H * scale)``. Where no side changes, the wrapped method
                 gets the very tensor that was given. One scale is run at a time.
-                Default: (0.5, 1.0, 1.5, 2.0)
+                Default: None, those of the constructor, like the four options that follow
             weights (str or Sequence[float], optional): How much each scale counts.
 
                 - ``"uniform"``: all the same.
@@ -155,15 +166,23 @@ class MSEA(Attribution):
                   ``target_probability(*inputs, *additional_forward_args, target=None)``, which
                   returns a tensor (N,), is asked instead: needed where outputs are not logits.
                   Where it is 0 at all scales, they count the same. Costs a forward pass per scale.
-                - one number per scale, none negative, not all 0.
+                - one number per scale, at least 0, not all 0.
 
-                Default: "uniform"
-            normalize (str, optional): Divides the map of each scale and example, once it has the
-                output size, by its largest absolute value (``"max"``) or the sum of its absolute
-                values (``"sum"``). Gradients with respect to single pixels get smaller as pixels
-                get more; without normalization, small scales weigh most in a gradient method. A
-                zero map stays zero.
                 Default: None
+            normalize (str, optional): Brings the maps of the scales, once they have the output
+                size, into the same units. Gradients with respect to single pixels get smaller as
+                pixels get more, and attention is spread over more tokens, so that without it the
+                smallest scale says most: 50 to 80 % of the mean of four scales.
+
+                - ``"balance"`` divides the map of each scale and example by the mean of its
+                  absolute values, so that each scale has the say that its weight gives it, and
+                  multiplies the mean with the mean of these, so that a strong map stays stronger
+                  than a weak one. One scale stays as it is.
+                - ``"sum"`` and ``"max"`` divide by the sum of the absolute values or the largest
+                  of them.
+                - ``"none"`` leaves maps as they are.
+
+                A zero map stays zero. Default: None
             output_size (tuple[int, int] or str, optional): Height and width of the result's maps;
                 ``"largest"`` for the size of the map at the largest scale, which is then run
                 first. By default the size of the input: of the one with the same index if there
@@ -173,7 +192,7 @@ class MSEA(Attribution):
             interpolate_mode (str, optional): ``"bilinear"`` or ``"bicubic"``, for inputs and maps;
                 anti-aliased, corners not aligned. Bicubic results are clamped to the range of the
                 plane that was resized.
-                Default: "bilinear"
+                Default: None
             combine (bool, optional): If False, the attributions of the scales are returned one by
                 one, each at its own size, and ``weights``, ``normalize`` and ``output_size``
                 have no effect.
@@ -203,6 +222,7 @@ class MSEA(Attribution):
         Raises:
             RuntimeError: If the wrapped method takes gradients under ``torch.inference_mode``.
             TypeError: If ``inputs`` or what the wrapped method returns are not tensors.
+            RuntimeError: If the model does not take an input at one of the scales.
             ValueError: If an argument is out of its range, no input is spatial, a scale leaves an
                 input or a segment of ``feature_mask`` without a pixel, the probability of the
                 target is wanted and not defined, ``return_convergence_delta`` is set, the
@@ -226,50 +246,202 @@ class MSEA(Attribution):
             >>> maps.shape
             torch.Size([2, 1, 16, 16])
         """
-        tensors = check_inputs(inputs)
-        scales = check_scales(scales, tensors)
-        scale_weights = check_weights(weights, len(scales))
+        options = self.options.updated(
+            scales=scales,
+            weights=weights,
+            normalize=normalize,
+            output_size=output_size,
+            interpolate_mode=interpolate_mode,
+        )
+        tensors = options.check_inputs(inputs)
         method = self.attribution_method
-        check_options(method.get_name(), normalize, output_size, interpolate_mode, kwargs)
+        if kwargs.get("return_convergence_delta"):
+            raise ValueError(
+                "MSEA has no convergence delta; leave return_convergence_delta out, or ask "
+                f"{method.get_name()} itself for it"
+            )
         target = kwargs.get("target")
         additional = format_additional_forward_args(kwargs.get("additional_forward_args")) or ()
 
-        order: Iterable[int] = range(len(scales))
-        if output_size == "largest":
-            order = sorted(order, key=lambda index: -scales[index])
-        if show_progress:
-            order = progress(order, desc=f"{self.get_name()} attribution", total=len(scales))
+        def explain(resized: tuple[Tensor, ...], arguments: dict[str, Any]) -> Attributions:
+            try:
+                with gradients_for(method, resized):
+                    found = method.attribute(
+                        format_output(isinstance(inputs, tuple), resized), **arguments
+                    )
+            except Exception:
+                self._check_takes_size(tensors, resized, additional)
+                raise
+            return self._detached(found)
 
-        by_confidence = combine and scale_weights is None
-        mean = MapMean(tensors, output_size, interpolate_mode, normalize)
+        mean = ScaleMean(tensors, options)
         separate: dict[int, Attributions] = {}
+        for index, found in self._each_scale(
+            tensors, options, target, additional, kwargs, explain, show_progress
+        ):
+            if on_scale is not None:
+                on_scale(found)
+            if combine:
+                if not lies_on_image(method):
+                    attributions = format_tensor_into_tuples(found.attributions)
+                    check_on_input(attributions, found.inputs, found.layouts)
+                mean.add(index, found)
+            else:
+                separate[index] = found.attributions
+        return mean.result() if combine else [separate[index] for index in sorted(separate)]
+
+    def explain_tokens(
+        self,
+        images: tuple[Tensor, ...],
+        query: Query,
+        target: Target | None = None,
+        features: Features | None = None,
+        show_progress: bool = False,
+        on_scale: Callable[[ScaleAttribution], object] | None = None,
+        scales: Sequence[float] | None = None,
+        weights: Weights | None = None,
+        normalize: Normalize | None = None,
+        output_size: Size | Literal["largest"] | None = None,
+        interpolate_mode: Literal["bilinear", "bicubic"] | None = None,
+        **kwargs: Any,
+    ) -> TokenMaps:
+        r"""Averaged maps of every token, as fine as the largest scale makes them by default, and
+        what each scale contributed; arguments as for :meth:`attribute` and
+        :meth:`TokenAttribution.explain_tokens`."""
+        options = self.options.updated(
+            scales=scales,
+            weights=weights,
+            normalize=normalize,
+            output_size=output_size or self.output_size or "largest",
+            interpolate_mode=interpolate_mode,
+        )
+        parts: list[TokenMaps] = []
+
+        def explain(resized: tuple[Tensor, ...], arguments: dict[str, Any]) -> Attributions:
+            found = token_maps(
+                self.attribution_method, resized, query, target, features, **arguments
+            )
+            parts.append(found)
+            tensors = found.maps if found.text is None else (*found.maps, found.text)
+            return format_output(len(tensors) > 1, tensors)
+
+        # What lies on the pixels lies on the features instead, which fit any scale.
+        fixed = {} if features is None else {name: kwargs.pop(name, None) for name in ON_PIXELS}
+        fixed = {name: value for name, value in fixed.items() if value is not None}
+        mean = ScaleMean(images, options)
+        found_scales = []
+        with self.forward_func.remember():
+            for index, found in self._each_scale(
+                options.check_inputs(images),
+                options,
+                target,
+                (query,),
+                kwargs,
+                lambda resized, arguments: explain(resized, {**arguments, **fixed}),
+                show_progress,
+            ):
+                if on_scale is not None:
+                    on_scale(found)
+                mean.add(index, found)
+                found_scales.append(found)
+        found_scales = [
+            replace(found, share=share) for found, share in zip(found_scales, mean.shares())
+        ]
+        averaged = format_tensor_into_tuples(mean.result())
+        maps = averaged[: len(images)]
+        return TokenMaps(
+            maps,
+            averaged[len(images)] if len(averaged) > len(images) else None,
+            in_logits=options.normalize in ("balance", "none")
+            and all(part.in_logits for part in parts),
+            seen=tuple(
+                seen_cells([found.layouts[index] for found in found_scales], size_of(each))
+                for index, each in enumerate(maps)
+            ),
+            scales=tuple(sorted(found_scales, key=lambda found: found.scale)),
+        )
+
+    def prefetch(
+        self,
+        prompts: Sequence[Prompt],
+        scales: Sequence[float] | None = None,
+        interpolate_mode: Literal["bilinear", "bicubic"] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        options = self.options.updated(scales=scales, interpolate_mode=interpolate_mode)
+        for images, _ in prompts:
+            options.check_inputs(images)
+        for scale in dict.fromkeys(options.scales):
+            resized = [
+                (resize_inputs(images, scale, options.interpolate_mode), query)
+                for images, query in prompts
+            ]
+            super().prefetch(resized, **kwargs)
+
+    def leaves_states(self, scales: Sequence[float] | None = None, **kwargs: Any) -> bool:
+        seen = self.options.updated(scales=scales).scales
+        return 1.0 in seen and super().leaves_states(**kwargs)
+
+    def why_not_streamed(self, scales: Sequence[float] | None = None, **kwargs: Any) -> str | None:
+        if reason := super().why_not_streamed(**kwargs):
+            return reason
+        seen = self.options.updated(scales=scales).scales
+        if seen == (1.0,):
+            return None
+        return (
+            f"got scales={seen}, but while a model answers it sees the image at scale 1 alone; "
+            "stream with scales=(1.0,), or explain the answer with attribute()"
+        )
+
+    def _each_scale(
+        self,
+        tensors: tuple[Tensor, ...],
+        options: ScaleOptions,
+        target: Any,
+        additional: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        explain: Callable[[tuple[Tensor, ...], dict[str, Any]], Attributions],
+        show_progress: bool,
+    ) -> Iterator[tuple[int, ScaleAttribution]]:
+        """What the wrapped method finds at each scale, and the index of the scale."""
+        order: Iterable[int] = options.order
+        if show_progress:
+            name = f"{self.get_name()} attribution"
+            order = progress(order, desc=name, total=len(options.scales))
         for index in order:
-            scale = scales[index]
-            resized = resize_inputs(tensors, scale, interpolate_mode)
+            scale = options.scales[index]
+            resized = resize_inputs(tensors, scale, options.interpolate_mode)
             # Asked at most once, and only if somebody wants to know.
             ask_probability = cache(
                 partial(target_probability, self.forward_func, resized, target, additional)
             )
-            if by_confidence:
+            if options.scale_weights is None:
                 check_probability(ask_probability(), scale)
-            arguments = resize_arguments(kwargs, tensors, scale, interpolate_mode)
-            with gradients_for(method, resized):
-                attributions = method.attribute(
-                    format_output(isinstance(inputs, tuple), resized), **arguments
-                )
-            attributions = self._detached(attributions)
+            arguments = resize_arguments(kwargs, tensors, scale, options.interpolate_mode)
+            attributions = explain(resized, arguments)
             layouts = picture_layouts(self.forward_func, resized, additional)
-            found = ScaleAttribution(scale, resized, attributions, layouts, ask_probability)
-            if on_scale is not None:
-                on_scale(found)
-            if combine:
-                if not self.explains_every_token:
-                    check_on_input(format_tensor_into_tuples(attributions), resized, layouts)
-                weight = found.probability if scale_weights is None else scale_weights[index]
-                mean.add(found, torch.as_tensor(weight))
-            else:
-                separate[index] = attributions
-        return mean.result() if combine else [separate[index] for index in range(len(scales))]
+            yield index, ScaleAttribution(scale, resized, attributions, layouts, ask_probability)
+
+    @torch.no_grad()
+    def _check_takes_size(
+        self, inputs: tuple[Tensor, ...], resized: tuple[Tensor, ...], additional: tuple[Any, ...]
+    ) -> None:
+        """Tell an error of a model of fixed size from one of the method or its arguments."""
+        sizes = [
+            [size_of(each) for each in given if each.dim() == 4] for given in (inputs, resized)
+        ]
+        if sizes[0] == sizes[1]:
+            return
+        try:
+            run_forward(self.forward_func, resized, None, additional)
+        except Exception as error:
+            before, after = ("{} x {}".format(*size[0]) for size in sizes)
+            raise RuntimeError(
+                f"the model does not take an input of {after} pixels, which a scale makes of one "
+                f"of {before}: {error}; MSEA needs a model that takes other sizes. Many vision "
+                "transformers do with interpolate_pos_encoding=True in their forward function; "
+                "else leave out this scale"
+            ) from error
 
     def _detached(self, attributions: Any) -> Attributions:
         as_tuple = attributions if isinstance(attributions, tuple) else (attributions,)

@@ -1,11 +1,11 @@
-"""Methods that perturb, over segments of the picture and words together, for all tokens."""
+"""SegmentAttribution: perturbs segments of the image and words together, for all tokens at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from captum.attr import (
@@ -18,13 +18,11 @@ from captum.attr import (
     PerturbationAttribution,
     ShapleyValueSampling,
 )
-from captum.log import log_usage
 from torch import Tensor
 
 from captum_mllm._captum import format_output
-from captum_mllm.attr.coalitions import Coalitions
+from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps
 from captum_mllm.attr.features import split_baselines, to_tokens
-from captum_mllm.attr.forward_function import only_query
 from captum_mllm.attr.segments import Segments
 from captum_mllm.metrics.picture_baselines import picture_baseline
 from captum_mllm.models.layout import size_of
@@ -33,115 +31,177 @@ from captum_mllm.models.query import Query
 from captum_mllm.models.word_embeddings import word_baseline
 
 
-class SegmentAttribution(Attribution):
+class Coalitions:
     r"""
-    Asks a method that perturbs which segments of the picture, and which words, each token needs.
+    The logits of all explained tokens, of the segments and words that are present.
 
-    What the method perturbs is whether they are there, so a feature is a segment or a word, and
-    all tokens of the answer are explained from the same passes: at once by methods that take
+    Methods that perturb need one pass for each coalition, not one for each token: what was
+    computed is kept, so that they can go through the same coalitions for each token.
+
+    Args:
+        mllm (MLLM): the model.
+        image (Tensor): the picture, (1, 3, H, W) in [0, 1].
+        query (Query): the question and the answer.
+        segments (Segments): of the picture, at its size.
+        picture_baseline (Tensor): what is to be seen where a segment is absent, (1, 3, H, W).
+        words (tuple[Tensor, Tensor, Tensor], optional): the embeddings of the words (1, n, D),
+            those in the place of absent ones (1, n, D), and the index of the word of each (n,).
+            Default: None, the words stay as they are.
+    """
+
+    def __init__(
+        self,
+        mllm: MLLM,
+        image: Tensor,
+        query: Query,
+        segments: Segments,
+        picture_baseline: Tensor,
+        words: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> None:
+        self.mllm = mllm
+        self.image = image
+        self.query = query
+        self.segments = segments
+        self.picture_baseline = picture_baseline
+        self.words = words
+        self._known: dict[bytes, Tensor] = {}
+
+    @property
+    def everything(self) -> tuple[Tensor, ...]:
+        """What is present in the input as it is: ones for the segments, and for the words."""
+        present = [torch.ones(1, *self.segments.shape)]
+        if self.words is not None:
+            present.append(torch.ones(1, int(self.words[2].max()) + 1))
+        return tuple(present)
+
+    def __call__(self, *present: Tensor) -> Tensor:
+        r"""
+        Args:
+            *present (Tensor): 1 for each segment that is there, else 0, (B, \*segments.shape); then
+                for each word, (B, W), if words are features.
+
+        Returns:
+            Tensor: logits (B, T), on the CPU, float32 at least.
+        """
+        parts = [part > 0.5 for part in present]
+        rows = torch.cat([part.flatten(1) for part in parts], dim=1).cpu().numpy()
+        # A bit for each feature: there may be many coalitions.
+        keys = [row.tobytes() for row in np.packbits(rows, axis=1)]
+        # One pass for each coalition that is not known yet.
+        new = {key: row for row, key in enumerate(keys) if key not in self._known}
+        if new:
+            found = self._run([part[list(new.values())] for part in parts])
+            self._known.update(zip(new, found))
+        return torch.stack([self._known[key] for key in keys])
+
+    @torch.no_grad()
+    def _run(self, present: list[Tensor]) -> Tensor:
+        device = self.image.device
+        seen = self.segments.seen(present[0].to(device))
+        inputs = [torch.where(seen, self.image, self.picture_baseline)]
+        if self.words is not None:
+            own, absent, word_of_token = self.words
+            kept = present[1].to(own.device)[:, word_of_token, None]
+            inputs.append(torch.where(kept, own, absent))
+        return self.mllm.token_logits(*inputs, self.query).cpu()
+
+
+class SegmentAttribution(TokenAttribution):
+    r"""
+    Asks a method that perturbs which segments of the image, and which words, each token needs.
+
+    The method perturbs whether a segment or a word is present, so each is one feature, and all
+    tokens of the answer are explained from the same passes: at once by methods that take
     functions of several values, else in turn, with the same random draws and without passes of
     their own.
 
     Args:
-        attribution_method (Attribution): a method of Captum that perturbs, on an
+        attribution_method (Attribution): a perturbation method of Captum on an
             :class:`~captum_mllm.MLLM`.
-        segments (Segments): of the picture.
+        segments (Segments): of the image.
         words (str, optional): as in :class:`~captum_mllm.attr.features.Features`. Default: None
-        baselines (Any): what stands in the place of absent segments and words, see
-            :class:`~captum_mllm.MLLMAttribution`. Default: None
-        sliding_window_shapes (tuple, optional): of Occlusion, in segments, and in words.
-            Default: None, one at a time.
-        strides (tuple or int, optional): of Occlusion. Default: None, 1
 
     Raises:
         TypeError: for a method that does not perturb features.
-        ValueError: for windows of a method that has none, and baselines that are no pair.
     """
 
-    explains_every_token = True
-
     def __init__(
-        self,
-        attribution_method: Attribution,
-        segments: Segments,
-        words: str | None = None,
-        baselines: Any = None,
-        sliding_window_shapes: Any = None,
-        strides: Any = None,
+        self, attribution_method: Attribution, segments: Segments, words: str | None = None
     ) -> None:
         _check_method(attribution_method)
         super().__init__(attribution_method.forward_func)
         self.attribution_method = attribution_method
         self.segments = segments
         self.words = words
-        self.baselines = split_baselines(baselines)
-        self.windows = {
-            name: value
-            for name, value in (
-                ("sliding_window_shapes", sliding_window_shapes),
-                ("strides", strides),
-            )
-            if value is not None
-        }
-        if self.windows and not isinstance(attribution_method, Occlusion):
-            raise ValueError(
-                f"{attribution_method.get_name()} has no windows; leave out "
-                f"{' and '.join(self.windows)}, or take Occlusion"
-            )
 
     @property
     def multiplies_by_inputs(self) -> bool:
         return bool(self.attribution_method.multiplies_by_inputs)
 
-    @log_usage()
-    def attribute(
+    def explain_tokens(
         self,
-        inputs: Tensor,
-        additional_forward_args: Any = None,
+        images: tuple[Tensor, ...],
+        query: Query,
+        target: Target | None = None,
+        baselines: Any = None,
+        sliding_window_shapes: Any = None,
+        strides: Any = None,
         **kwargs: Any,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> TokenMaps:
         r"""
+        Maps, the same for all pixels of a segment; where words are features too, also a value for
+        each of their tokens, shared by the tokens of a word before the explained one.
+
         Args:
-            inputs (Tensor): the picture, (1, 3, H, W) in [0, 1], at any scale.
-            additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
-            **kwargs (Any): passed on to the method, such as ``perturbations_per_eval``,
+            images (tuple[Tensor]): the image, (1, 3, H, W) in [0, 1], at any scale.
+            query (Query): the question and the answer.
+            target (tuple[int, int], optional): not taken: all tokens share their passes.
+            baselines (Any): what replaces absent segments and words, see
+                :class:`~captum_mllm.MLLMAttribution`. Default: None
+            sliding_window_shapes (tuple, optional): of Occlusion, in segments, and in words.
+                Default: None, one at a time
+            strides (tuple or int, optional): of Occlusion. Default: None, 1
+            **kwargs (Any): options of the method, such as ``perturbations_per_eval``,
                 ``n_samples`` and ``show_progress``.
 
-        Returns:
-            Tensor or tuple[Tensor, Tensor]: maps (T, 1, H, W), the same for all pixels of a
-            segment; where words are features too, also a value (T, n) for each of their tokens,
-            where those of a word before
-            the explained token share its value.
-
         Raises:
-            ValueError: if the segments or the baselines do not fit the picture.
+            ValueError: if the segments or the baselines do not fit the image, for windows of a
+                method that has none, and for baselines that are not a pair.
         """
-        query = only_query(additional_forward_args)
-        segments = self.segments.resized(size_of(inputs))
-        words = self._words(query)
-        coalitions = Coalitions(
-            self.forward_func, inputs, query, segments, self._hidden(inputs, query), words
-        )
-        found = self._values(coalitions, **kwargs)
-        maps = segments.paint(found[0].to(inputs.device))
+        assert target is None
+        (image,) = images
+        image_baseline, word_absent = split_baselines(baselines)
+        windows = {"sliding_window_shapes": sliding_window_shapes, "strides": strides}
+        windows = {name: value for name, value in windows.items() if value is not None}
+        if windows and not isinstance(self.attribution_method, Occlusion):
+            raise ValueError(
+                f"{self.attribution_method.get_name()} has no windows; leave out "
+                f"{' and '.join(windows)}, or take Occlusion"
+            )
+        segments = self.segments.resized(size_of(image))
+        words = self._words(query, word_absent)
+        hidden = self._hidden(image, query, image_baseline)
+        coalitions = Coalitions(self.forward_func, image, query, segments, hidden, words)
+        found = self._values(coalitions, windows, **kwargs)
+        maps = segments.paint(found[0].to(image.device))
         if self.words is None:
-            return maps
+            return TokenMaps((maps,))
         if words is None:
-            return maps, maps.new_zeros(len(maps), 0)
+            return TokenMaps((maps,), maps.new_zeros(len(maps), 0))
         word_of_token = words[2]
-        # Of the answer's own words, the last is no feature.
+        # The last word of the answer is not a feature.
         n_tokens = len(word_of_token) + (1 if self.words == "earlier" else len(query.answer_ids))
-        return maps, to_tokens(found[1].to(word_of_token.device), word_of_token, n_tokens)
+        text = to_tokens(found[1].to(word_of_token.device), word_of_token, n_tokens)
+        return TokenMaps((maps,), text)
 
-    def attribute_future(self) -> Callable[..., Any]:
-        raise NotImplementedError("attribute_future is not implemented for SegmentAttribution")
-
-    def _values(self, coalitions: Coalitions, **kwargs: Any) -> list[Tensor]:
+    def _values(
+        self, coalitions: Coalitions, windows: dict[str, Any], **kwargs: Any
+    ) -> list[Tensor]:
         """The value of each segment and of each word for each token, (T, ...)."""
         method = copy(self.attribution_method)
         method.forward_func = coalitions
         present = coalitions.everything
-        kwargs |= self._window_arguments(present)
+        kwargs |= self._window_arguments(present, windows)
         inputs = format_output(len(present) > 1, present)
         if isinstance(method, (FeatureAblation, ShapleyValueSampling)):
             found = method.attribute(inputs, **kwargs)
@@ -157,23 +217,24 @@ class SegmentAttribution(Attribution):
             kwargs.pop("show_progress", None)
         return [torch.cat(parts) for parts in zip(*rows)]
 
-    def _window_arguments(self, present: tuple[Tensor, ...]) -> dict[str, Any]:
+    def _window_arguments(
+        self, present: tuple[Tensor, ...], windows: dict[str, Any]
+    ) -> dict[str, Any]:
         """Windows of Occlusion for the segments and for the words, of one where none is given."""
         if not isinstance(self.attribution_method, Occlusion):
             return {}
         single = tuple((1,) * (part.ndim - 1) for part in present)
         found = {}
         for name in ("sliding_window_shapes", "strides"):
-            given = self.windows.get(name, ())
+            given = windows.get(name, ())
             if not isinstance(given, tuple) or not all(isinstance(each, tuple) for each in given):
                 given = (given,)
             given = (*given, *single[len(given) :])
             found[name] = given if len(present) > 1 else given[0]
         return found
 
-    def _hidden(self, image: Tensor, query: Query) -> Tensor:
-        """What is to be seen in the place of absent segments."""
-        baseline, _ = self.baselines
+    def _hidden(self, image: Tensor, query: Query, baseline: Any) -> Tensor:
+        """What replaces absent segments."""
         if isinstance(baseline, Tensor) and baseline.ndim >= 2:
             (native,) = (query.native[index] for index in query.explained)
             if size_of(baseline) == native and native != size_of(image):
@@ -181,8 +242,8 @@ class SegmentAttribution(Attribution):
                 baseline = F.interpolate(whole, size_of(image), mode="bilinear", antialias=True)
         return picture_baseline(image, baseline)
 
-    def _words(self, query: Query) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Embeddings of the words, those in their place, and the word of each token."""
+    def _words(self, query: Query, baseline: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Embeddings of the words, their replacements, and the word of each token."""
         if self.words is None:
             return None
         mllm: MLLM = self.forward_func
@@ -190,7 +251,7 @@ class SegmentAttribution(Attribution):
         own = mllm.word_embeddings(query, answer)
         if not own.shape[1]:
             return None
-        absent = word_baseline(mllm.model, mllm.tokenizer, own, self.baselines[1])
+        absent = word_baseline(mllm.model, mllm.tokenizer, own, baseline)
         return own, absent, mllm.word_mask(query, answer)[0, :, 0]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_mllm.attr.base import check_one_image
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Query
@@ -41,17 +42,8 @@ def target_logits(logits: Tensor, target: Any, encoding: Encoding, query: Query)
     if target is not None:
         rows, tokens = split_target(target, count, length, logits.device, vocabulary)
         return logits[torch.arange(count, device=rows.device), rows, tokens].sum()[None]
-    check_one_picture(count)
+    check_one_image(count)
     ids = torch.tensor(query.answer_ids, device=logits.device)
     if query.with_prompt:
         ids = torch.cat([encoding.word_ids, ids])
     return logits[0, torch.arange(length, device=ids.device), ids]
-
-
-def check_one_picture(count: int) -> None:
-    """Refuse to explain every token of several pictures at once."""
-    if count != 1:
-        raise ValueError(
-            f"got {count} pictures and no target; give a target for each, or explain one picture "
-            "at a time"
-        )

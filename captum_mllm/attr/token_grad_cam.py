@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
 from captum.attr import LayerAttribution
-from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_mllm._captum import format_output, format_tensor_into_tuples
-from captum_mllm.attr.forward_function import multimodal_model, only_query
-from captum_mllm.attr.gradients import check_inference_mode
+from captum_mllm.attr.base import (
+    Target,
+    TokenAttribution,
+    TokenMaps,
+    check_inference_mode,
+    multimodal_model,
+)
 from captum_mllm.attr.target_logits import explained_logits, target_logits
+from captum_mllm.models.backbone import hook
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import PictureTokens, decoder_tokens, vision_tokens
-from captum_mllm.models.query import Query, split_arguments
+from captum_mllm.models.query import Query
 from captum_mllm.models.towers import (
     decoder_layers,
     is_decoder_module,
@@ -32,7 +36,7 @@ Variant = Literal["hires_cam", "grad_cam", "grad_cam++"]
 LEAST_REST = 1e-4
 
 
-class TokenGradCam(LayerAttribution):
+class TokenGradCam(TokenAttribution, LayerAttribution):
     r"""
     HiResCAM, Grad-CAM and Grad-CAM++ on the tokens of a picture, in the vision tower or in the
     decoder.
@@ -98,7 +102,6 @@ class TokenGradCam(LayerAttribution):
         torch.Size([1, 1, 14, 14])
     """
 
-    explains_every_token = True
     takes_gradients = True
 
     def __init__(
@@ -112,43 +115,25 @@ class TokenGradCam(LayerAttribution):
         if variant not in known:
             expected = ", ".join(map(repr, known))
             raise ValueError(f"variant={variant!r}, expected one of {expected}")
-        super().__init__(mllm, _find_layer(mllm, layer))
+        LayerAttribution.__init__(self, mllm, _find_layer(mllm, layer))
         self.variant = variant
 
-    @log_usage()
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Any = None,
-        additional_forward_args: Any = None,
-    ) -> Tensor | tuple[Tensor, ...]:
-        r"""
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): the picture, (B, 3, H, W) in [0, 1], or a tuple
-                of pictures where the query leaves several open.
-            target (tuple or list[tuple], optional): ``(t, token_id)``, the logit of a token at
-                step t of the answer, for all B pictures or for each of them. Default: None, every
-                explained token of the query, for one picture, from one forward pass.
-            additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
-
-        Returns:
-            Tensor or tuple[Tensor, ...]: maps at least 0, of shape (T, 1, h, w) for every token or
-            (B, 1, h, w) for a target, on the grid of the layer's tokens. Float32 at least.
+    def explain_tokens(
+        self, images: tuple[Tensor, ...], query: Query, target: Target | None = None
+    ) -> TokenMaps:
+        r"""Maps at least 0, on the grid of the layer's tokens, from one forward pass. See
+        :meth:`TokenAttribution.explain_tokens`.
 
         Raises:
             RuntimeError: under ``torch.inference_mode``.
-            ValueError: for a picture far outside of [0, 1], several pictures without a target, a
-                layer whose states are not those of the image's tokens, or one from which nothing
-                leads to the answer; for HiResCAM, a layer whose states are normalised before
-                anything reads them, such as the last of many vision towers.
+            ValueError: for a layer whose states are not those of the image's tokens, or one from
+                which nothing leads to the answer; for HiResCAM, a layer whose states are
+                normalised before anything reads them, such as the last of many vision towers.
         """
         check_inference_mode(self)
-        is_tuple = isinstance(inputs, tuple)
-        query = only_query(additional_forward_args)
         mllm: MLLM = self.forward_func
-        pictures, _ = split_arguments((*format_tensor_into_tuples(inputs), query))
         with torch.no_grad(), mllm.evaluating(), _differentiable_from(self.layer) as seen:
-            encoding = mllm.encode(pictures, query)
+            encoding = mllm.encode(images, query)
             logits = explained_logits(mllm, encoding, query)
             states = _states(seen, self.layer)
             tokens = self._tokens(encoding, query, states)
@@ -169,10 +154,7 @@ class TokenGradCam(LayerAttribution):
             if self.variant == "hires_cam":
                 self._check_scale(torch.stack(values).amax(), torch.stack(sizes).amax())
         painted = (part.layout.paint(torch.cat(found)) for part, found in zip(tokens, maps))
-        return format_output(is_tuple, tuple(each.detach().unsqueeze(1) for each in painted))
-
-    def attribute_future(self) -> Callable[..., Any]:
-        raise NotImplementedError("attribute_future is not implemented for TokenGradCam")
+        return TokenMaps(tuple(each.detach().unsqueeze(1) for each in painted))
 
     def _tokens(
         self, encoding: Encoding, query: Query, states: Tensor
@@ -274,12 +256,8 @@ def _differentiable_from(layer: nn.Module) -> Iterator[list[Tensor]]:
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
     # First of all hooks, so that those that collect hidden states collect these.
-    handle = layer.register_forward_hook(cut, prepend=True)
-    try:
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
-            yield seen
-    finally:
-        handle.remove()
+    with hook(layer, cut, first=True), torch.set_grad_enabled(torch.is_grad_enabled()):
+        yield seen
 
 
 def _states(seen: list[Tensor], layer: nn.Module) -> Tensor:

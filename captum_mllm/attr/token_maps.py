@@ -1,129 +1,277 @@
-"""One map for each explained token, from any attribution method."""
+"""Any attribution method as one on tokens: the adapter for Captum's, and the base of wrappers."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from captum.attr import Attribution
+import torch.nn.functional as F
+from captum.attr import Attribution, GradientAttribution, LayerAttribution
 from torch import Tensor
 
-from captum_mllm._captum import format_tensor_into_tuples
-from captum_mllm.attr.features import Features
-from captum_mllm.attr.msea import MSEA
+from captum_mllm._captum import format_output, format_tensor_into_tuples, progress
+from captum_mllm.attr.base import (
+    Target,
+    TokenAttribution,
+    TokenMaps,
+    gradients_for,
+    wrapper_chain,
+)
+from captum_mllm.attr.features import Features, split_baselines
+from captum_mllm.attr.resizing import check_on_input, picture_layouts
 from captum_mllm.attr.segment_attribution import SegmentAttribution
-from captum_mllm.attr.token_by_token import TokenByToken
-from captum_mllm.attr.word_gradients import with_word_embeddings
-from captum_mllm.models.query import Query
-
-# What MSEA would take for arguments that lie on the pixels, and here lies on segments.
-_ON_SEGMENTS = ("baselines", "sliding_window_shapes", "strides")
-
-
-class TokenMaps(NamedTuple):
-    r"""What a method says of each explained token.
-
-    Args:
-        maps (Tensor): of the picture, (N, 1, h, w), channels summed; detached, float32 at least.
-        words (Tensor, optional): a value for each of the first n of the earlier tokens, (N, n);
-            None where the method was not asked for words.
-    """
-
-    maps: Tensor
-    words: Tensor | None
+from captum_mllm.metrics.picture_baselines import picture_baseline
+from captum_mllm.models.layout import size_of
+from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.query import Prompt, Query
+from captum_mllm.models.word_embeddings import word_baseline
 
 
 def token_maps(
     method: Attribution,
-    image: Tensor,
+    images: tuple[Tensor, ...],
     query: Query,
-    show_progress: bool = False,
-    **kwargs: Any,
-) -> Tensor:
-    r"""A map of the picture for each explained token of a query; see :func:`maps_and_words`.
-
-    Returns:
-        Tensor: of shape (N, 1, h, w), channels summed; detached, float32 at least.
-    """
-    return maps_and_words(method, image, query, show_progress, **kwargs).maps
-
-
-def maps_and_words(
-    method: Attribution,
-    image: Tensor,
-    query: Query,
-    show_progress: bool = False,
+    target: Target | None = None,
     features: Features | None = None,
+    show_progress: bool = False,
     **kwargs: Any,
 ) -> TokenMaps:
-    r"""A map of the picture and values of words for each explained token of a query.
-
-    A method that can do so answers for all tokens in one call, as do those that perturb segments;
-    any other of Captum's is called with the target of each token in turn, within MSEA at each
-    scale.
+    r"""What any attribution method says about each explained token of a query.
 
     Args:
         method (Attribution): a method on a multimodal model.
-        image (Tensor): the picture, (1, 3, H, W) in [0, 1].
+        images (tuple[Tensor, ...]): the open images, (1, 3, H, W) in [0, 1] each.
         query (Query): the question and the answer.
-        show_progress (bool): show a bar over the scales of MSEA, or else over the tokens where
-            they take turns, or over what a method perturbs.
-        features (Features, optional): segments of the picture, and words. Default: None, neither.
-        **kwargs (Any): passed on to the method.
+        target (tuple[int, int], optional): the one token to explain. Default: None, all
+        features (Features, optional): segments of the image, and words. Default: None
+        show_progress (bool): show a bar over the scales of MSEA, or over the tokens where a method
+            explains them in turn, or over what it perturbs. Default: False
+        **kwargs (Any): options of the method.
+
+    Returns:
+        TokenMaps: channels summed; detached, float32 or wider.
 
     Raises:
         TypeError: for a method that takes no segments or words.
-        ValueError: if the arguments ask for something else than one map for each token.
+        ValueError: if the options ask for something else than one map for each token.
     """
     if kwargs.get("return_convergence_delta") or not kwargs.get("combine", True):
         raise ValueError(
             "each word has one map here; leave out return_convergence_delta and combine=False, or "
             f"ask {method.get_name()} itself"
         )
-    inputs: Any = image
-    segments, words = (None, None) if features is None else (features.segments, features.words)
-    if segments is not None and _passes_on(method):
-        kwargs["features"] = features
-    elif segments is not None:
-        on_segments = {name: kwargs.pop(name) for name in _ON_SEGMENTS if name in kwargs}
-        method = _innermost(
-            method, lambda inner: SegmentAttribution(inner, segments, words, **on_segments)
-        )
-    else:
+    found = token_attribution(method)
+    if found.takes_features:
+        kwargs |= {"features": features, "show_progress": show_progress}
+    elif features is not None and features.segments is not None:
+        SegmentAttribution(method, features.segments)
+    elif features is not None and features.words is not None:
+        raise _no_words(method)
+    return found.explain_tokens(images, query, target, **kwargs)
+
+
+def token_attribution(method: Attribution) -> TokenAttribution:
+    r"""The method itself where it explains tokens, else the method within the adapter."""
+    return method if isinstance(method, TokenAttribution) else TokenByToken(method)
+
+
+class TokenByToken(TokenAttribution):
+    r"""
+    Asks a method of Captum for each explained token in turn.
+
+    Args:
+        attribution_method (Attribution): any method on an :class:`~captum_mllm.MLLM`.
+    """
+
+    takes_features = True
+
+    def __init__(self, attribution_method: Attribution) -> None:
+        super().__init__(attribution_method.forward_func)
+        self.attribution_method = attribution_method
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        return bool(self.attribution_method.multiplies_by_inputs)
+
+    @property
+    def weighs_text(self) -> bool:
+        return self._text_method is not None
+
+    def explain_tokens(
+        self,
+        images: tuple[Tensor, ...],
+        query: Query,
+        target: Target | None = None,
+        features: Features | None = None,
+        show_progress: bool = False,
+        **kwargs: Any,
+    ) -> TokenMaps:
+        r"""
+        Maps with channels summed; values of words where they are features.
+
+        Args:
+            images (tuple[Tensor, ...]): the images, at any scale.
+            query (Query): the question and the answer.
+            target (tuple[int, int], optional): the one token to explain. Default: None, all
+            features (Features, optional): what the method perturbs or differentiates beside the
+                pixels. Default: None
+            show_progress (bool): show a bar. Default: False
+            **kwargs (Any): options of the method. With features, ``baselines`` is the pair of
+                :class:`~captum_mllm.MLLMAttribution`.
+
+        Raises:
+            RuntimeError: for a gradient method under ``torch.inference_mode``.
+            TypeError: for a method that does not take the features.
+            ValueError: if the method's maps are not maps of the whole image.
+        """
+        method = self.attribution_method
+        segments, words = (None, None) if features is None else (features.segments, features.words)
+        if segments is not None:
+            if show_progress and "show_progress" in _parameters(method):
+                kwargs["show_progress"] = True
+            found = SegmentAttribution(method, segments, words)
+            return found.explain_tokens(images, query, target, **kwargs)
+        tensors = images
         if words is not None:
-            inputs, kwargs = with_word_embeddings(method, image, query, words, kwargs)
-        method = _innermost(method, _in_turn)
-    if show_progress and hasattr(method, "attribution_method"):
-        kwargs["show_progress"] = True
-    found = method.attribute(inputs, additional_forward_args=(query,), **kwargs)
-    maps, *rest = (
-        part.detach().to(torch.promote_types(part.dtype, torch.float32))
-        for part in format_tensor_into_tuples(found)
+            tensors, kwargs = _with_word_embeddings(method, images, query, words, kwargs)
+        parts = self._in_turn(tensors, query, target, show_progress, kwargs)
+        text = None
+        if words is not None:
+            # Embeddings have a value for each dimension.
+            text = parts.pop().sum(-1)
+        return TokenMaps(tuple(part.sum(1, keepdim=True) for part in parts), text)
+
+    def attribute_text(
+        self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any = None
+    ) -> Tensor | None:
+        inner = self._text_method
+        return None if inner is None else inner.attribute_text(inputs, additional_forward_args)
+
+    @property
+    def _text_method(self) -> TokenAttribution | None:
+        """A method within a wrapper of Captum's that weighs text, such as NoiseTunnel(ARC(...))."""
+        for found in wrapper_chain(self.attribution_method):
+            if isinstance(found, TokenAttribution) and found.weighs_text:
+                return found
+        return None
+
+    def why_not_streamed(self, **kwargs: Any) -> str | None:
+        return (
+            f"{self.attribution_method.get_name()} makes passes of its own, so it cannot explain "
+            "words while the model says them; stream with LogitLens, or TAM or ARC around it, or "
+            "explain the answer with attribute()"
+        )
+
+    def _in_turn(
+        self,
+        tensors: tuple[Tensor, ...],
+        query: Query,
+        target: Target | None,
+        show_progress: bool,
+        kwargs: dict[str, Any],
+    ) -> list[Tensor]:
+        """The attributions of each input, (N, ...), detached."""
+        mllm: MLLM = self.forward_func
+        method = self.attribution_method
+        targets: Any = [target]
+        if target is None:
+            targets = list(enumerate(mllm.explained_ids(*tensors, query).tolist()))
+        if show_progress:
+            name = f"{method.get_name()} attribution"
+            targets = progress(targets, desc=name, total=len(targets))
+        rows = []
+        inputs = format_output(len(tensors) > 1, tensors)
+        with gradients_for(method, tensors):
+            for wanted in targets:
+                found = method.attribute(
+                    inputs, target=wanted, additional_forward_args=(query,), **kwargs
+                )
+                rows.append([part.detach() for part in format_tensor_into_tuples(found)])
+        check_on_input(rows[0], tensors, picture_layouts(mllm, tensors, (query,)))
+        parts = map(torch.cat, zip(*rows))
+        return [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+
+
+class TokenWrapper(TokenAttribution):
+    r"""
+    Base class of the methods that wrap another: what they do not change, they hand on.
+
+    Args:
+        attribution_method (Attribution): the wrapped method.
+    """
+
+    takes_features = True
+
+    def __init__(self, attribution_method: Attribution) -> None:
+        Attribution.__init__(self, attribution_method.forward_func)
+        self.attribution_method = attribution_method
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        return bool(self.attribution_method.multiplies_by_inputs)
+
+    @property
+    def wrapped(self) -> TokenAttribution:
+        """The wrapped method, as one on tokens."""
+        return token_attribution(self.attribution_method)
+
+    @property
+    def weighs_text(self) -> bool:
+        return self.wrapped.weighs_text
+
+    @property
+    def takes_gradients(self) -> bool:
+        return self.wrapped.takes_gradients
+
+    def attribute_text(
+        self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any = None
+    ) -> Tensor | None:
+        return self.wrapped.attribute_text(inputs, additional_forward_args)
+
+    def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
+        self.wrapped.prefetch(prompts, **kwargs)
+
+    def leaves_states(self, **kwargs: Any) -> bool:
+        return self.wrapped.leaves_states(**kwargs)
+
+    def why_not_streamed(self, **kwargs: Any) -> str | None:
+        return self.wrapped.why_not_streamed(**kwargs)
+
+
+def _with_word_embeddings(
+    method: Attribution,
+    images: tuple[Tensor, ...],
+    query: Query,
+    words: str,
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """The inputs of a gradient method that explains words too, and its options."""
+    *_, inner = wrapper_chain(method)
+    if not isinstance(inner, GradientAttribution) or isinstance(inner, LayerAttribution):
+        raise _no_words(method)
+    mllm: MLLM = method.forward_func
+    embeddings = mllm.word_embeddings(query, words == "earlier")
+    if "baselines" in _parameters(inner):
+        (image,) = images
+        replaced, text = split_baselines(kwargs.get("baselines"))
+        if not isinstance(replaced, Tensor):
+            replaced = picture_baseline(image, replaced)
+        elif replaced.ndim == 4 and size_of(replaced) != size_of(image):
+            replaced = F.interpolate(replaced, size_of(image), mode="bilinear", antialias=True)
+        absent = word_baseline(mllm.model, mllm.tokenizer, embeddings, text)
+        kwargs = {**kwargs, "baselines": (replaced, absent)}
+    return (*images, embeddings), kwargs
+
+
+def _no_words(method: Attribution) -> TypeError:
+    return TypeError(
+        f"{method.get_name()} does not ask for the words of the question; leave `words` out, "
+        "take a method of gradients such as IntegratedGradients, or one that perturbs, such "
+        "as FeatureAblation, and give it `segments`, (1, 1) for the image as a whole"
     )
-    values = None
-    if rest:
-        # Those of embeddings have a value for each dimension.
-        values = rest[0].sum(-1) if rest[0].ndim == 3 else rest[0]
-    return TokenMaps(maps.sum(1, keepdim=True), values)
 
 
-def _passes_on(method: Attribution) -> bool:
-    """Whether it is a wrapper that asks for the maps of what it wraps itself, as ARC does."""
-    while isinstance(method, MSEA):
-        method = method.attribution_method
-    every_token = getattr(method, "explains_every_token", False)
-    return every_token and hasattr(method, "attribution_method")
-
-
-def _innermost(method: Attribution, replace: Any) -> Attribution:
-    """The method within MSEA replaced, in copies of what is around it."""
-    if not isinstance(method, MSEA):
-        return replace(method)
-    wrapper = copy.copy(method)
-    wrapper.attribution_method = _innermost(method.attribution_method, replace)
-    return wrapper
-
-
-def _in_turn(method: Attribution) -> Attribution:
-    return method if getattr(method, "explains_every_token", False) else TokenByToken(method)
+def _parameters(method: Attribution) -> Any:
+    return inspect.signature(type(method).attribute).parameters

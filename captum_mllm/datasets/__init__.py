@@ -1,6 +1,7 @@
 r"""Captioned scenes with the exact mask of each object, rendered on the fly."""
 
 from captum_mllm.datasets.captions import CAPTION_STYLES, CAPTION_WORDS, Caption, caption
+from captum_mllm.datasets.references import REFERENCE_KINDS, Reference, sample_references
 from captum_mllm.datasets.relations import comparison, relation, size_word
 from captum_mllm.datasets.rendering import RenderedScene, render
 from captum_mllm.datasets.sampling import sample_scene
@@ -20,8 +21,10 @@ __all__ = [
     "CAPTION_STYLES",
     "CAPTION_WORDS",
     "COLORS",
+    "REFERENCE_KINDS",
     "SHAPES",
     "Caption",
+    "Reference",
     "RenderedScene",
     "Scene",
     "SceneObject",
@@ -30,6 +33,7 @@ __all__ = [
     "counterfactual",
     "relation",
     "render",
+    "sample_references",
     "sample_scene",
     "size_word",
 ]

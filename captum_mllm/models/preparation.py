@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_mllm.models.answers import Answer, answer_tokens
+from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.decoding import answer_prompts
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.pairing import check_tokenizer
 from captum_mllm.models.prompt import read_prompt
 from captum_mllm.models.query import Query
-
-if TYPE_CHECKING:
-    from captum_mllm.models.mllm import MLLM
 
 
 def open_query(
@@ -57,7 +55,7 @@ def open_query(
 
 
 def find_answer(
-    mllm: MLLM,
+    backbone: Backbone,
     pictures: Sequence[Tensor],
     query: Query,
     target: str | Sequence[int] | Tensor | None,
@@ -66,7 +64,7 @@ def find_answer(
     r"""The tokens of the answer that is given, or that the model makes.
 
     Args:
-        mllm (MLLM): the model.
+        backbone (Backbone): the model.
         pictures (Sequence[Tensor]): the pictures that the query leaves open.
         query (Query): the question.
         target (str, Sequence[int] or Tensor, optional): the answer. None for the model's own.
@@ -76,10 +74,12 @@ def find_answer(
         ValueError: for an answer and arguments of ``generate`` at once, and an empty answer.
     """
     if target is None:
-        return answer_prompts(mllm, [(tuple(pictures), query)], generation)[0]
+        return answer_prompts(backbone, [(tuple(pictures), query)], generation)[0]
     if generation:
         raise ValueError(
             f"got both an answer and {', '.join(generation)}, which ask the model for one; "
             "leave out one of them"
         )
-    return answer_tokens(target, mllm.tokenizer, mllm.vocabulary.size, mllm.image_token_id)
+    return answer_tokens(
+        target, backbone.tokenizer, backbone.vocabulary.size, backbone.image_token_id
+    )

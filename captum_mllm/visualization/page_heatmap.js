@@ -43,18 +43,22 @@ const heatmap = (() => {
     });
   }
 
-  /** A function that draws maps in the given colours, from -1 or 0 (not `signed`) to 1. */
-  function painter(base64, signed) {
+  /**
+   * A function that draws maps in the given 256 colours, from -1 or 0 (not `signed`) to 1, each
+   * colour for as much of the range as matplotlib gives it.
+   */
+  function painter({ colors: base64, signed, fade }) {
     const colors = bytes(base64);
 
     /** Writes the colour of a value in [-1, 1]; it fades out towards 0. */
     function write(pixels, offset, value) {
       const bounded = Math.min(Math.max(value, -1), 1);
-      const entry = 3 * Math.round(255 * (signed ? (bounded + 1) / 2 : Math.max(bounded, 0)));
+      const share = signed ? (bounded + 1) / 2 : Math.max(bounded, 0);
+      const entry = 3 * Math.min(Math.floor(256 * share), 255);
       pixels[offset] = colors[entry];
       pixels[offset + 1] = colors[entry + 1];
       pixels[offset + 2] = colors[entry + 2];
-      pixels[offset + 3] = 255 * Math.abs(bounded) ** 0.8;
+      pixels[offset + 3] = 255 * Math.abs(bounded) ** fade;
     }
 
     /** Draws a map over the whole canvas; `limit` takes the last colour. Colours are not mixed. */

@@ -45,7 +45,7 @@ from captum_mllm import (
 from captum_mllm.attr import grid_segments
 from captum_mllm.datasets import SHAPES, caption, render
 from captum_mllm.demo import DEMO_PROMPT
-from captum_mllm.demo.evaluate import evaluation_scenes
+from captum_mllm.demo.training.evaluate import evaluation_scenes
 from captum_mllm.models import Query
 from tests.attr.attributor_rows import kernel_shap
 

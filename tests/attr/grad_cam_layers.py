@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_mllm import MLLM, AttentionRollout, ImageTextInput, LogitLens, TokenGradCam
 from captum_mllm.datasets import COLORS, SHAPES, caption, render
 from captum_mllm.demo import DEMO_PROMPT
-from captum_mllm.demo.evaluate import evaluation_scenes
+from captum_mllm.demo.training.evaluate import evaluation_scenes
 from captum_mllm.metrics import pointing_game
 from captum_mllm.models.towers import decoder_layers, vision_layers
 

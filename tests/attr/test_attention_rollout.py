@@ -516,7 +516,7 @@ def test_unknown_options_are_refused(options: dict[str, Any], message: str) -> N
 def test_several_pictures_need_a_target() -> None:
     mllm = MLLM(*shared("llava"))
     image, query = prepared(mllm, (84, 84))
-    with pytest.raises(ValueError, match="got 2 pictures and no target"):
+    with pytest.raises(ValueError, match="got 2 images and no target"):
         AttentionRollout(mllm).attribute(
             image.expand(2, -1, -1, -1), additional_forward_args=(query,)
         )

@@ -11,7 +11,7 @@ from captum.attr import Attribution, Saliency
 from torch import Tensor, nn
 
 from captum_mllm import MLLM, ImageTextInput
-from captum_mllm.attr import AttentionRollout, TokenGradCam
+from captum_mllm.attr import AttentionRollout, TokenAttribution, TokenGradCam
 from captum_mllm.models import Query
 from captum_mllm.models.towers import vision_layers
 from tests.models.tiny_models import FAMILIES, build
@@ -115,7 +115,7 @@ def check_places(method: Attribution, mllm: MLLM, family: str) -> None:
 
 def explain(method: Attribution, image: Tensor, query: Query) -> Tensor:
     """Maps of every word of the answer, (T, C, h, w)."""
-    if getattr(method, "explains_every_token", False):
+    if isinstance(method, TokenAttribution):
         return method.attribute(image, additional_forward_args=(query,))
     maps = [
         method.attribute(image.clone(), target=target, additional_forward_args=(query,))

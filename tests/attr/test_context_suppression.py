@@ -15,7 +15,7 @@ from captum_mllm.attr import (
     TAM,
     ContextSuppression,
     LogitLens,
-    rank_biased_overlap,
+    TokenMaps,
     suppress_context,
 )
 from captum_mllm.models.vocabulary import Predictions, Vocabulary
@@ -135,31 +135,6 @@ def test_tam_takes_from_a_word_what_an_earlier_word_accounts_for() -> None:
     assert maps.tolist() == [[[2, 0, 0]] * 2, [[0, 0, 3]] * 2, [[0, 0, 0]] * 2]
 
 
-def test_arc_weighs_the_interference_by_the_overlap_of_the_rankings() -> None:
-    # RED competes with DOG (same two words on top) and has nothing in common with CAT.
-    mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
-    lens = LogitLens(mllm)
-    query = (mllm.query(),)
-    states = mllm.states(PICTURE, *query)
-    arc = ARC(lens, top_k=1, persistence=0.5)
-    rankings = torch.tensor([[THE], [CAT], [DOG], [RED]])
-    torch.testing.assert_close(
-        arc.correlation(states), rank_biased_overlap(rankings, rankings, 0.5).float()
-    )
-    # Of one-word rankings none overlap, so all interference is irrelevant, or none is relevant.
-    options = {"top_k": 1, "normalize": False}
-    irrelevant = ARC(lens, suppress="irrelevant", **options)
-    relevant = ARC(lens, suppress="relevant", **options)
-    assert not irrelevant.attribute(PICTURE, additional_forward_args=query)[2].any()
-    assert relevant.attribute(PICTURE, additional_forward_args=query)[2].max() == 3
-    # Text: RED's evidence in DOG's state counts only as far as the rankings agree.
-    assert TAM(lens).attribute_text(PICTURE, query)[2].tolist() == [0, 0, 1, 0]
-    assert arc.attribute_text(PICTURE, query)[2].tolist() == [0, 0, 0, 0]
-    two = ARC(lens, top_k=2, persistence=0.5)
-    overlap = rank_biased_overlap(torch.tensor([[DOG, RED]]), torch.tensor([[RED, DOG]]), 0.5)
-    torch.testing.assert_close(two.attribute_text(PICTURE, query)[2, 2], overlap[0, 0].float())
-
-
 def test_without_suppression_maps_stay_and_words_are_still_weighed() -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
     query = (mllm.query(),)
@@ -214,10 +189,9 @@ def test_a_word_that_rests_on_text_has_a_faint_map() -> None:
 class InOtherUnits(LogitLens):
     """The logit lens times a factor, so no longer in logits."""
 
-    in_logit_units = False
-
-    def attribute(self, *args: Any, **kwargs: Any) -> Tensor:
-        return super().attribute(*args, **kwargs) / 1000
+    def explain_tokens(self, *args: Any) -> TokenMaps:
+        (maps,) = super().explain_tokens(*args).maps
+        return TokenMaps((maps / 1000,))
 
 
 @pytest.mark.parametrize("wrapper", [TAM, ARC])
@@ -227,7 +201,7 @@ def test_maps_in_other_units_are_not_weighed_against_logits_of_text(wrapper: typ
     call = {"additional_forward_args": (mllm.query(),)}
 
     def largest(method: Attribution, **arguments: Any) -> float:
-        options = {"filter_size": None}
+        options = {"filter_size": None, "normalize": True}
         return float(wrapper(method, **options).attribute(PICTURE, **call, **arguments)[1].max())
 
     once = {"scales": (1.0,)}
@@ -330,7 +304,7 @@ def test_a_tuple_of_one_picture_gives_a_tuple() -> None:
     assert len(found) == 1
     assert torch.equal(found[0], tam.attribute(PICTURE, additional_forward_args=query))
     assert torch.equal(tam.attribute_text((PICTURE,), query), tam.attribute_text(PICTURE, query))
-    with pytest.raises(ValueError, match="got 2 open pictures, and one is explained at a time"):
+    with pytest.raises(ValueError, match="got 2 open images, and one is explained at a time"):
         tam.attribute((PICTURE, PICTURE), additional_forward_args=query)
 
 
@@ -347,7 +321,7 @@ def test_a_batch_with_targets_is_explained_picture_by_picture(wrapper: type[TAM]
         picture = batch[index : index + 1]
         assert torch.equal(found[index : index + 1], method.attribute(picture, target, query))
         assert torch.equal(same[index : index + 1], method.attribute(picture, (1, DOG), query))
-    with pytest.raises(ValueError, match="got 2 targets for 3 pictures"):
+    with pytest.raises(ValueError, match="a list of 3 of them"):
         method.attribute(batch, targets[:2], query)
 
 

@@ -65,7 +65,7 @@ def test_equals_the_definition(depth: int, persistence: float) -> None:
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
     first, second = draw_rankings(23, 10, 30, 4), draw_rankings(31, 10, 30, 5)
     whole = rank_biased_overlap(first, second)
-    module = importlib.import_module("captum_mllm.attr.rank_biased_overlap")
+    module = importlib.import_module("captum_mllm.attr.functional")
     monkeypatch.setattr(module, "_BLOCK_ELEMENTS", elements)
     torch.testing.assert_close(rank_biased_overlap(first, second), whole, rtol=0, atol=1e-15)
 

@@ -80,7 +80,7 @@ def test_leading_dimensions_are_independent_maps() -> None:
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = draw_maps(7, 5, 5)
     whole = rank_gaussian_filter(maps)
-    module = importlib.import_module("captum_mllm.attr.rank_gaussian_filter")
+    module = importlib.import_module("captum_mllm.attr.functional")
     monkeypatch.setattr(module, "_WINDOW_ELEMENTS", 500)
     assert torch.equal(rank_gaussian_filter(maps), whole)
 

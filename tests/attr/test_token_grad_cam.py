@@ -471,7 +471,7 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="expected an MLLM"):
         TokenGradCam(mllm.model)  # type: ignore[arg-type]
     method = TokenGradCam(mllm)
-    with pytest.raises(ValueError, match="got 2 pictures and no target"):
+    with pytest.raises(ValueError, match="got 2 images and no target"):
         method.attribute(image.expand(2, -1, -1, -1), additional_forward_args=(query,))
     with pytest.raises(ValueError, match=r"expected \(t, token_id\)"):
         method.attribute(image, target=7, additional_forward_args=(query,))

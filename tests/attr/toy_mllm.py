@@ -10,9 +10,17 @@ from torch import Tensor, nn
 
 from captum_mllm.models.layout import Layout, Piece, size_of
 from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.passes import PassMemory
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 from captum_mllm.models.vocabulary import Vocabulary
+
+
+class StatesAtHand(PassMemory):
+    """States are set by hand, so no passes have to be made for them."""
+
+    def knows(self, *args: Any, layer: int | None = None) -> bool:
+        return True
 
 
 class ToyMLLM(MLLM):
@@ -39,7 +47,7 @@ class ToyMLLM(MLLM):
         self.head.weight.data.copy_(head)
         self.see = see
         self.words, self.predicting, self.ids = words, predicting, ids
-        self._passes = None
+        self.backbone = StatesAtHand(self.parameters)
         self.passes = 0
 
     @property

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from captum_mllm.demo import DEMO_MODELS, DEMO_PROMPT, DEMO_PROMPTS, demo_folder, demo_picture
-from captum_mllm.demo.evaluate import evaluate, evaluation_scenes
+from captum_mllm.demo.training.evaluate import evaluate, evaluation_scenes
 from captum_mllm.models.processors import load_processor
 
 

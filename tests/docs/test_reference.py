@@ -13,7 +13,7 @@ DIRECTIVE = re.compile(r"^\.\. auto(?:class|function|data):: (\S+)", re.MULTILIN
 PACKAGES = (
     "captum_mllm",
     "captum_mllm.attr",
-    "captum_mllm.benchmark",
+    "captum_mllm.evaluation",
     "captum_mllm.datasets",
     "captum_mllm.demo",
     "captum_mllm.metrics",

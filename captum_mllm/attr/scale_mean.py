@@ -1,0 +1,206 @@
+"""ScaleMean, the weighted mean of the maps that a method makes at several scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_mllm._captum import format_output, format_tensor_into_tuples
+from captum_mllm.attr.resizing import resize_seen
+from captum_mllm.attr.scale_options import ScaleOptions
+from captum_mllm.models.layout import Layout, Size, size_of
+
+Attributions = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class ScaleAttribution:
+    r"""
+    What the wrapped method found at one scale.
+
+    Args:
+        scale (float): The scale, relative to the input as given.
+        inputs (tuple[Tensor, ...]): The inputs at this scale, as the method got them.
+        attributions (Tensor or tuple[Tensor, ...]): Attributions as the method gave them at this
+            scale, at their own size, detached.
+        layouts (tuple[Layout or None, ...]): For each input where its tokens lie; None where the
+            forward function does not tell.
+        ask_probability (Callable): Gives the ``probability``.
+        share (Tensor, optional): The share of this scale in the mean of the first map, one per
+            example, in [0, 1]: its absolute values at the output size, times its weight, over
+            those of all scales. None until all scales have run. Default: None
+    """
+
+    scale: float
+    inputs: tuple[Tensor, ...]
+    attributions: Attributions
+    layouts: tuple[Layout | None, ...]
+    ask_probability: Callable[[], Tensor | None]
+    share: Tensor | None = None
+
+    @property
+    def probability(self) -> Tensor | None:
+        r"""
+        Probability that the model gives the target at this scale, one per example, in [0, 1]; None
+        where it is not defined. Where it was not needed for the weights of the scales, the first
+        look at it costs a forward pass.
+        """
+        return self.ask_probability()
+
+
+class RunningMean:
+    """Weighted mean of maps, each of which counts in the cells that it knows."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.mean = torch.zeros_like(like)
+        self.total = like.new_zeros(())
+        self.known = like.new_zeros(())
+        self.count = 0
+
+    def add(self, value: Tensor, weight: Tensor, seen: Tensor | None) -> None:
+        """One more map, a weight for all or each of its examples, and the cells it knows."""
+        known = value.new_ones(()) if seen is None else seen.to(value)
+        weight = _per_example(weight.to(value), value) * known
+        self.total = self.total + weight
+        self.known = self.known + known
+        self.count += 1
+        # While no map has weight in a cell, the mean of those that know it; while none does, of
+        # all. The first with a better claim replaces what was there.
+        claim = torch.where(self.known > 0, known / self.known, 1 / self.count)
+        step = torch.where(self.total > 0, weight / self.total, claim)
+        mixed = torch.lerp(self.mean, value, step)
+        # A map without a say has none even if it is not finite.
+        self.mean = torch.where(step == 0, self.mean, torch.where(step == 1, value, mixed))
+
+
+class ScaleMean:
+    """Weighted mean of the scales' maps at the output size, one scale at a time."""
+
+    def __init__(self, inputs: tuple[Tensor, ...], options: ScaleOptions) -> None:
+        self.inputs = inputs
+        self.output_size = options.output_size
+        self.mode = options.interpolate_mode
+        # One scale stays as it is, to the bit.
+        single = options.normalize == "balance" and len(options.scales) == 1
+        self.normalize: str = "none" if single else options.normalize
+        self.weights = options.scale_weights
+        self.is_tuple = False
+        self.dtypes: list[torch.dtype] = []
+        self.sizes: list[Size | None] = []
+        self.means: list[RunningMean] = []
+        # The mean size of the maps, which balanced ones are given back.
+        self.extents: list[RunningMean] = []
+        self._contributions: list[Tensor] = []
+
+    def add(self, index: int, found: ScaleAttribution) -> None:
+        """What was found at a scale, by the index of the scale."""
+        weight = torch.as_tensor(found.probability if self.weights is None else self.weights[index])
+        attributions = format_tensor_into_tuples(found.attributions)
+        is_first = not self.means
+        if is_first:
+            self.is_tuple = isinstance(found.attributions, tuple)
+            self.dtypes = [attribution.dtype for attribution in attributions]
+            self.sizes = self._sizes(attributions)
+        elif len(attributions) != len(self.means):
+            raise ValueError(
+                f"got {len(attributions)} attributions at scale {found.scale:g} and "
+                f"{len(self.means)} at another: they cannot be averaged; see combine=False"
+            )
+        layouts = found.layouts
+        if len(layouts) != len(attributions):
+            layouts = layouts[:1] * len(attributions)
+        weight = weight.reshape(-1)
+        for index, attribution in enumerate(attributions):
+            value, seen = self._at_output_size(attribution, self.sizes[index], layouts[index])
+            extent = _extent(value, seen, self.normalize)
+            if self.normalize != "none":
+                value = value / _per_example(torch.where(extent > 0, extent, 1.0), value)
+            if is_first:
+                self.means.append(RunningMean(value))
+                self.extents.append(RunningMean(extent))
+            _validate_fit(value, self.means[index].mean, weight, found.scale)
+            self.means[index].add(value, weight, seen)
+            self.extents[index].add(extent, weight, None)
+            if index == 0:
+                said = _extent(value, seen, "balance")
+                self._contributions.append(said * weight.to(said))
+
+    def result(self) -> Attributions:
+        """The mean, in the dtypes of the attributions; that of whole numbers is in float."""
+        found = []
+        for each, extent, dtype in zip(self.means, self.extents, self.dtypes, strict=True):
+            mean = each.mean
+            if self.normalize == "balance":
+                mean = mean * _per_example(extent.mean, mean)
+            found.append(mean.to(dtype) if dtype.is_floating_point else mean)
+        return format_output(self.is_tuple, tuple(found))
+
+    def shares(self) -> list[Tensor]:
+        """The share of each scale in the mean, (N,), in the order in which the scales were added;
+        equal shares where all maps are zero."""
+        parts = torch.stack(self._contributions)
+        total = parts.sum(0)
+        even = torch.full_like(parts, 1 / len(parts))
+        return list(torch.where(total > 0, parts / torch.where(total > 0, total, 1.0), even))
+
+    def _sizes(self, attributions: tuple[Tensor, ...]) -> list[Size | None]:
+        spatial = [size_of(tensor) if tensor.dim() == 4 else None for tensor in self.inputs]
+        first = next(size for size in spatial if size is not None)
+        if len(attributions) != len(spatial):
+            spatial = [first] * len(attributions)
+        sizes: list[Size | None] = []
+        for attribution, own in zip(attributions, spatial, strict=True):
+            if attribution.dim() != 4:
+                sizes.append(None)
+            elif self.output_size is None:
+                sizes.append(own or first)
+            elif isinstance(self.output_size, str):
+                sizes.append(size_of(attribution))
+            else:
+                sizes.append(self.output_size)
+        return sizes
+
+    def _at_output_size(
+        self, attribution: Tensor, size: Size | None, layout: Layout | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The map, and the cells that the model sees if not all of them."""
+        value = attribution.to(torch.promote_types(attribution.dtype, torch.float32))
+        seen = None
+        if size is not None and attribution.dim() == 4:
+            value, seen = resize_seen(value, layout, size, self.mode)
+        return value, seen
+
+
+def _extent(value: Tensor, seen: Tensor | None, normalize: str) -> Tensor:
+    """How large the map of each example is, (N,): its largest absolute value, or their sum, or
+    their mean over the cells that the model sees."""
+    magnitude = value.abs().reshape(len(value) if value.dim() else 1, -1)
+    if not magnitude.shape[1]:
+        return magnitude.new_zeros(len(magnitude))
+    if normalize == "max":
+        return magnitude.amax(dim=1)
+    if normalize == "sum":
+        return magnitude.sum(dim=1)
+    return magnitude.mean(dim=1) / (1.0 if seen is None else seen.float().mean().clamp(min=1e-9))
+
+
+def _per_example(values: Tensor, like: Tensor) -> Tensor:
+    """Values (N,), shaped to broadcast along dimension 0."""
+    return values.reshape(-1, *[1] * (like.dim() - 1)) if like.dim() else values.reshape(())
+
+
+def _validate_fit(value: Tensor, mean: Tensor, weight: Tensor, scale: float) -> None:
+    if value.shape != mean.shape:
+        raise ValueError(
+            f"attributions have shape {tuple(value.shape)} at scale {scale:g} and "
+            f"{tuple(mean.shape)} at another: only maps of 4 dimensions are resized and averaged; "
+            "reshape tokens to a grid (N, C, h, w), or see combine=False"
+        )
+    if weight.numel() not in (1, len(value) if value.dim() else 1):
+        raise ValueError(
+            f"the target has {weight.numel()} probabilities, but attributions of shape "
+            f"{tuple(value.shape)} do not have as many rows; give one weight per scale instead"
+        )

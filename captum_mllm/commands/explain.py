@@ -1,0 +1,230 @@
+"""``captum-mllm explain``: a page, a sheet of maps and a result for one answer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import captum_mllm
+from captum_mllm.commands.console import say, show
+from captum_mllm.commands.methods import DEFAULT_METHOD, DEFAULT_STREAMED, METHODS, ONE_SCALE
+
+DEMO_MODEL = "demo/qwen2-vl"
+LARGEST_SCALE = 8
+
+EXAMPLES = """examples:
+  captum-mllm explain
+  captum-mllm explain street.jpg --model Qwen/Qwen2-VL-2B-Instruct
+  captum-mllm explain street.jpg --model ./my-finetuned-llava --answer "A red bus."
+  captum-mllm explain before.jpg after.jpg --prompt "What has changed?" --explained 1
+  captum-mllm explain --messages chat.json --system "Answer in one word." --device cuda:1
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    r"""
+    Add the command's description and options to its parser.
+
+    Args:
+        parser (argparse.ArgumentParser): The command's own parser.
+    """
+    parser.description = (
+        "Explain every word of an answer. Without arguments, on the model and the image that\n"
+        "come with the package."
+    )
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("images", nargs="*", metavar="IMAGE", help="image files (default: the bundled scene)")
+    add("--prompt", metavar="TEXT", help="the question (default: 'Describe the image.')")
+    add("--system", metavar="TEXT", help="the system's message before the question")
+    add(
+        "--messages",
+        metavar="FILE",
+        help="a chat instead of --prompt: a JSON list of messages as chat templates take them; "
+        "parts of type image may name their file as 'path', relative to FILE",
+    )
+    add(
+        "--explained",
+        type=int,
+        default=0,
+        metavar="N",
+        help="which of several images is explained, from 0 (default: %(default)s)",
+    )
+    add(
+        "--model",
+        default=DEMO_MODEL,
+        help="a name on the Hugging Face hub, a folder, or demo/NAME (default: %(default)s)",
+    )
+    add("--processor", metavar="NAME", help="where its processor is, if not with the model")
+    add(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python code that comes with the model; read it first",
+    )
+    add("--answer", metavar="TEXT", help="the answer to explain (default: what the model answers)")
+    add(
+        "--method",
+        choices=tuple(METHODS),
+        help=f"how words are explained (default: {DEFAULT_METHOD}, with --stream "
+        f"{DEFAULT_STREAMED})",
+    )
+    add(
+        "--scales",
+        type=_scales,
+        metavar="S,S,...",
+        help="sizes at which the image is seen, relative to its own (default: 0.5,1,1.5,2 for "
+        "attended-lens, msea and arc, else 1)",
+    )
+    add(
+        "--stream",
+        action="store_true",
+        help="print each word of the model's own answer with its probability as soon as it is "
+        "said and explained; the image is seen at scale 1",
+    )
+    add("--max-new-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
+    add(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="such as cpu or cuda:1; auto is the first of cuda, mps and cpu that is there "
+        "(default: %(default)s)",
+    )
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="auto is the checkpoint's own (default: %(default)s)",
+    )
+    add(
+        "--output",
+        default="explanation",
+        metavar="FOLDER",
+        help="where the page, the maps and the result go (default: %(default)s)",
+    )
+    add(
+        "--quiet",
+        action="store_true",
+        help="no progress, only the answer, the method and the paths",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    r"""
+    Explain one answer and leave a page, a sheet of maps and the result in a folder.
+
+    Args:
+        options (argparse.Namespace): What the command's parser gave.
+
+    Raises:
+        ValueError: If an option is out of its range, or the model or an image cannot be read.
+    """
+    from transformers.utils import logging
+
+    from captum_mllm.commands.setup import build_method, choose_device, load_model, read_input
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    _check(options)
+    device = choose_device(options.device)
+    inp = read_input(options)
+    # A folder that cannot be written is better found out before a large model is loaded.
+    Path(options.output).mkdir(parents=True, exist_ok=True)
+    if options.model.startswith("demo/") and (options.images or options.messages):
+        _progress(options, f"{options.model} was trained on scenes as in the bundled image alone.")
+    _progress(options, f"Loading {options.model} on {device} ...")
+    mllm = load_model(options, device)
+    scales = options.scales or (ONE_SCALE if options.stream else None)
+    method, arguments = build_method(mllm, _method_name(options), scales)
+    explainer = captum_mllm.MLLMAttribution(method)
+    generation = {"max_new_tokens": options.max_new_tokens} if options.answer is None else None
+    _progress(options, "Explaining ...")
+    if options.stream:
+        with explainer.stream(inp, gen_args=generation, **arguments) as words:
+            for step in words:
+                show(f"{step.word}  {step.probability:.3f}")
+            result = words.result
+    else:
+        result = explainer.attribute(
+            inp,
+            target=options.answer,
+            gen_args=generation,
+            show_progress=not options.quiet,
+            **arguments,
+        )
+    _write(result, Path(options.output))
+    _report(result, Path(options.output))
+
+
+def _method_name(options: argparse.Namespace) -> str:
+    return options.method or (DEFAULT_STREAMED if options.stream else DEFAULT_METHOD)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what cannot be done before the model is loaded."""
+    if options.answer is not None and not options.answer.strip():
+        raise ValueError("the answer to explain is empty; leave out --answer for the model's own")
+    if options.max_new_tokens < 1:
+        raise ValueError(f"got --max-new-tokens {options.max_new_tokens}, expected at least 1")
+    if not options.stream:
+        return
+    if options.answer is not None:
+        raise ValueError("--stream explains what the model says; leave out --answer or --stream")
+    if not METHODS[_method_name(options)].streams:
+        raise ValueError(
+            f"--stream cannot go with --method {options.method}, which needs more than a model "
+            "keeps while it answers; leave out one of them, or pass --method msea"
+        )
+    if options.scales not in (None, ONE_SCALE):
+        raise ValueError(
+            "while a model answers it sees the image at scale 1 alone; leave out "
+            "--scales or --stream"
+        )
+
+
+def _write(result: captum_mllm.MLLMAttributionResult, folder: Path) -> None:
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    matplotlib.use("Agg")
+    result.save(folder / "result.safetensors")
+    result.save_html(folder / "page.html")
+    plot = result.plot_words()
+    assert plot is not None
+    plot[0].savefig(folder / "words.png", dpi=120)
+    plt.close(plot[0])
+
+
+def _report(result: captum_mllm.MLLMAttributionResult, folder: Path) -> None:
+    show(f"Answer: {' '.join(result.output_words)}")
+    show(f"Method: {result.method}")
+    for scale in result.scales:
+        if scale.output_probs is not None:
+            sure = float(scale.output_probs.log().mean().exp())
+            show(f"  scale {scale.scale:g}: the answer's tokens have probability {sure:.3f}")
+    show("Look at it:")
+    for name, what in (
+        ("page.html", "the page, for any browser"),
+        ("words.png", "a map for each word"),
+        ("result.safetensors", "the result, for MLLMAttributionResult.load"),
+    ):
+        show(f"  {folder / name}  {what}")
+
+
+def _progress(options: argparse.Namespace, text: str) -> None:
+    if not options.quiet:
+        say(text)
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        scales = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        scales = ()
+    # An image at 8 times its size has 64 times its image tokens.
+    if not scales or not all(0 < scale <= LARGEST_SCALE for scale in scales):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}, expected numbers above 0 and at most {LARGEST_SCALE} with commas between "
+            "them, such as 0.5,1,2"
+        )
+    return scales

@@ -1,0 +1,188 @@
+"""From the options of a command to a device, a model, an input and a method."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+import captum_mllm
+from captum_mllm import MLLM, MSEA, ImageTextInput
+from captum_mllm.commands.methods import METHODS, ONE_SCALE
+from captum_mllm.demo import DEMO_PROMPT, demo_folder, demo_picture
+from captum_mllm.models import load_processor
+
+DEFAULT_PROMPT = "Describe the image."
+
+
+def read_input(options: argparse.Namespace) -> ImageTextInput:
+    r"""
+    The images and the question of the command's options.
+
+    Args:
+        options (argparse.Namespace): What the command's parser gave.
+
+    Returns:
+        ImageTextInput: The input.
+
+    Raises:
+        ValueError: If an image or the file of messages cannot be read, or options contradict each
+            other.
+    """
+    paths = [Path(path) for path in options.images]
+    if options.messages is not None:
+        if options.prompt is not None:
+            raise ValueError("got --prompt and --messages; leave out one of them")
+        messages, named = read_messages(Path(options.messages))
+        if named and paths:
+            raise ValueError(
+                f"{options.messages} names images, and the command line as well; leave out one"
+            )
+        paths = paths or named
+    else:
+        paths = paths or [demo_picture()]
+        prompt = options.prompt
+        if prompt is None:
+            prompt = DEMO_PROMPT if options.model.startswith("demo/") else DEFAULT_PROMPT
+        parts: list[dict[str, Any]] = [{"type": "image"} for _ in paths]
+        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
+    if options.system is not None:
+        system = {"role": "system", "content": [{"type": "text", "text": options.system}]}
+        messages = [system, *messages]
+    if not paths:
+        raise ValueError(f"{options.messages} has no image; name image files on the command line")
+    if not 0 <= options.explained < len(paths):
+        raise ValueError(
+            f"got --explained {options.explained}, expected the index of one of {len(paths)} "
+            f"image(s), 0 to {len(paths) - 1}"
+        )
+    try:
+        images = [Image.open(path) for path in paths]
+        return ImageTextInput(images, messages=messages, explained=options.explained)
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+
+
+def read_messages(path: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+    r"""
+    A chat from a JSON file, and the image files that it names.
+
+    Args:
+        path (Path): A list of messages, or an object with such a list as ``"messages"``.
+
+    Returns:
+        tuple[list[dict], list[Path]]: The messages, whose images are nameless, and the files of
+        the parts of type ``"image"`` that have a ``"path"`` or an ``"image"``, in their order.
+
+    Raises:
+        ValueError: If the file is not such a list.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON in UTF-8: {error}") from error
+    if isinstance(found, dict):
+        found = found.get("messages")
+    if not isinstance(found, list) or not all(isinstance(message, dict) for message in found):
+        raise ValueError(
+            f"{path}: expected a JSON list of messages {{'role': ..., 'content': ...}}"
+        )
+    files = []
+    for message in found:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            if not isinstance(part, dict) or part.get("type") != "image":
+                continue
+            for key in ("path", "image"):
+                if isinstance(name := part.pop(key, None), str):
+                    files.append(path.parent / name)
+    return found, files
+
+
+def choose_device(name: str) -> torch.device:
+    r"""
+    The device of that name.
+
+    Args:
+        name (str): A device of PyTorch, or ``"auto"``: the first of cuda, mps and cpu
+            that is there.
+
+    Returns:
+        torch.device: The device.
+
+    Raises:
+        ValueError: If PyTorch has no device of that name.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(
+            f"got --device {name}, expected auto or a device of PyTorch, such as cpu, cuda or "
+            "cuda:1"
+        ) from None
+
+
+def load_model(options: argparse.Namespace, device: torch.device) -> MLLM:
+    r"""
+    The model of the command's options.
+
+    Args:
+        options (argparse.Namespace): What the command's parser gave.
+        device (torch.device): Where it runs.
+
+    Returns:
+        MLLM: The model, in evaluation mode.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
+    # Only where it is asked for: other loaders may not know the argument.
+    trust = {"trust_remote_code": True} if options.trust_remote_code else {}
+    name = options.model
+    # What a damaged file or a missing device raises is of many types, some of them bare.
+    try:
+        if options.processor is None:
+            return MLLM.from_pretrained(name, dtype=options.dtype, **trust).to(device)
+        if name.startswith("demo/"):
+            name = demo_folder(name.removeprefix("demo/"))
+        processor = load_processor(options.processor, **trust)
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=options.dtype, **trust)
+        return MLLM(model.eval(), processor).to(device)
+    except Exception as error:
+        message = str(error).replace("`trust_remote_code=True`", "--trust-remote-code")
+        raise ValueError(f"{name} could not be loaded on {device}: {message}") from error
+
+
+def build_method(
+    mllm: MLLM, name: str, scales: tuple[float, ...] | None
+) -> tuple[Attribution, dict[str, Any]]:
+    r"""
+    The method of that name, with MSEA in it where there is more than the one scale 1.
+
+    Args:
+        mllm (MLLM): The model.
+        name (str): One of ``METHODS``.
+        scales (tuple[float, ...], optional): The scales. Default: None, the method's own.
+
+    Returns:
+        tuple[Attribution, dict[str, Any]]: The method and the arguments of its ``attribute``.
+    """
+    recipe = METHODS[name]
+    scales = scales or recipe.scales
+    method = getattr(captum_mllm, recipe.base)(mllm)
+    arguments: dict[str, Any] = {}
+    if scales != ONE_SCALE:
+        method, arguments = MSEA(method), {"scales": scales}
+    if recipe.wrapper is not None:
+        method = getattr(captum_mllm, recipe.wrapper)(method, **recipe.options)
+    return method, arguments

@@ -1,0 +1,21 @@
+r"""Methods measured against controls on scenes whose truth is known: ``captum-mllm benchmark``."""
+
+from captum_mllm.evaluation.catalogue import METHODS, select_methods
+from captum_mllm.evaluation.method import Method
+from captum_mllm.evaluation.report import to_markdown
+from captum_mllm.evaluation.run import Settings, run_benchmark
+from captum_mllm.evaluation.samples import Example, sample_examples
+from captum_mllm.evaluation.summary import Summary, summarize
+
+__all__ = [
+    "METHODS",
+    "Example",
+    "Method",
+    "Settings",
+    "Summary",
+    "run_benchmark",
+    "sample_examples",
+    "select_methods",
+    "summarize",
+    "to_markdown",
+]

@@ -1,0 +1,180 @@
+"""``Case``, a model before one sample, and ``Method``, a named way to explain it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from captum.attr import Attribution
+from torch import Tensor
+
+from captum_mllm import MSEA
+from captum_mllm.attr.resizing import resize_inputs
+from captum_mllm.attr.token_maps import token_maps
+from captum_mllm.demo import DEMO_PROMPTS
+from captum_mllm.evaluation.attributions import MapFunction, SharedMaps, product
+from captum_mllm.evaluation.samples import Example
+from captum_mllm.models import MLLM, ImageTextInput, Query, States
+from captum_mllm.models.layout import size_of
+
+Base = Callable[[MLLM], Attribution]
+
+
+class Case:
+    r"""
+    A model, a picture, and a caption that the model is made to say.
+
+    Args:
+        mllm (MLLM): The model.
+        example (Example): The picture and its caption.
+    """
+
+    def __init__(self, mllm: MLLM, example: Example) -> None:
+        self.mllm = mllm
+        self.example = example
+        self.image: Tensor
+        self.query: Query
+        inp = ImageTextInput(example.picture, DEMO_PROMPTS[example.style])
+        self.image, self.query = mllm.prepare(inp, target=str(example.caption))
+        self.words = example.tagged_words(mllm.tokenizer)
+        self._pictures = {size_of(self.image): self.image}
+        self._bases: dict[Base, SharedMaps] = {}
+
+    @property
+    def nouns(self) -> list[int]:
+        """Places of the nouns that speak of an object that can be seen."""
+        return [place for place, word in enumerate(self.words) if word.category is not None]
+
+    @property
+    def scored_tokens(self) -> list[int]:
+        """Tokens of the nouns and function words, which are those that metrics look at."""
+        return [token for word in self.words if word.kind != "other" for token in word.tokens]
+
+    def base(self, make: Base) -> SharedMaps:
+        r"""A method whose maps are computed once for all methods around it.
+
+        Args:
+            make (Callable): Makes the method for a model.
+
+        Returns:
+            SharedMaps: The method.
+        """
+        if make not in self._bases:
+            self._bases[make] = SharedMaps(make(self.mllm), self._pictures)
+        return self._bases[make]
+
+    def maps(self, method: Attribution, **kwargs: Any) -> Tensor:
+        r"""A map for each token of the caption, (T, h, w).
+
+        Args:
+            method (Attribution): A method on the model.
+            **kwargs (Any): Passed on to the method.
+        """
+        return token_maps(method, (self.image,), self.query, **kwargs).maps[0][:, 0]
+
+    def of_words(self, maps: Tensor, places: list[int]) -> Tensor:
+        r"""Mean over the tokens of some words, (n, ...) from one row for each token."""
+        rows = [maps[list(self.words[place].tokens)].mean(0) for place in places]
+        return torch.stack(rows) if rows else maps[:0]
+
+    def states(self, scale: float) -> States:
+        r"""The states of a pass at a scale."""
+        (picture,) = resize_inputs((self.image,), scale, "bilinear")
+        return self.mllm.states(self._pictures.setdefault(size_of(picture), picture), self.query)
+
+    def logits(self, scale: float = 1.0) -> Tensor:
+        r"""Logits of the tokens of the caption at a scale, (T, V)."""
+        states = self.states(scale)
+        everything = torch.arange(self.mllm.vocabulary.size)
+        return self.mllm.vocabulary.scores(states.predicting[0, states.n_words :], everything)
+
+    @contextmanager
+    def sharing(self) -> Iterator[Case]:
+        r"""Within it, the model makes a pass with the same picture once."""
+        with self.mllm.remember():
+            yield self
+
+
+Explain = Callable[[Case], Tensor]
+Role = Literal["method", "sweep", "combination", "control"]
+Wrapper = Callable[[Attribution], Attribution]
+
+DEFAULT_SCALES = (0.5, 1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Method:
+    r"""
+    A row of the benchmark.
+
+    Args:
+        name (str): What it is called on the command line and in the table.
+        explain (Callable): From a :class:`~captum_mllm.evaluation.method.Case` to a map for each
+            token of the caption, (T, h, w).
+        role (str): ``"method"``, ``"sweep"`` for another setting of one, ``"combination"`` for
+            what is no published method, or ``"control"``.
+        levels (str, optional): How its maps become grey levels for Obj- and Func-IoU: None for
+            maps that lie in [0, 1] by themselves; ``"caption"`` where the strength of maps of
+            different words compares; ``"map"`` where it does not, or where comparing it does
+            worse. Negative values count as 0. Default: "caption"
+        every (int): It explains one picture of so many, for the sake of its cost. Default: 1
+        note (str): What it is, in a few words. Default: nothing
+    """
+
+    name: str
+    explain: Explain
+    role: Role = "method"
+    levels: Literal["map", "caption"] | None = "caption"
+    every: int = 1
+    note: str = ""
+
+
+def attribution(
+    base: Base | tuple[Base, ...],
+    wrapper: Wrapper | None = None,
+    scales: Sequence[float] | None = None,
+    combine: Callable[..., Tensor] = product,
+    **options: Any,
+) -> Explain:
+    r"""
+    How a method of this package explains a case, sharing the maps of its base with others.
+
+    Args:
+        base (Callable or tuple[Callable, ...]): Makes the base for a model; several make one,
+            by ``combine``.
+        wrapper (Callable, optional): Makes the method of the base, or of MSEA around it.
+            Default: None, no wrapper.
+        scales (Sequence[float], optional): Scales of MSEA. Default: None, no MSEA.
+        combine (Callable): From the maps of several bases, at one scale, to one map.
+            Default: the product of their positive parts
+        **options (Any): Passed on to MSEA's ``attribute``.
+
+    Returns:
+        Callable: From a case to a map for each token, (T, h, w).
+    """
+    bases = base if isinstance(base, tuple) else (base,)
+    return partial(_explain, bases, wrapper, scales, combine, options)
+
+
+def _explain(
+    bases: tuple[Base, ...],
+    wrapper: Wrapper | None,
+    scales: Sequence[float] | None,
+    combine: Callable[..., Tensor],
+    options: dict[str, Any],
+    case: Case,
+) -> Tensor:
+    shared = [case.base(base) for base in bases]
+    method: Attribution = shared[0] if len(shared) == 1 else MapFunction(combine, *shared)
+    arguments: dict[str, Any] = {}
+    if scales is not None:
+        method = MSEA(method)
+        # As fine as the largest scale, as MLLMAttribution does it.
+        arguments = {"scales": scales, "output_size": "largest", **options}
+    if wrapper is not None:
+        method = wrapper(method)
+    return case.maps(method, **arguments)

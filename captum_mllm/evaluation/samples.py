@@ -1,0 +1,172 @@
+"""``Example``: a captioned scene whose words are tagged with what they speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captum_mllm.datasets import (
+    BACKGROUND,
+    CAPTION_STYLES,
+    Caption,
+    RenderedScene,
+    Scene,
+    caption,
+    render,
+    sample_scene,
+)
+from captum_mllm.metrics import Word
+
+Split = Literal["development", "test"]
+
+# Streams of random numbers that neither training nor its evaluation draws from.
+_STREAMS: dict[Split, int] = {"development": 4, "test": 5}
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    r"""
+    A picture of a scene and its caption.
+
+    Args:
+        number (int): Which of its split it is.
+        style (str): The style of the caption.
+        scene (Scene): What the picture shows.
+        caption (Caption): The words, and what each speaks of.
+    """
+
+    number: int
+    style: str
+    scene: Scene
+    caption: Caption
+
+    @cached_property
+    def rendered(self) -> RenderedScene:
+        """The picture and the visible part of each object."""
+        return render(self.scene)
+
+    @property
+    def picture(self) -> Image.Image:
+        """The picture, 8 bits a channel."""
+        return Image.fromarray(self.rendered.image)
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """The visible part of each object, (K, H, W), bool."""
+        return torch.from_numpy(self.rendered.masks)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The index of the object at each pixel, (H, W); -1 where there is none."""
+        labels = torch.full(self.masks.shape[1:], BACKGROUND)
+        for index, mask in enumerate(self.masks):
+            labels[mask] = index
+        return labels
+
+    def region(self, place: int) -> Tensor:
+        r"""What a word of the caption speaks of, (H, W), bool; empty for a word such as "and"."""
+        return torch.from_numpy(self.rendered.region(self.caption.objects[place]))
+
+    def earlier_objects(self, place: int) -> Tensor:
+        r"""The objects that the words before this place speak of, together, (H, W), bool."""
+        named = {thing for things in self.caption.objects[:place] for thing in things}
+        return torch.from_numpy(self.rendered.region(sorted(named - {BACKGROUND})))
+
+    def tagged_words(self, tokenizer: Any) -> tuple[Word, ...]:
+        r"""
+        The words as metrics take them.
+
+        The category of a noun is the object that it speaks of, so that of two stars the one that
+        is meant counts. The word "background" is a noun without a category.
+
+        Args:
+            tokenizer (PreTrainedTokenizerBase): The model's, a fast one.
+
+        Returns:
+            tuple[Word, ...]: One for each word of the caption.
+
+        Raises:
+            ValueError: If the tokenizer does not know a word.
+        """
+        text = str(self.caption)
+        spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        found, start = [], 0
+        for place, (word, kind) in enumerate(zip(self.caption.words, self.caption.kinds)):
+            end = start + len(word)
+            tokens = tuple(
+                token
+                for token, (first, last) in enumerate(spans["offset_mapping"])
+                if first < end and last > start
+            )
+            ids = {spans["input_ids"][token] for token in tokens}
+            if not tokens or tokenizer.unk_token_id in ids:
+                raise ValueError(
+                    f"the model's tokenizer does not know the word {word!r} of {text!r}; take "
+                    "captions of a style, and scenes, that it was trained on"
+                )
+            if kind == "noun":
+                found.append(Word("noun", tokens, self._visible_object(place)))
+            else:
+                # The metrics score no attributes.
+                found.append(Word("function" if kind == "function" else "other", tokens))
+            start = end + 1
+        return tuple(found)
+
+    def _visible_object(self, place: int) -> int | None:
+        """The one object that a word speaks of, unless nothing of it is seen."""
+        things = self.caption.objects[place]
+        if len(things) != 1 or things[0] == BACKGROUND or not self.masks[things[0]].any():
+            return None
+        return things[0]
+
+
+def sample_examples(
+    numbers: Iterable[int],
+    split: Split = "development",
+    style: str = "caption",
+    seed: int = 0,
+    **options: Any,
+) -> list[Example]:
+    r"""
+    Examples of a split, each by its number.
+
+    Scenes of the two splits, of training and of its evaluation are drawn from different streams
+    of random numbers.
+
+    Args:
+        numbers (Iterable[int]): Which, from 0 upwards.
+        split (str): ``"development"`` for choosing between methods, ``"test"`` for reporting.
+            Default: "development"
+        style (str): One of :data:`~captum_mllm.datasets.CAPTION_STYLES`. Default: "caption"
+        seed (int): Which scenes. Default: 0
+        **options (Any): Passed on to :func:`~captum_mllm.datasets.sample_scene`.
+
+    Returns:
+        list[Example]: The examples. Each depends on its own number alone.
+
+    Raises:
+        ValueError: If there is no such split or style, or an option is out of its range.
+
+    Examples::
+
+        >>> (example,) = sample_examples([0], objects=1)
+        >>> example.masks.shape
+        torch.Size([1, 224, 224])
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split={split!r}, expected one of {', '.join(get_args(Split))}")
+    if style not in CAPTION_STYLES:
+        raise ValueError(f"style={style!r}, expected one of {', '.join(CAPTION_STYLES)}")
+    found = []
+    for number in numbers:
+        generator = np.random.default_rng([_STREAMS[split], seed, number])
+        scene = sample_scene(generator, **options)
+        found.append(Example(number, style, scene, caption(scene, style)))
+    return found

@@ -1,0 +1,87 @@
+"""attribute_batch: explains several inputs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from captum.attr import Attribution
+from torch import Tensor
+
+from captum_mllm.attr.token_maps import token_attribution
+from captum_mllm.explain.explanation import explain
+from captum_mllm.explain.result import MLLMAttributionResult
+from captum_mllm.models.batches import make_passes
+from captum_mllm.models.decoding import answer_prompts
+from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.preparation import find_answer, open_query
+from captum_mllm.models.query import Prompt
+
+Answer = str | Sequence[int] | Tensor | None
+
+
+def attribute_batch(
+    method: Attribution,
+    inputs: Sequence[ImageTextInput],
+    targets: Sequence[Answer] | None,
+    include_prompt: bool,
+    top_predictions: int,
+    options: dict[str, Any],
+    kwargs: dict[str, Any],
+) -> list[MLLMAttributionResult]:
+    r"""One result for each input; arguments as of :meth:`MLLMAttribution.attribute_batch`.
+
+    Raises:
+        TypeError: for a single text as targets.
+        ValueError: for no inputs, or another number of targets.
+    """
+    if isinstance(targets, str):
+        raise TypeError(f"got targets={targets!r}, expected a list with an answer for each input")
+    targets = [None] * len(inputs) if targets is None else list(targets)
+    if not inputs or len(targets) != len(inputs):
+        raise ValueError(
+            f"got {len(inputs)} input(s) and {len(targets)} target(s), expected at least one input "
+            "and a target for each of them, None for the model's own answer"
+        )
+    mllm: MLLM = method.forward_func
+    with mllm.remember():
+        prompts = _prepare(mllm, inputs, targets, options)
+        if include_prompt:
+            prompts = [(images, query.including_prompt()) for images, query in prompts]
+        explained = token_attribution(method)
+        explained.prefetch(prompts, **kwargs)
+        # The tokens' own probabilities take the states at scale 1.
+        if not explained.leaves_states(**kwargs):
+            make_passes(mllm.backbone, prompts)
+        return [
+            explain(method, inp, images[0], query, top_predictions, **kwargs)
+            for inp, (images, query) in zip(inputs, prompts)
+        ]
+
+
+def _prepare(
+    mllm: MLLM,
+    inputs: Sequence[ImageTextInput],
+    targets: Sequence[Answer],
+    options: dict[str, Any],
+) -> list[Prompt]:
+    """Pictures and queries; answers of the model's own are made together."""
+    opened = [open_query(mllm.processor, inp, mllm.device, False) for inp in inputs]
+    own = [prompt for prompt, target in zip(opened, targets) if target is None]
+    said = iter(answer_prompts(mllm.backbone, own, options) if own else [])
+    # Where all answers are given, options for others are refused as they are for one input.
+    given_options = {} if own else options
+    return [
+        (
+            images,
+            replace(
+                query,
+                answer_ids=next(said)
+                if target is None
+                else find_answer(mllm.backbone, images, query, target, given_options),
+            ),
+        )
+        for (images, query), target in zip(opened, targets)
+    ]

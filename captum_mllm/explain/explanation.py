@@ -1,0 +1,201 @@
+"""explain, the pipeline from an input and its answer to the result that people look at."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from captum.attr import Attribution
+from torch import Tensor, nn
+
+from captum_mllm._captum import format_tensor_into_tuples
+from captum_mllm.attr.context_suppression import context_scores
+from captum_mllm.attr.features import find_features, to_earlier
+from captum_mllm.attr.scale_mean import ScaleAttribution
+from captum_mllm.attr.segments import SegmentsLike
+from captum_mllm.attr.token_maps import token_attribution, token_maps
+from captum_mllm.explain.result import MLLMAttributionResult, ScaleResult
+from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.loading import model_name
+from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.pixels import to_pil
+from captum_mllm.models.prompt_parts import prompt_parts
+from captum_mllm.models.query import Query
+from captum_mllm.models.states import States
+from captum_mllm.models.vocabulary import Predictions
+from captum_mllm.models.words import Word, group_runs, group_words, token_texts
+
+
+def explain(
+    method: Attribution,
+    inp: ImageTextInput,
+    image: Tensor,
+    query: Query,
+    top_predictions: int = 5,
+    show_progress: bool = False,
+    segments: SegmentsLike | None = None,
+    words: str | None = None,
+    **kwargs: Any,
+) -> MLLMAttributionResult:
+    r"""The result for what :meth:`MLLM.prepare` made of an input.
+
+    Args:
+        method (Attribution): a method on an MLLM.
+        inp (ImageTextInput): the input.
+        image (Tensor): its explained image, (1, 3, H, W) in [0, 1].
+        query (Query): the question and the answer.
+        top_predictions (int): as for :meth:`MLLMAttribution.attribute`, like all that follow.
+    """
+    mllm: MLLM = method.forward_func
+    with mllm.remember():
+        features = find_features(method, image, segments, words)
+        found = token_maps(method, (image,), query, None, features, show_progress, **kwargs)
+        states = mllm.states(image, query)
+        if found.text is None:
+            weights = text_weights(method, image, query, states)
+        else:
+            weights = to_earlier(found.text, len(states.ids))
+        scales = _scale_results(found.scales)
+    start = 0 if query.with_prompt else states.n_words
+    predicted = states.predictions(mllm.vocabulary, max(top_predictions, 1), query.with_prompt)
+    texts = _texts(mllm.tokenizer, states)
+    return MLLMAttributionResult(
+        input_tokens=texts,
+        output_tokens=texts[start:],
+        image_attr=found.maps[0][:, 0].float().cpu(),
+        token_attr=weights.float().cpu(),
+        output_probs=predicted.probability.cpu(),
+        n_prompt=states.n_words,
+        words=_words(texts, states, query.with_prompt),
+        top_predictions=_rankings(mllm.tokenizer, predicted, top_predictions),
+        scales=scales,
+        images=[to_pil(each) for each in inp.images],
+        image_index=inp.explained,
+        prompt_parts=prompt_parts(
+            inp.messages, texts[: states.n_words], states.runs or (states.n_words,)
+        ),
+        segments=None if features.segments is None else features.segments.regions,
+        prompt="\n".join(inp.texts),
+        method=describe(method, kwargs) + features.text,
+        model=model_name(mllm.model.config),
+        inp=inp,
+    )
+
+
+def text_weights(method: Attribution, image: Tensor, query: Query, states: States) -> Tensor:
+    r"""Weights of the text tokens before each explained token, (T, P + T): those that the method
+    gives, else how strongly the state of each says the explained token, in logits."""
+    weights = token_attribution(method).attribute_text(image, additional_forward_args=(query,))
+    if weights is not None:
+        return weights
+    scores = context_scores(method.forward_func, states).tril(-1)
+    return scores if query.with_prompt else scores[states.n_words :]
+
+
+def check_input(inp: Any, gen_args: dict[str, Any] | None) -> None:
+    r"""Refuse what is not an input, and arguments of ``generate`` that it does not take.
+
+    Raises:
+        TypeError: if ``inp`` is not an :class:`ImageTextInput`.
+        ValueError: for an argument that ``MLLM.prepare`` knows and ``generate`` does not.
+    """
+    if not isinstance(inp, ImageTextInput):
+        raise TypeError(
+            f"got an input of type {type(inp).__name__}, expected ImageTextInput(picture, text)"
+        )
+    clash = {"every_picture", "target"} & set(gen_args or {})
+    if clash:
+        raise ValueError(f"gen_args holds {sorted(clash)}, which generate does not take")
+
+
+def describe(method: Attribution, arguments: Mapping[str, Any] | None = None) -> str:
+    r"""A method as code, with the options that differ from their defaults.
+
+    Args:
+        method (Attribution): any method.
+        arguments (Mapping[str, Any], optional): the arguments of its ``attribute``; each is shown
+            at the wrapper that takes it. Default: None
+
+    Returns:
+        str: such as ``ARC(MSEA(LogitLens, scales=(1.0, 2.0)), top_k=20)``.
+    """
+    remaining = dict(arguments or {})
+    called = inspect.signature(type(method).attribute).parameters
+    taken = {name: remaining.pop(name) for name in list(remaining) if name in called}
+    made = inspect.signature(type(method).__init__).parameters
+    kept = {
+        name: getattr(method, name)
+        for name in made
+        if name not in ("self", "forward_func", "attribution_method") and hasattr(method, name)
+    }
+    # An argument of a call that is an option of the constructor too replaces that one.
+    for name in [name for name in taken if name in kept]:
+        value = taken.pop(name)
+        kept[name] = kept[name] if value is None else value
+    inner = getattr(method, "attribution_method", None)
+    parts = [] if inner is None else [describe(inner, remaining)]
+    for signature, values in ((made, kept), (called, taken)):
+        for name, value in values.items():
+            text = _text(value, method)
+            is_callback = callable(value) and not isinstance(value, nn.Module)
+            if not is_callback and text != _text(signature[name].default, method):
+                parts.append(f"{name}={text}")
+    return type(method).__name__ + (f"({', '.join(parts)})" if parts else "")
+
+
+def _text(value: Any, method: Attribution) -> str:
+    if isinstance(value, Tensor):
+        return f"Tensor{tuple(value.shape)}"
+    if isinstance(value, nn.Module) and isinstance(method.forward_func, nn.Module):
+        modules = method.forward_func.named_modules()
+        name = next((name for name, module in modules if module is value), "")
+        return name or type(value).__name__
+    if isinstance(value, (tuple, list)):
+        texts = [_text(each, method) for each in value]
+        return f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})"
+    # The address of an object tells nothing and differs in each run.
+    plain = type(value).__repr__ is object.__repr__
+    return type(value).__name__ if plain else repr(value)
+
+
+def _scale_results(scales: Sequence[ScaleAttribution]) -> list[ScaleResult]:
+    """What each scale saw, smallest first; nothing where a scale came twice."""
+    if len({found.scale for found in scales}) != len(scales):
+        return []
+    results = []
+    for found in scales:
+        maps = format_tensor_into_tuples(found.attributions)[0].sum(1)
+        probability = found.probability
+        probs = None if probability is None else probability.cpu()
+        results.append(ScaleResult(found.scale, maps.float().cpu(), probs))
+    return results
+
+
+def _texts(tokenizer: Any, states: States) -> list[str]:
+    """Texts of the tokens of the prompt, then of the answer."""
+    ids = states.ids.tolist()
+    prompt, answer = ids[: states.n_words], ids[states.n_words :]
+    return token_texts(tokenizer, prompt) + token_texts(tokenizer, answer)
+
+
+def _words(texts: Sequence[str], states: States, with_prompt: bool) -> list[Word]:
+    """Words of the explained tokens; none crosses the border of the answer or of an image."""
+    n_prompt = states.n_words
+    if not with_prompt:
+        return group_words(texts[n_prompt:])
+    runs = (n_prompt,) if states.runs is None else states.runs
+    return group_runs(texts, (*runs, len(texts) - n_prompt))
+
+
+def _rankings(tokenizer: Any, predicted: Predictions, k: int) -> list[list[tuple[str, float]]]:
+    """The k most probable tokens in each place with their probabilities, best first."""
+    return [
+        [
+            (tokenizer.decode([token]), probability)
+            for token, probability in zip(ids[:k], probabilities)
+        ]
+        for ids, probabilities in zip(
+            predicted.top_ids.tolist(), predicted.top_probability.tolist()
+        )
+    ]

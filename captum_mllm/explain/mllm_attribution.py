@@ -1,0 +1,254 @@
+"""MLLMAttribution: explains every word of an answer at once, by the image and the earlier words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from captum.attr import Attribution
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_mllm.attr.base import check_attribution
+from captum_mllm.attr.segments import SegmentsLike
+from captum_mllm.explain.answer_stream import AnswerStream
+from captum_mllm.explain.batch import attribute_batch
+from captum_mllm.explain.explanation import check_input, explain
+from captum_mllm.explain.result import MLLMAttributionResult
+from captum_mllm.explain.stream import stream_answer
+from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.mllm import MLLM
+
+
+class MLLMAttribution(Attribution):
+    r"""
+    Attribution of the whole answer of a multimodal LLM, to the picture and to the earlier words.
+
+    It is what ``LLMAttribution`` is for language models: it takes an attribution method on an
+    :class:`~captum_mllm.MLLM` and an input as people have it, and explains every token of the
+    answer, the model's own or a given one. With methods that answer for all tokens in one call
+    (LogitLens, AttendedLens, MSEA, TAM and ARC around them) that takes one forward pass for each
+    scale; the words' own probabilities are read at scale 1, which takes one more where 1 is not
+    among the scales. Other methods are asked for each token in turn, and a pass for each scale
+    tells how probable the tokens are there.
+
+    Args:
+        attribution_method (Attribution): a method whose forward function is an MLLM.
+
+    Raises:
+        TypeError: if it is not.
+
+    Examples::
+        >>> from PIL import Image
+        >>> from captum_mllm import ARC, MLLM, MSEA, AttendedLens, ImageTextInput, MLLMAttribution
+        >>> from captum_mllm.demo import demo_picture
+        >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
+        >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+        >>> explainer = MLLMAttribution(ARC(MSEA(AttendedLens(mllm)), suppress=None))
+        >>> result = explainer.attribute(inp, target="a red circle")
+        >>> result.output_tokens
+        ['a', ' red', ' circle']
+        >>> result.map(2).shape
+        (224, 224)
+    """
+
+    def __init__(self, attribution_method: Attribution) -> None:
+        check_attribution(attribution_method)
+        super().__init__(attribution_method.forward_func)
+        self.attribution_method = attribution_method
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        return bool(self.attribution_method.multiplies_by_inputs)
+
+    @log_usage()
+    def attribute(
+        self,
+        inp: ImageTextInput,
+        target: str | Sequence[int] | Tensor | None = None,
+        include_prompt: bool = False,
+        top_predictions: int = 5,
+        gen_args: dict[str, Any] | None = None,
+        show_progress: bool = False,
+        segments: SegmentsLike | None = None,
+        words: Literal["prompt", "earlier"] | None = None,
+        **kwargs: Any,
+    ) -> MLLMAttributionResult:
+        r"""
+        Args:
+            inp (ImageTextInput): the picture and the question.
+            target (str, Sequence[int] or Tensor, optional): the answer to explain, as text or as
+                tokens. Default: None, what the model answers.
+            include_prompt (bool): explain the words of the question too, before those of the
+                answer. Default: False
+            top_predictions (int): how many of the model's most probable tokens to keep for each
+                explained one. Default: 5
+            gen_args (dict, optional): arguments of ``generate`` where the model answers.
+                Default: None, greedy and 64 tokens at most.
+            show_progress (bool): show bars over scales, and over tokens for methods that take
+                them in turn. Default: False
+            segments (tuple[int, int], int, Tensor or Sequence[Tensor], optional): for methods that
+                perturb, the parts of the picture that are removed together: rows and columns of a
+                grid; a number of :func:`~captum_mllm.attr.superpixels`; or, as
+                :class:`captum.attr.ImageMaskInput` takes them, a label for each pixel, integers
+                (H, W), or a mask (H, W) for each part, which may overlap. Every token is explained
+                from the same passes, and ``perturbations_per_eval`` of them run at a time.
+                Default: None, the method is asked for each token, with arguments of its own.
+            words (str, optional): the words that are features of the method beside the picture,
+                those of the question (``"prompt"``), or those of the answer as well, each for the
+                tokens after it (``"earlier"``); for methods that perturb ``segments``, and for
+                those of gradients, which take the embeddings of the tokens. Default: None, the
+                question's where there are segments, unless the method weighs words by itself.
+            **kwargs (Any): passed on to the attribution method: ``scales``, ``n_steps``,
+                ``n_samples``, ``perturbations_per_eval`` ... With segments or words,
+                ``baselines`` is (picture, words): what stands in the place of removed parts,
+                None, ``"mean"``, ``"blur"``, a number or a tensor as in
+                :func:`~captum_mllm.metrics.deletion_auc` (None is black); and of removed words,
+                None or ``"mean"`` for the mean of all embeddings, a token such as ``" "``, a
+                number, or an embedding (D,). Windows and strides of Occlusion count in segments,
+                and in words, such as ``((1, 2, 2), (1,))`` on a grid.
+
+        Returns:
+            MLLMAttributionResult: maps of the picture (T, h, w) and weights of the earlier
+            words (T, P + T): those that the method gives to text, as features (0 for words that
+            were none; those tokens of a removed word that stand before the explained one share its
+            value) or by ``attribute_text`` of ARC, TAM and AttentionRollout, also within other
+            wrappers; else how strongly the state of each earlier word says the token, in logits,
+            at least 0.
+            What each scale of MSEA saw is part of it where MSEA is the method or lies directly
+            within ARC or TAM.
+
+        Raises:
+            RuntimeError: for a gradient method under ``torch.inference_mode``.
+            TypeError: if ``inp`` is not an :class:`ImageTextInput`, or the method takes no segments
+                or words.
+            ValueError: for an empty answer, or arguments that clash or that the method refuses.
+        """
+        check_input(inp, gen_args)
+        mllm: MLLM = self.forward_func
+        # The states by which the model says an answer of its own are those of a pass with it.
+        with mllm.remember():
+            image, query = mllm.prepare(inp, target, **(gen_args or {}))
+            if include_prompt:
+                query = query.including_prompt()
+            return explain(
+                self.attribution_method,
+                inp,
+                image,
+                query,
+                top_predictions,
+                show_progress,
+                segments,
+                words,
+                **kwargs,
+            )
+
+    def attribute_batch(
+        self,
+        inputs: Sequence[ImageTextInput],
+        targets: Sequence[str | Sequence[int] | Tensor | None] | None = None,
+        include_prompt: bool = False,
+        top_predictions: int = 5,
+        gen_args: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> list[MLLMAttributionResult]:
+        r"""
+        Several inputs at once, each with a question and an answer of its own.
+
+        The model answers all of them in one batch, and around LogitLens, AttendedLens and raw
+        attention makes one pass for all of them at each scale. The results are those of
+        :meth:`attribute`, up to rounding; answers that are sampled are other ones, as random
+        numbers are drawn in another order. Memory grows with the number of inputs and with the
+        longest of them: give as many as fit, of similar size. Methods that make other passes of
+        their own, such as those with gradients, still take the inputs in turn.
+
+        Args:
+            inputs (Sequence[ImageTextInput]): the pictures and the questions.
+            targets (Sequence, optional): the answer to explain for each of them, None for the
+                model's own. Default: None, what the model answers to each.
+            include_prompt (bool): as in :meth:`attribute`. Default: False
+            top_predictions (int): as in :meth:`attribute`. Default: 5
+            gen_args (dict, optional): as in :meth:`attribute`, for all of them. Default: None
+            **kwargs (Any): passed on to the attribution method.
+
+        Returns:
+            list[MLLMAttributionResult]: one for each input, in their order.
+
+        Raises:
+            TypeError: if an input is not an :class:`ImageTextInput`.
+            ValueError: for no inputs, another number of targets, an empty answer, pictures that
+                the model does not take in one batch, or arguments that clash or that the method
+                refuses.
+
+        Examples::
+            >>> from PIL import Image
+            >>> from captum_mllm import MLLM, TAM, ImageTextInput, LogitLens, MLLMAttribution
+            >>> from captum_mllm.demo import demo_picture
+            >>> explainer = MLLMAttribution(TAM(LogitLens(MLLM.from_pretrained("demo/qwen2-vl"))))
+            >>> scene = Image.open(demo_picture())
+            >>> inputs = [ImageTextInput(scene, "Describe the image."), ImageTextInput(scene, "?")]
+            >>> results = explainer.attribute_batch(inputs, ["a red circle", "a blue ring"])
+            >>> [result.output_words for result in results]
+            [['a', 'red', 'circle'], ['a', 'blue', 'ring']]
+        """
+        if isinstance(inputs, ImageTextInput):
+            raise TypeError("got one ImageTextInput, expected a list of them; see attribute()")
+        for inp in inputs:
+            check_input(inp, gen_args)
+        return attribute_batch(
+            self.attribution_method,
+            inputs,
+            targets,
+            include_prompt,
+            top_predictions,
+            gen_args or {},
+            kwargs,
+        )
+
+    def stream(
+        self, inp: ImageTextInput, gen_args: dict[str, Any] | None = None, **kwargs: Any
+    ) -> AnswerStream:
+        r"""
+        Explain each word of the model's own answer as soon as it is said.
+
+        The states by which the model says a word are those that explain it, so that this takes no
+        further pass. A word comes once what follows it shows that it has ended. LogitLens, and TAM
+        and ARC around it, can be streamed, at scale 1: what MSEA sees at other scales would need
+        passes of its own, so that it streams with ``scales=(1.0,)`` alone.
+
+        Args:
+            inp (ImageTextInput): the picture and the question.
+            gen_args (dict, optional): arguments of ``generate``; greedy or sampled, without beams.
+                Default: None, greedy and 64 tokens at most.
+            **kwargs (Any): passed on to the attribution method.
+
+        Returns:
+            AnswerStream: an iterator over :class:`~captum_mllm.attr.AnswerWord`, with the
+            ``result`` of the whole answer once it has ended.
+
+        Raises:
+            TypeError: if ``inp`` is not an :class:`ImageTextInput`.
+            ValueError: for a method or a scale that cannot be streamed; while the words come, for
+                an empty answer, and for an answer that is not made token by token.
+
+        Examples::
+            >>> from PIL import Image
+            >>> from captum_mllm import ARC, MLLM, ImageTextInput, LogitLens, MLLMAttribution
+            >>> from captum_mllm.demo import demo_picture
+            >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
+            >>> explainer = MLLMAttribution(ARC(LogitLens(mllm), suppress=None))
+            >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+            >>> with explainer.stream(inp, gen_args={"max_new_tokens": 3}) as stream:
+            ...     shapes = [step.map.shape for step in stream]
+            >>> shapes == [(224, 224)] * len(stream.result.output_words)
+            True
+        """
+        check_input(inp, gen_args)
+        return stream_answer(self.attribution_method, inp, gen_args or {}, kwargs)
+
+    @classmethod
+    def get_name(cls) -> str:
+        return "MLLM Attribution"
+
+    def attribute_future(self) -> Callable[..., Any]:
+        raise NotImplementedError("attribute_future is not implemented for MLLMAttribution")

@@ -1,0 +1,427 @@
+"""Plots of an explanation with matplotlib, and the one colour scale of the plots and the page.
+
+``image_heatmap`` draws a map over the image, ``word_sheet`` the maps of all words,
+``token_weights`` and ``token_sums`` the weights of the earlier tokens, and ``text_records`` makes
+records for Captum's ``visualize_text``.
+
+A plot that is returned is not registered with pyplot: it goes when nothing refers to it.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from captum.attr import visualization
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from PIL import Image
+
+from captum_mllm.visualization.fonts import PlotText
+
+# Where there is no evidence the image shows through: opacity grows with the value to this power.
+FADE = 0.8
+OPACITY = 0.75
+
+_LONGEST_SIDE = 1600  # pixels of a drawn image
+_CELL = 2.2  # inches of one image of a sheet
+_DOTS = 200  # pixels an inch of it
+_TITLE_LENGTH, _CELL_TITLE_LENGTH = 60, 24
+# Beyond this many cells, numbers in them are too small to read and slow to draw.
+_NUMBERED_CELLS = 2000
+_WIDEST, _TALLEST = 60.0, 40.0  # inches
+
+
+def colormap(signed: bool) -> Colormap:
+    r"""
+    The colours of attributions: inferno from 0 up, RdBu reversed around 0.
+
+    Args:
+        signed (bool): whether any of the values is negative.
+    """
+    return matplotlib.colormaps["RdBu_r" if signed else "inferno"]
+
+
+def color_table(signed: bool) -> np.ndarray:
+    r"""The 256 colours of :func:`colormap`, RGB, (256, 3), uint8."""
+    return colormap(signed)(np.arange(256), bytes=True)[:, :3]
+
+
+def color_limits(maps: Iterable[np.ndarray]) -> tuple[float, float]:
+    r"""The values of the first and the last colour: from 0 where nothing is negative, else even
+    on both sides of it. Values that are not finite do not count."""
+    low = high = 0.0
+    for values in maps:
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low < 0:
+        high = max(high, -low)
+        return -high, high
+    return 0.0, high or 1.0
+
+
+def opacities(values: np.ndarray, limit: float) -> np.ndarray:
+    r"""How much of the image a map covers, in [0, 1]; 0 for values that are not finite."""
+    return np.clip(np.abs(np.nan_to_num(values, posinf=0, neginf=0)) / limit, 0, 1) ** FADE
+
+
+def image_heatmap(
+    image: Image.Image,
+    map_: np.ndarray,
+    *,
+    title: str | None = None,
+    label: str = "Attribution",
+    alpha: float = OPACITY,
+    segments: np.ndarray | None = None,
+    border_width: int = 2,
+    show_legends: bool = True,
+    show: bool = False,
+) -> Any:
+    r"""
+    The image with a map over it, and a bar of its colours.
+
+    Large images are drawn with at most 1600 pixels a side; the axes count pixels of the image.
+
+    Args:
+        image (PIL.Image.Image): the image.
+        map_ (np.ndarray): values laid over the whole image, (h, w).
+        title (str, optional): above the plot. Default: None
+        label (str): beside the bar. Default: "Attribution"
+        alpha (float): opacity of the map where it is strongest, in [0, 1]. Default: 0.75
+        segments (np.ndarray, optional): a label for each pixel, integers (H, W), where the map is
+            one of segments. Default: None
+        border_width (int): width of the borders of segments in pixels; 0 for none. Default: 2
+        show_legends (bool): write the label of each segment on it. Default: True
+        show (bool): show the plot instead of returning it. Default: False
+
+    Returns:
+        tuple[Figure, Axes] or None: the plot, unless it is shown.
+    """
+    _check_opacity(alpha)
+    width, height = image.size
+    figure = _figure(show, layout="constrained")
+    axes = figure.subplots()
+    low, high = color_limits([map_])
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axes.imshow(np.asarray(_reduced(image, _LONGEST_SIDE)), extent=extent)
+    colors = colormap(low < 0)
+    axes.imshow(
+        map_, cmap=colors, vmin=low, vmax=high, alpha=alpha * opacities(map_, high), extent=extent
+    )
+    step = math.ceil(max(image.size) / _LONGEST_SIDE)
+    segments = None if segments is None else segments[::step, ::step]
+    if segments is not None and border_width > 0:
+        axes.imshow(_borders(segments, border_width), extent=extent, interpolation="nearest")
+    if segments is not None and show_legends:
+        for name, (row, column) in _places(segments).items():
+            axes.text(
+                column * step,
+                row * step,
+                str(name),
+                ha="center",
+                va="center",
+                color="white",
+                fontsize=8,
+                bbox={"facecolor": "black", "alpha": 0.5, "linewidth": 0, "pad": 1},
+            )
+    axes.axis("off")
+    # The bar of an image with an array of opacities would be drawn transparent.
+    bar = figure.colorbar(ScalarMappable(Normalize(low, high), cmap=colors), ax=axes)
+    bar.set_label(label)
+    if title is not None:
+        PlotText([title]).write(axes.title, title, _TITLE_LENGTH)
+    return _finish(figure, axes, show)
+
+
+def word_sheet(
+    image: Image.Image,
+    maps: Sequence[np.ndarray],
+    titles: Sequence[str],
+    *,
+    columns: int | None = None,
+    alpha: float = OPACITY,
+    show: bool = False,
+) -> Any:
+    r"""
+    The image once for each map with a title above it, all on one scale of colours.
+
+    All lie on one axis, with no more pixels than are shown, so that 400 words take seconds.
+
+    Args:
+        image (PIL.Image.Image): the image.
+        maps (Sequence[np.ndarray]): values laid over the whole image, (h, w) each, of any size.
+        titles (Sequence[str]): a title for each of them.
+        columns (int, optional): images in a row. Default: None, 5, and more where there are so many
+            maps that the sheet would become more than twice as tall as wide.
+        alpha (float): opacity of the maps where they are strongest, in [0, 1]. Default: 0.75
+        show (bool): show the plot instead of returning it. Default: False
+
+    Returns:
+        tuple[Figure, Axes] or None: the plot, unless it is shown. ``axes.images``
+        and ``axes.texts`` are those of the maps, in their order.
+
+    Raises:
+        ValueError: for fewer than one column, or an opacity outside of [0, 1].
+    """
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns is {columns}; expected at least 1")
+    _check_opacity(alpha)
+    count = max(len(maps), 1)
+    columns = min(columns or max(5, math.ceil(math.sqrt(count / 2))), count)
+    rows = math.ceil(count / columns)
+    # All lengths are in inches. The more words, the smaller they are.
+    side = min(_CELL, max(_CELL * math.sqrt(60 / count), _CELL / 2))
+    longest = max(image.size)
+    width, height = (length / longest * side for length in image.size)
+    line, gap = 0.25, 0.08
+    cell = max(width, side / 3) + gap, line + height + gap
+    size = columns * cell[0], rows * cell[1]
+    figure = _figure(show, figsize=(size[0] + 1.0, max(size[1], 1.5)))
+    across, down = figure.get_size_inches()
+    axes = figure.add_axes((0, 1 - size[1] / down, size[0] / across, size[1] / down))
+    axes.axis("off")
+    axes.set(xlim=(0, size[0]), ylim=(size[1], 0))
+    small = np.asarray(_reduced(image, round(_DOTS * side)), dtype=np.float32)
+    low, high = color_limits(maps)
+    table = color_table(low < 0)
+    texts = PlotText(titles)
+    letters = max(round(_CELL_TITLE_LENGTH * cell[0] / _CELL), 6)
+    for place, (map_, title) in enumerate(zip(maps, titles)):
+        middle = (place % columns + 0.5) * cell[0]
+        left, top = middle - width / 2, place // columns * cell[1] + line
+        values = _resized(map_, (len(small), len(small[0])))
+        cover = alpha * opacities(values, high)[..., None]
+        tint = table[_entries(values, low, high)]
+        drawn = AxesImage(axes, extent=(left, left + width, top + height, top))
+        drawn.set_data((small + cover * (tint - small)).round().astype(np.uint8))
+        axes.add_image(drawn)
+        text = axes.text(middle, top - gap / 2, "", ha="center", va="bottom", fontsize=10)
+        texts.write(text, title, letters)
+    tall = min(0.8, 4 / down)
+    bar_axes = figure.add_axes((1 - 0.9 / across, 0.9 - tall, 0.12 / across, tall))
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(low, high), cmap=colormap(low < 0)), cax=bar_axes
+    )
+    bar.set_label("Attribution")
+    return _finish(figure, axes, show)
+
+
+def token_weights(
+    weights: np.ndarray,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    *,
+    label: str = "Token Attribution",
+    show: bool = False,
+) -> Any:
+    r"""
+    A table of weights in colours, with the numbers in its cells where they can be read.
+
+    Args:
+        weights (np.ndarray): the weight of each column's token for each row's, (R, C).
+        columns (Sequence[str]): the tokens that weigh.
+        rows (Sequence[str]): the tokens that they weigh for.
+        label (str): beside the bar of colours. Default: "Token Attribution"
+        show (bool): show the plot instead of returning it. Default: False
+
+    Returns:
+        tuple[Figure, Axes] or None: the plot, unless it is shown.
+    """
+    numbered = weights.size <= _NUMBERED_CELLS
+    wide, tall = (1.3 if numbered else 0.2) * len(columns), len(rows) / (2.5 if numbered else 5)
+    size = (min(max(wide, 6.4), _WIDEST), min(max(tall, 4.8), _TALLEST))
+    figure = _figure(show, figsize=size, layout="constrained")
+    axes = figure.subplots()
+    low, high = color_limits([weights])
+    drawn = axes.imshow(
+        weights, vmin=low, vmax=high, cmap=colormap(low < 0), aspect="auto", interpolation="nearest"
+    )
+    bar = figure.colorbar(drawn, ax=axes)
+    bar.ax.set_ylabel(label, rotation=-90, va="bottom")
+    texts = PlotText([*columns, *rows])
+    _label_columns(axes, columns, texts)
+    texts.write_ticks(axes.yaxis, rows)
+    for (row, column), value in np.ndenumerate(weights) if numbered else ():
+        red, green, blue, _ = drawn.to_rgba(value)
+        is_bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
+        axes.text(
+            column,
+            row,
+            f"{value:.4f}",
+            ha="center",
+            va="center",
+            color="black" if is_bright or not np.isfinite(value) else "white",
+        )
+    return _finish(figure, axes, show)
+
+
+def token_sums(
+    weights: np.ndarray,
+    tokens: Sequence[str],
+    *,
+    label: str = "Sequence Attribution",
+    show: bool = False,
+) -> Any:
+    r"""
+    A bar for the weight of each token.
+
+    Args:
+        weights (np.ndarray): a weight for each token, (C,).
+        tokens (Sequence[str]): the tokens.
+        label (str): beside the bars. Default: "Sequence Attribution"
+        show (bool): show the plot instead of returning it. Default: False
+
+    Returns:
+        tuple[Figure, Axes] or None: the plot, unless it is shown.
+    """
+    wide, tall = max(len(tokens) / 2, 6.4), max(len(tokens) / 4, 4.8)
+    figure = _figure(show, figsize=(min(wide, _WIDEST), min(tall, 12.0)), layout="constrained")
+    axes = figure.subplots()
+    colors = colormap(signed=True)
+    for sign, color in ((1, colors(0.85)), (-1, colors(0.15))):
+        axes.bar(range(len(tokens)), np.where(sign * weights > 0, weights, 0), color=color)
+    _label_columns(axes, tokens, PlotText(tokens))
+    axes.set_ylabel(label)
+    return _finish(figure, axes, show)
+
+
+def text_records(
+    input_tokens: Sequence[str],
+    output_tokens: Sequence[str],
+    token_attr: Any,
+    output_probs: Sequence[float],
+) -> list[visualization.VisualizationDataRecord]:
+    r"""
+    A record of each explained token for Captum's ``visualize_text``.
+
+    The weights of the earlier tokens are divided by the largest, and the tokens are escaped, which
+    Captum does not do.
+
+    Args:
+        input_tokens (Sequence[str]): the tokens that weigh.
+        output_tokens (Sequence[str]): the T explained tokens.
+        token_attr (Tensor): weight of each input token, shape (T, len(input_tokens)).
+        output_probs (Sequence[float]): probability of each explained token, T of them.
+
+    Returns:
+        list[visualization.VisualizationDataRecord]: one for each explained token.
+    """
+    tokens = [_escaped(token) for token in input_tokens]
+    records = []
+    for token, weights, probability in zip(output_tokens, token_attr, output_probs):
+        largest = float(weights.abs().max()) if weights.numel() else 0.0
+        name = _escaped(token)
+        records.append(
+            visualization.VisualizationDataRecord(
+                word_attributions=weights / largest if largest > 0 else weights,
+                pred_prob=probability,
+                pred_class=name,
+                true_class=name,
+                attr_class=name,
+                attr_score=float(weights.sum()),
+                raw_input_ids=tokens,
+                convergence_score=0.0,
+            )
+        )
+    return records
+
+
+def _check_opacity(alpha: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; expected an opacity in [0, 1]")
+
+
+def _figure(show: bool, **options: Any) -> Figure:
+    if show:
+        import matplotlib.pyplot as plt
+
+        return plt.figure(**options)
+    figure = Figure(**options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _finish(figure: Figure, axes: Any, show: bool) -> Any:
+    """Captum's habit: show the plot and return nothing, or return it."""
+    if not show:
+        return figure, axes
+    import matplotlib.pyplot as plt
+
+    plt.show()
+    # Interactive windows live on; elsewhere the plot has been seen.
+    if not matplotlib.is_interactive():
+        plt.close(figure)
+    return None
+
+
+def _reduced(image: Image.Image, longest: int) -> Image.Image:
+    image = image.convert("RGB")
+    if max(image.size) > longest:
+        image = image.copy()
+        image.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return image
+
+
+def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if values.shape == size:
+        return values
+    image = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def _entries(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Which of 256 colours matplotlib gives to each value."""
+    share = (np.nan_to_num(values, posinf=0, neginf=0) - low) / (high - low)
+    return np.clip(share * 256, 0, 255).astype(np.uint8)
+
+
+def _borders(segments: np.ndarray, width: int) -> np.ndarray:
+    """Dark pixels, RGBA, where two segments meet."""
+    edge = np.zeros(segments.shape, bool)
+    edge[1:] |= segments[1:] != segments[:-1]
+    edge[:, 1:] |= segments[:, 1:] != segments[:, :-1]
+    wide = edge.copy()
+    for step in range(1, width):
+        # In turn to both sides, so that the border stays in the middle.
+        shift = (step + 1) // 2 * (-1 if step % 2 else 1)
+        for axis in (0, 1):
+            moved = np.roll(edge, shift, axis)
+            ends = slice(None, shift) if shift > 0 else slice(shift, None)
+            moved[(slice(None),) * axis + (ends,)] = False
+            wide |= moved
+    return np.where(wide[..., None], np.array([20, 20, 20, 180], np.uint8), np.uint8(0))
+
+
+def _places(segments: np.ndarray) -> dict[int, tuple[float, float]]:
+    """A pixel of each segment for its label, the nearest one to its centre."""
+    names, members = np.unique(segments, return_inverse=True)
+    members = members.reshape(segments.shape)
+    counts = np.bincount(members.ravel())
+    row, column = np.indices(segments.shape)
+    centres = [np.bincount(members.ravel(), axis.ravel()) / counts for axis in (row, column)]
+    distance = (row - centres[0][members]) ** 2 + (column - centres[1][members]) ** 2
+    order = np.lexsort((distance.ravel(), members.ravel()))
+    nearest = order[np.concatenate([[0], np.cumsum(counts)[:-1]])]
+    return {
+        int(name): (float(row.flat[pixel]), float(column.flat[pixel]))
+        for name, pixel in zip(names, nearest)
+    }
+
+
+def _label_columns(axes: Any, tokens: Sequence[str], texts: PlotText) -> None:
+    axes.tick_params(top=True, bottom=False, labeltop=True, labelbottom=False)
+    texts.write_ticks(axes.xaxis, tokens)
+    for label in axes.get_xticklabels():
+        label.set(rotation=-30, ha="right", rotation_mode="anchor")
+
+
+def _escaped(token: str) -> str:
+    return html.escape(token.replace("\n", "\\n"))
