@@ -514,7 +514,7 @@ def test_bad_answers_and_inputs_are_refused(inp: ImageTextInput) -> None:
 def test_a_template_without_a_place_for_the_picture_is_an_error(inp: ImageTextInput) -> None:
     model, processor = build("llava")
     processor.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
-    with pytest.raises(ValueError, match="leaves out '.*', all text of the last message"):
+    with pytest.raises(ValueError, match=r"leaves out '.*', all text of the last message"):
         MLLM(model, processor).prepare(inp, target="a")
 
 

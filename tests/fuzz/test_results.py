@@ -1,10 +1,12 @@
-"""A file that was changed is not read as another result."""
+"""Results are asked with arguments of any type, and read from files that were changed."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,29 @@ RESULT = MLLMAttribution(LogitLens(MLLM(*shared("llava")))).attribute(INPUT, tar
 FOLDER = Path(tempfile.mkdtemp())
 RESULT.save(FOLDER / "result")
 SAVED = (FOLDER / "result").read_bytes()
+
+PLACES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 5),
+    st.floats(),
+    st.text(max_size=5),
+    st.binary(max_size=3),
+    st.tuples(st.integers(-4, 4), st.integers(-4, 4)),
+    st.lists(st.integers(-4, 4), max_size=3),
+    st.slices(3),
+    st.sampled_from([range(2), np.int64(1), torch.tensor(1), object(), {}, "a", "cat", " cat"]),
+)
+
+
+@FUZZ
+@given(place=PLACES)
+def test_a_map_is_that_of_a_token_or_refused(place: Any) -> None:
+    with reasoned() as outcome:
+        found = RESULT.map(place)
+    if outcome.refused is None:
+        assert np.asarray(found).shape == (84, 84)
+        assert np.isfinite(np.asarray(found)).all()
 
 
 @FUZZ
