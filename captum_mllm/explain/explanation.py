@@ -16,6 +16,7 @@ from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.attr.text_attribution import text_attribution
 from captum_mllm.attr.token_maps import token_maps
 from captum_mllm.explain.result import MLLMAttributionResult, ScaleResult
+from captum_mllm.models.answers import generation_options
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.loading import model_name
 from captum_mllm.models.mllm import MLLM
@@ -94,7 +95,7 @@ def check_input(inp: Any, gen_args: dict[str, Any] | None) -> None:
         raise TypeError(
             f"got an input of type {type(inp).__name__}, expected ImageTextInput(picture, text)"
         )
-    clash = {"every_picture", "target"} & set(gen_args or {})
+    clash = {"every_picture", "target"} & set(generation_options(gen_args))
     if clash:
         raise ValueError(f"gen_args holds {sorted(clash)}, which generate does not take")
 

@@ -16,6 +16,7 @@ from captum_mllm.explain.batch import attribute_batch
 from captum_mllm.explain.explanation import check_input, explain
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.stream import stream_answer
+from captum_mllm.models.answers import generation_options
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.mllm import MLLM
 
@@ -128,7 +129,7 @@ class MLLMAttribution(Attribution):
         mllm: MLLM = self.forward_func
         # The states by which the model says an answer of its own are those of a pass with it.
         with mllm.remember():
-            image, query = mllm.prepare(inp, target, **(gen_args or {}))
+            image, query = mllm.prepare(inp, target, **generation_options(gen_args))
             if include_prompt:
                 query = query.including_prompt()
             return explain(
@@ -201,7 +202,7 @@ class MLLMAttribution(Attribution):
             targets,
             include_prompt,
             top_predictions,
-            gen_args or {},
+            generation_options(gen_args),
             kwargs,
         )
 
@@ -244,7 +245,7 @@ class MLLMAttribution(Attribution):
             True
         """
         check_input(inp, gen_args)
-        return stream_answer(self.attribution_method, inp, gen_args or {}, kwargs)
+        return stream_answer(self.attribution_method, inp, generation_options(gen_args), kwargs)
 
     @classmethod
     def get_name(cls) -> str:
