@@ -149,7 +149,7 @@ class Backbone(PassMemory):
         super().__init__(model.parameters)
         self.model: Any = model
         self.processor = processor
-        self.geometry = family.geometry(model.config, processor)
+        self.geometry = family.make_geometry(model.config, processor)
         self.image_token_id: int = model.config.image_token_id
         self._tokens = TokenCache()
 

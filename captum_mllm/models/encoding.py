@@ -166,13 +166,19 @@ def encode(
     inputs = dict(processed.inputs)
     positions = [(processed.picture == index).nonzero()[:, 0] for index in range(len(cut))]
     layouts = [
-        _layout(size_of(picture), inputs, index, len(positions[index]), geometry)
+        _layout(size_of(picture), processed.images | inputs, index, len(positions[index]), geometry)
         for index, picture in enumerate(cut)
+    ]
+    for layout, picture, box, native in zip(layouts, pictures, boxes, query.native):
+        if len(box) == 1:
+            geometry.check_scale(size_of(picture), native, layout)
+    positions = [
+        found[geometry.drawn(layout, len(found))] for found, layout in zip(positions, layouts)
     ]
     if cache is not None:
         inputs["pixel_values"] = _pixel_values(cut, layouts, geometry, inputs["pixel_values"])
     length, n_answer = inputs["input_ids"].shape[1], len(query.answer_ids)
-    inputs = _append(inputs, query.answer_ids[:-1])
+    inputs = _append(inputs, query.answer_ids[:-1], geometry.answer_fills)
     device = pictures[0].device
     return Encoding(
         inputs={
@@ -217,7 +223,7 @@ def _layout(
     size: Size, inputs: dict[str, Tensor], index: int, n_tokens: int, geometry: Geometry
 ) -> Layout:
     layout = geometry.layout(size, inputs, index, n_tokens)
-    if layout.n_tokens != n_tokens:
+    if len(geometry.drawn(layout, n_tokens)) != layout.n_tokens:
         raise RuntimeError(
             f"the prompt has {n_tokens} image tokens for a picture, but the family's layout "
             f"accounts for {layout.n_tokens}; please report it with the model's name and the "
@@ -232,9 +238,7 @@ def _pixel_values(
     parts = [
         geometry.pixel_values(saturate(picture), layout) for picture, layout in zip(cut, layouts)
     ]
-    rows = len(cut[0])
-    # Pictures of one prompt stand beside each other, prompt after prompt.
-    values = torch.cat([part.unflatten(0, (rows, -1)) for part in parts], dim=1).flatten(0, 1)
+    values = geometry.join(parts, len(cut[0]))
     if values.shape != expected.shape:
         raise RuntimeError(
             f"the differentiable pixels have shape {tuple(values.shape)}, the processor's "
@@ -258,12 +262,13 @@ def _shift(piece: Piece, across: float, down: float) -> Box:
     return (left + across, top + down, right + across, bottom + down)
 
 
-def _append(inputs: dict[str, Tensor], answer_ids: Sequence[int]) -> dict[str, Tensor]:
+def _append(
+    inputs: dict[str, Tensor], answer_ids: Sequence[int], fills: dict[str, int]
+) -> dict[str, Tensor]:
     """Teacher forcing: the answer but its last token follows the prompt."""
     extended = dict(inputs)
     ids = extended["input_ids"]
     answer = torch.tensor(answer_ids, dtype=ids.dtype).expand(len(ids), -1)
-    fills = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0}
     extended["input_ids"] = torch.cat([ids, answer], dim=1)
     for name, fill in fills.items():
         if name in extended:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import FunctionType, SimpleNamespace
 from typing import Any, TypeVar
 
 import transformers
@@ -48,8 +49,21 @@ def image_only(processor_class: ProcessorClass) -> ProcessorClass:
     def get_attributes(cls: type[ProcessorMixin]) -> list[str]:
         return [name for name in processor_class.get_attributes() if name != "video_processor"]
 
+    init: Any = processor_class.__init__
+    # The same code, which transformers inspects, but no argument has to be given (SmolVLM).
+    optional = FunctionType(
+        init.__code__,
+        init.__globals__,
+        init.__name__,
+        (None,) * (init.__code__.co_argcount - 1 - len(init.__defaults__ or ()))
+        + (init.__defaults__ or ()),
+        init.__closure__,
+    )
     members = {
         "get_attributes": classmethod(get_attributes),
+        "__init__": optional,
+        # SmolVLM's chat template asks for these, also where there is no video.
+        "video_processor": SimpleNamespace(num_frames=None, fps=None),
         "__module__": processor_class.__module__,
         "__doc__": processor_class.__doc__,
         # The name is that of the original class, so that pickle would not find this one.
