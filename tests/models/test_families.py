@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,18 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_mllm import MLLM, ImageTextInput
+from captum_mllm import MLLM, MSEA, ImageTextInput, LogitLens
 from captum_mllm.models import Query
+from captum_mllm.models.batches import batch_states
 from captum_mllm.models.families import FAMILIES as ROWS
 from captum_mllm.models.families import family_of
 from captum_mllm.models.layout import Layout
-from tests.models.tiny_families import FAMILIES, shared
+from tests.models.test_model_unchanged import PICTURE, snapshot
+from tests.models.tiny_families import FAMILIES, build, shared
 from tests.models.tiny_models import FAMILIES as FIRST
 
 # Odd, wide and tall.
 SIZES = [(97, 131), (84, 196), (168, 70)]
 SCALES = (0.5, 1.0, 1.5, 2.0)
-PATCHES = 6
+# Cells that are tried, of each of some pieces.
+PATCHES, PIECES = 4, 4
 NEW = [family for family in FAMILIES if family not in FIRST]
 sizes = pytest.mark.parametrize(
     "size", [SIZES[0], *(pytest.param(size, marks=pytest.mark.slow) for size in SIZES[1:])], ids=str
@@ -100,8 +104,10 @@ def test_a_changed_cell_moves_its_own_token_most(family: str, size: tuple[int, i
     for scale in SCALES:
         picture = scaled(image, scale)
         before, layout = features(mllm, picture, query)
-        start = 0
-        for piece, chosen in zip(layout.pieces, cells(layout, PATCHES)):
+        start, count = 0, len(layout.pieces)
+        tried_pieces = {round(index * (count - 1) / (PIECES - 1)) for index in range(PIECES)}
+        for index, (piece, chosen) in enumerate(zip(layout.pieces, cells(layout, PATCHES))):
+            chosen = chosen if index in tried_pieces else []
             changed = picture.repeat(len(chosen), 1, 1, 1)
             for row, (_, (left, top, right, bottom)) in enumerate(chosen):
                 part = changed[row, :, top:bottom, left:right]
@@ -114,3 +120,86 @@ def test_a_changed_cell_moves_its_own_token_most(family: str, size: tuple[int, i
             start += piece.n_tokens
             tried += len(chosen)
     assert tried >= 12
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_states_are_those_of_the_model(family: str) -> None:
+    mllm, image, query = opened(family, SIZES[0], target=list(range(5, 15)))
+    logits = mllm(image, query)
+    states = mllm.states(image, query)
+    every = torch.arange(mllm.vocabulary.size)
+    found = mllm.vocabulary.scores(states.predicting[:, -10:], every)
+    torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)
+    chosen = logits[0].softmax(-1)[torch.arange(10), list(query.answer_ids)]
+    torch.testing.assert_close(mllm.target_probability(image, query), chosen, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_teacher_forcing_equals_stepwise_generation(family: str) -> None:
+    mllm, image, query = opened(family, SIZES[0], target=[7])
+    inputs = mllm.encode((image,), query).inputs
+    with torch.no_grad():
+        said = mllm.model.generate(
+            **inputs,
+            max_new_tokens=6,
+            min_new_tokens=6,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+            suppress_tokens=[mllm.image_token_id],
+        )
+    answer = tuple(said.sequences[0, inputs["input_ids"].shape[1] :].tolist())
+    forced = mllm(image, replace(query, answer_ids=answer))
+    stepwise = torch.stack(said.logits, 1)
+    torch.testing.assert_close(forced, stepwise, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batches_equal_single_runs(family: str) -> None:
+    mllm, image, query = opened(family, SIZES[0])
+    other = 1 - image.flip(-1)
+    together = mllm.states(torch.cat([image, other]), query)
+    for row, picture in enumerate((image, other)):
+        alone = mllm.states(picture, query)
+        for name in ("words", "predicting"):
+            own, batched = getattr(alone, name)[0], getattr(together, name)[row]
+            torch.testing.assert_close(batched, own, rtol=0, atol=1e-5)
+        torch.testing.assert_close(together.image[0][row], alone.image[0][0], rtol=0, atol=1e-5)
+    # Prompts of other lengths beside each other.
+    _, shorter = mllm.prepare(ImageTextInput(image[0], "what"), target="a dog")
+    prompts = [((image,), query), ((image,), shorter)]
+    for found, prompt in zip(batch_states(mllm, prompts), prompts):
+        alone = mllm.states(*prompt[0], prompt[1])
+        torch.testing.assert_close(found[None].predicting, alone.predicting, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[None].image[0], alone.image[0], rtol=0, atol=1e-5)
+
+
+@sizes
+@pytest.mark.parametrize("family", FAMILIES)
+def test_differentiable_pixels_are_those_of_the_processor(
+    family: str, size: tuple[int, int]
+) -> None:
+    mllm, image, query = opened(family, size)
+    for scale in SCALES:
+        picture = scaled(image, scale)
+        own = mllm.encode((picture.clone().requires_grad_(),), query).inputs["pixel_values"]
+        with torch.no_grad():
+            processors = mllm.encode((picture,), query).inputs["pixel_values"]
+        std = torch.as_tensor(mllm.geometry.option("image_std")).max()
+        factor = std if mllm.geometry.option("do_normalize") else 1.0
+        assert own.requires_grad
+        assert ((own - processors).abs().mean() * factor) <= 1 / 255, scale
+
+
+@pytest.mark.parametrize("family", NEW)
+def test_a_family_is_explained_and_its_model_left_as_it_was(family: str) -> None:
+    model, processor = build(family)
+    mllm = MLLM(model, processor)
+    image, query = mllm.prepare(ImageTextInput(PICTURE, "what is it ?"), max_new_tokens=3)
+    before = snapshot(model)
+    maps = MSEA(LogitLens(mllm)).attribute(image, additional_forward_args=(query,))
+    assert maps.isfinite().all() and maps.abs().sum() > 0
+    image.requires_grad_()
+    mllm(image, query)[0, 0, query.answer_ids[0]].backward()
+    assert image.grad is not None and image.grad.isfinite().all() and image.grad.abs().sum() > 0
+    assert snapshot(model) == before
