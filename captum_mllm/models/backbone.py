@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
-from captum_mllm.models.families import family_of
+from captum_mllm.models.families import family_of, softcap
 from captum_mllm.models.pairing import complete_processor
 from captum_mllm.models.passes import PassMemory
 from captum_mllm.models.precision import check_finite
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States, gather_states
 from captum_mllm.models.targets import is_integer
+from captum_mllm.models.towers import decoder_of
 from captum_mllm.models.vocabulary import Vocabulary
 
 # Held while hooks and settings of models change, never during a pass.
@@ -172,7 +173,7 @@ class Backbone(PassMemory):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.model.get_output_embeddings())
+        return Vocabulary(self.model.get_output_embeddings(), softcap(self.model.config))
 
     def encode(self, pictures: Sequence[Tensor], query: Query) -> Encoding:
         r"""The model's inputs for a query; see :meth:`captum_mllm.MLLM.encode`."""
@@ -238,10 +239,10 @@ class Backbone(PassMemory):
         """
         model = self.model
         if layer is None:
-            last = model.base_model(**inputs, use_cache=False).last_hidden_state
+            last = last_states(model, inputs)
             check_finite(last, model, inputs)
             return {None: last}
-        decoder = model.get_decoder()
+        decoder = decoder_of(model)
         count = len(decoder.layers)
         if not is_integer(layer) or not -count <= layer < count:
             raise ValueError(
@@ -256,7 +257,7 @@ class Backbone(PassMemory):
         # What the next module receives: some families add visual features between layers.
         following = [*decoder.layers, decoder.norm][layer % count + 1]
         with hook(following, keep, before=True):
-            last = model.base_model(**inputs, use_cache=False).last_hidden_state
+            last = last_states(model, inputs)
         check_finite(last, model, inputs)
         if len(seen) != 1:
             raise RuntimeError(
@@ -278,6 +279,21 @@ class Backbone(PassMemory):
         known = {name: value for name, value in inputs.items() if "pixel" not in name}
         positions: Tensor = count(**known)[0]
         return positions
+
+
+def last_states(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    r"""The hidden states of a pass after the final norm, (rows, S, d)."""
+    if model.base_model is not model:
+        return model.base_model(**inputs, use_cache=False).last_hidden_state
+    # Llama 4 has no part that makes them.
+    seen: list[Tensor] = []
+
+    def see(module: nn.Module, args: Any, output: Any) -> None:
+        seen.append(output.last_hidden_state)
+
+    with hook(decoder_of(model), see):
+        model(**inputs, logits_to_keep=1, use_cache=False)
+    return seen[0]
 
 
 @contextmanager

@@ -41,7 +41,8 @@ def join(
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     fills = dict.fromkeys((*PER_TOKEN, POSITIONS), 0)
     fills["input_ids"] = next(token for token in ids if token is not None)
-    fills["attention_mask"] = int(side == "right")
+    if side == "right":
+        fills |= encodings[0].fills
     joined = {}
     for name in encodings[0].inputs:
         parts = [encoding.inputs[name] for encoding in encodings]

@@ -15,9 +15,11 @@ from captum_mllm.models.answers import Answer, generate_answers
 from captum_mllm.models.backbone import Backbone, hook
 from captum_mllm.models.batches import join, lengths
 from captum_mllm.models.encoding import Encoding
+from captum_mllm.models.families import softcap
 from captum_mllm.models.query import Prompt, Query
 from captum_mllm.models.states import PREDICTIONS, RANKED, States, gather_states
-from captum_mllm.models.vocabulary import Predictions, predict
+from captum_mllm.models.towers import decoder_of
+from captum_mllm.models.vocabulary import Predictions, cap_logits, predict
 
 
 class Decoding(StoppingCriteria):
@@ -52,8 +54,8 @@ class Decoding(StoppingCriteria):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Within it, passes in this thread are steps."""
-        base, head = self._model.base_model, self._model.get_output_embeddings()
-        with hook(base, self._see_hidden), hook(head, self._see_logits):
+        decoder, head = decoder_of(self._model), self._model.get_output_embeddings()
+        with hook(decoder, self._see_hidden), hook(head, self._see_logits):
             yield
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
@@ -125,6 +127,7 @@ class Decoding(StoppingCriteria):
         logits = new_logits[0]
         token = input_ids[:, -1].to(logits.device)
         in_float = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+        in_float = cap_logits(in_float, softcap(self._model.config))
         self.hidden.append(new_hidden[0])
         self.predictions.append(predict(iter([(0, in_float)]), token, min(RANKED, logits.shape[1])))
         self.tokens.append(token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
@@ -35,6 +35,8 @@ class Encoding:
         answer_rows (Tensor): positions of the rows that predict the answer, shape (T,).
         word_embeddings (Tensor, optional): what stands at the places of the words instead of the
             embeddings of their tokens, as in :class:`Query`. Default: None
+        fills (dict[str, int]): what inputs that have a value for each token have for what follows
+            the prompt. Default: {}
     """
 
     inputs: dict[str, Tensor]
@@ -44,6 +46,7 @@ class Encoding:
     word_positions: Tensor
     answer_rows: Tensor
     word_embeddings: Tensor | None = None
+    fills: dict[str, int] = field(default_factory=dict)
 
     @property
     def earlier_positions(self) -> Tensor:
@@ -191,6 +194,7 @@ def encode(
         word_positions=_word_positions(processed, query, processor.tokenizer).to(device),
         answer_rows=torch.arange(length - 1, length - 1 + n_answer, device=device),
         word_embeddings=query.word_embeddings,
+        fills=geometry.answer_fills,
     )
 
 

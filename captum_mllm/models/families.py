@@ -34,7 +34,9 @@ class Family:
         answer_fills (Mapping[str, int]): values, for the tokens of an answer, of inputs that have
             one for each token. Default: {}, those of :class:`Geometry`.
         prefix (bool): whether all tokens of a prompt see each other, so that no token of it is
-            predicted from what stands before it. Default: False
+            predicted from what comes before it. Default: False
+        capped (bool): whether the model applies its language model's ``final_logit_softcapping``.
+            Default: False
     """
 
     model_type: str
@@ -46,6 +48,7 @@ class Family:
     blocks: bool = False
     answer_fills: Mapping[str, int] = field(default_factory=dict)
     prefix: bool = False
+    capped: bool = False
 
     def make_geometry(self, config: Any, processor: Any) -> Geometry:
         r"""The geometry of a model.
@@ -107,13 +110,12 @@ for _family in (
     Family("lighton_ocr", RowGrid, merge="spatial_merge_size"),
     Family("llava_next", NewlineGrid),
     Family("llava_onevision", NewlineGrid),
-    Family("gemma4", PooledGrid),
+    Family("gemma4", PooledGrid, capped=True),
     Family("llava", FixedSquare, vision_type="clip_vision_model", tower=True),
     Family("llava", FixedSquare, vision_type="siglip_vision_model"),
     Family("vipllava", FixedSquare),
-    Family("got_ocr2", FixedSquare),
     Family("gemma3", FixedSquare),
-    Family("paligemma", FixedSquare, answer_fills={"token_type_ids": 1}, prefix=True),
+    Family("paligemma", FixedSquare, answer_fills={"token_type_ids": 1}, prefix=True, capped=True),
     Family("deepseek_vl", PaddedSquare),
     Family("internvl", Tiles, merge="downsample_ratio", tower=True),
     Family("aya_vision", Tiles, merge="downsample_factor"),
@@ -124,6 +126,14 @@ for _family in (
     Family("llama4", PaddedTiles, {"exact": False}),
 ):
     register_family(_family)
+
+
+def softcap(config: Any) -> float | None:
+    r"""The value that a model's logits are capped at; None where they are not."""
+    family = _find(config)
+    if family is None or not family.capped:
+        return None
+    return getattr(config.get_text_config(), "final_logit_softcapping", None)
 
 
 def family_of(config: Any) -> Family:
@@ -138,12 +148,18 @@ def family_of(config: Any) -> Family:
         raise ValueError(
             f"{model_type!r} is a model of text alone, expected one that takes images: {known}"
         )
+    family = _find(config)
+    if family is not None:
+        return family
     vision_type = getattr(vision, "model_type", None)
-    for key in ((model_type, vision_type), (model_type, None)):
-        if key in FAMILIES:
-            return FAMILIES[key]
     raise ValueError(
         f"the family {model_type!r} (vision tower {vision_type!r}) is not known, expected one of "
         f"{known}; try MLLM(model, processor, geometry='probe'), which finds where its image "
         "tokens lie, or add a row of facts with captum_mllm.models.register_family"
     )
+
+
+def _find(config: Any) -> Family | None:
+    vision_type = getattr(getattr(config, "vision_config", None), "model_type", None)
+    keys = ((config.model_type, vision_type), (config.model_type, None))
+    return next((FAMILIES[key] for key in keys if key in FAMILIES), None)

@@ -87,7 +87,9 @@ class NativeGrid(Geometry):
     def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
         _, rows, columns = (int(count) for count in inputs["image_grid_thw"][index])
         height, width = size
-        return Layout(size, (Piece(rows // self.merge, columns // self.merge, (0, 0, width, height)),))
+        return Layout(
+            size, (Piece(rows // self.merge, columns // self.merge, (0, 0, width, height)),)
+        )
 
     def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
         patch, piece = self.vision.patch_size, layout.pieces[0]
@@ -153,7 +155,9 @@ class RowGrid(Geometry):
     @property
     def _longest(self) -> int:
         size = self.size
-        return size["longest_edge"] if "longest_edge" in size else max(size["height"], size["width"])
+        return (
+            size["longest_edge"] if "longest_edge" in size else max(size["height"], size["width"])
+        )
 
 
 class PooledGrid(Geometry):
@@ -243,7 +247,9 @@ class NewlineGrid(Geometry):
         laid = pad(resize(pictures, inner, resample), canvas, start)
         tiles = laid.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
         whole = resize(pictures, (side, side), resample)
-        return normalize(torch.cat([whole[:, None], tiles.flatten(1, 2)], 1).flatten(0, 1), self.option).unflatten(0, (len(pictures), -1))
+        return normalize(
+            torch.cat([whole[:, None], tiles.flatten(1, 2)], 1).flatten(0, 1), self.option
+        ).unflatten(0, (len(pictures), -1))
 
     def join(self, parts: list[Tensor], rows: int) -> Tensor:
         most = max(part.shape[1] for part in parts)
@@ -290,7 +296,9 @@ class NewlineGrid(Geometry):
         limit = getattr(self.config, "vision_aspect_ratio", "")
         if limit.startswith("anyres_max_"):
             side = self._side // patch
-            ratio = math.sqrt(kept[0] * kept[1] / (int(limit.removeprefix("anyres_max_")) * side**2))
+            ratio = math.sqrt(
+                kept[0] * kept[1] / (int(limit.removeprefix("anyres_max_")) * side**2)
+            )
             if ratio > 1.1:
                 kept = [int(count // ratio) for count in kept]
         (top, bottom), (left, right) = edges

@@ -112,9 +112,7 @@ def _lanczos(length: int, wanted: int) -> Tensor:
     end = (centres + 3 * stretch + 0.5).floor().clamp(max=length)
     pixels = torch.arange(length, dtype=torch.float64)
     distance = (pixels + 0.5 - centres[:, None]) / stretch
-    weights = torch.where(
-        distance.abs() < 3, torch.sinc(distance) * torch.sinc(distance / 3), 0.0
-    )
+    weights = torch.where(distance.abs() < 3, torch.sinc(distance) * torch.sinc(distance / 3), 0.0)
     weights = weights * ((pixels >= start[:, None]) & (pixels < end[:, None]))
     return weights / weights.sum(1, keepdim=True)
 

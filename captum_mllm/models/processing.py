@@ -15,7 +15,6 @@ from transformers import BatchFeature
 
 from captum_mllm.models.prompt import special_tokens_option
 
-
 # What a processor returns for training, which a pass must not have.
 _UNWANTED = ("labels",)
 

@@ -146,7 +146,9 @@ class Tiles(Geometry):
         grids = [
             (count // columns, columns) for columns in range(1, count + 1) if count % columns == 0
         ]
-        zooms = [min(self._tile * own / length for own, length in zip(grid, size)) for grid in grids]
+        zooms = [
+            min(self._tile * own / length for own, length in zip(grid, size)) for grid in grids
+        ]
         if max(zooms) < 1:
             return grids[zooms.index(max(zooms))]
         return grids[zooms.index(min(zoom for zoom in zooms if zoom >= 1))]

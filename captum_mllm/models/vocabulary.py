@@ -38,13 +38,16 @@ class Vocabulary:
 
     Args:
         head (nn.Module): the output embedding, from (..., d) to (..., V).
+        cap (float, optional): logits are led to its hyperbolic tangent, so that none is larger.
+            Default: None
 
     Raises:
         TypeError: for one that does not tell how many tokens it knows.
     """
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: nn.Module, cap: float | None = None) -> None:
         self.head: Any = head
+        self.cap = cap
         self._has_rows = _has_rows(head)
         size = getattr(head, "out_features", None)
         if not isinstance(size, int):
@@ -79,6 +82,7 @@ class Vocabulary:
             scores = states.to(dtype) @ rows.mT
         if self.head.bias is not None:
             scores = scores + self.head.bias[distinct].to(scores)
+        scores = cap_logits(scores, self.cap)
         return scores[..., inverse.to(states.device)]
 
     @torch.no_grad()
@@ -116,7 +120,8 @@ class Vocabulary:
         """All logits of some states, in float32 at least, in chunks of consecutive tokens."""
         dtype = torch.promote_types(states.dtype, torch.float32)
         if not self._has_rows:
-            yield 0, self.head(states).to(states.device, dtype, copy=True)
+            logits = self.head(states).to(states.device, dtype, copy=True)
+            yield 0, cap_logits(logits, self.cap)
             return
         weight, bias = self.head.weight, self.head.bias
         given = states.to(weight)
@@ -127,7 +132,12 @@ class Vocabulary:
                 logits = nn.functional.linear(
                     given, weight[chunk], None if bias is None else bias[chunk]
                 )
-            yield start, logits.to(states.device, dtype)
+            yield start, cap_logits(logits.to(states.device, dtype), self.cap)
+
+
+def cap_logits(logits: Tensor, cap: float | None) -> Tensor:
+    r"""Logits of a model that caps them, from those of its output embedding."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 class Best:

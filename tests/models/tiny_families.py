@@ -25,7 +25,7 @@ from tests.models.tiny_models import (
 )
 
 # Processors that exist for torchvision alone.
-NEEDS_TORCHVISION = {"pixtral", "mistral3", "llama4", "cohere2_vision"}
+NEEDS_TORCHVISION = {"pixtral", "mistral3", "llama4", "cohere2_vision", "gemma4"}
 PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 1280}
 FINE_PIXELS = {"shortest_edge": 32 * 32, "longest_edge": 32 * 32 * 1280}
 
@@ -403,7 +403,9 @@ def paligemma(size: int = 56, second: bool = False) -> TinyModel:
     config = T.PaliGemmaConfig(
         vision_config=siglip(size),
         text_config=(
-            T.Gemma2Config(**text, sliding_window=4096) if second else T.GemmaConfig(**text)
+            T.Gemma2Config(**text, sliding_window=4096, final_logit_softcapping=0.2)
+            if second
+            else T.GemmaConfig(**text)
         ),
         image_token_index=tok.image_token_id,
         projection_dim=32,
@@ -438,6 +440,7 @@ def gemma3(size: int = 112) -> TinyModel:
                 tok,
                 head_dim=8,
                 sliding_window=64,
+                final_logit_softcapping=0.2,
                 layer_types=["sliding_attention", "full_attention"],
             )
         ),
@@ -450,6 +453,62 @@ def gemma3(size: int = 112) -> TinyModel:
     # It is made of zeros, with which no image would be seen.
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)
     return model, processor
+
+
+def gemma4() -> TinyModel:
+    tok = tokenizer(
+        named={
+            "image_token": "<|image|>",
+            "boi_token": "<|image>",
+            "eoi_token": "<image|>",
+            "audio_token": "<|audio|>",
+            "boa_token": "<|audio>",
+            "eoa_token": "<audio|>",
+        },
+        special=("<|video|>",),
+    )
+    processor = T.Gemma4Processor(
+        feature_extractor=T.Gemma4AudioFeatureExtractor(),
+        image_processor=T.Gemma4ImageProcessorPil(
+            patch_size=4, max_soft_tokens=280, pooling_kernel_size=3
+        ),
+        tokenizer=tok,
+        video_processor=T.Gemma4VideoProcessor(),
+        chat_template=chat_template("<|image|>"),
+    )
+    text = text_config(
+        tok,
+        head_dim=8,
+        sliding_window=512,
+        layer_types=["sliding_attention", "full_attention"],
+        global_head_dim=8,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=len(tok),
+        final_logit_softcapping=0.2,
+        use_bidirectional_attention="vision",
+    )
+    config = T.Gemma4Config(
+        text_config=text,
+        vision_config=dict(
+            VISION,
+            num_key_value_heads=4,
+            head_dim=8,
+            patch_size=4,
+            pooling_kernel_size=3,
+            position_embedding_size=512,
+        ),
+        audio_config=None,
+        **ids(
+            tok,
+            image_token_id="<|image|>",
+            video_token_id="<|video|>",
+            audio_token_id="<|audio|>",
+            boi_token_id="<|image>",
+            eoi_token_id="<image|>",
+        ),
+    )
+    config.audio_config = None
+    return T.Gemma4ForConditionalGeneration(config), processor
 
 
 def deepseek_vl(size: int = 56) -> TinyModel:
@@ -662,6 +721,7 @@ FAMILIES: dict[str, Callable[[], TinyModel]] = {
             paligemma,
             paligemma2,
             gemma3,
+            gemma4,
             deepseek_vl,
             idefics3,
             smolvlm,
