@@ -89,7 +89,7 @@ class Geometry(ABC):
         """What to pass to the image processor at this scale; nothing at the native one."""
         return {}
 
-    def check_scale(self, size: Size, native: Size, layout: Layout) -> None:
+    def check_scale(self, size: Size, native: Size, layout: Layout) -> None:  # noqa: B027
         r"""Compare what came back from the processor with what was asked of it.
 
         Args:

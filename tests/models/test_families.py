@@ -25,6 +25,9 @@ SIZES = [(97, 131), (84, 196), (168, 70)]
 SCALES = (0.5, 1.0, 1.5, 2.0)
 # Cells that are tried, of each of some pieces.
 PATCHES, PIECES = 4, 4
+DRAWS = {"aya_vision": 3, "cohere2_vision": 3}
+# Its numbers of tokens are doubled at least, and no smaller ones.
+FEWER_SCALES = {"gemma4": (1.0, 1.5, 2.0)}
 NEW = [family for family in FAMILIES if family not in FIRST]
 sizes = pytest.mark.parametrize(
     "size", [SIZES[0], *(pytest.param(size, marks=pytest.mark.slow) for size in SIZES[1:])], ids=str
@@ -94,9 +97,9 @@ def test_every_row_of_the_table_has_a_tiny_model() -> None:
 def test_a_changed_cell_moves_its_own_token_most(family: str, size: tuple[int, int]) -> None:
     mllm, image, query = opened(family, size)
     tried = 0
-    for scale in SCALES:
+    for scale in FEWER_SCALES.get(family, SCALES):
         picture = scaled(image, scale)
-        before, layout = features(mllm, picture, query)
+        layout = mllm.layouts(picture, query)[0]
         start, count = 0, len(layout.pieces)
         tried_pieces = {round(index * (count - 1) / (PIECES - 1)) for index in range(PIECES)}
         for index, (piece, chosen) in enumerate(zip(layout.pieces, cells(layout, PATCHES))):
@@ -106,8 +109,13 @@ def test_a_changed_cell_moves_its_own_token_most(family: str, size: tuple[int, i
                 part = changed[row, :, top:bottom, left:right]
                 part.copy_(1 - part.round())
             if chosen:
-                after, _ = features(mllm, changed, query)
-                moved = (after - before).norm(dim=-1)[:, start : start + piece.n_tokens]
+                moved = torch.zeros(1)
+                # A projection of random weights may hardly see a change, but not each of some.
+                for shift in range(DRAWS.get(family, 1)):
+                    after, _ = features(mllm, changed.roll(shift, 1), query)
+                    before, _ = features(mllm, picture.roll(shift, 1), query)
+                    moved = moved + (after - before).norm(dim=-1)
+                moved = moved[:, start : start + piece.n_tokens]
                 own = [token - start for token, _ in chosen]
                 assert moved.argmax(1).tolist() == own, (scale, piece)
             start += piece.n_tokens
@@ -173,7 +181,7 @@ def test_differentiable_pixels_are_those_of_the_processor(
     family: str, size: tuple[int, int]
 ) -> None:
     mllm, image, query = opened(family, size)
-    for scale in SCALES:
+    for scale in FEWER_SCALES.get(family, SCALES):
         picture = scaled(image, scale)
         own = mllm.encode((picture.clone().requires_grad_(),), query).inputs["pixel_values"]
         with torch.no_grad():

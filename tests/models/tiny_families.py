@@ -470,7 +470,7 @@ def gemma4() -> TinyModel:
     processor = T.Gemma4Processor(
         feature_extractor=T.Gemma4AudioFeatureExtractor(),
         image_processor=T.Gemma4ImageProcessorPil(
-            patch_size=4, max_soft_tokens=280, pooling_kernel_size=3
+            patch_size=4, max_soft_tokens=70, pooling_kernel_size=3
         ),
         tokenizer=tok,
         video_processor=T.Gemma4VideoProcessor(),
