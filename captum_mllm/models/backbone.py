@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
 from captum_mllm.models.families import family_of, softcap
 from captum_mllm.models.pairing import complete_processor
+from captum_mllm.models.parity import check_parity
 from captum_mllm.models.passes import PassMemory
 from captum_mllm.models.precision import check_finite
 from captum_mllm.models.query import Query
@@ -153,6 +154,8 @@ class Backbone(PassMemory):
         self.geometry = family.make_geometry(model.config, processor)
         self.image_token_id: int = model.config.image_token_id
         self._tokens = TokenCache()
+        self._checked_options = ""
+        self._check_options()
 
     @property
     def device(self) -> torch.device:
@@ -177,6 +180,7 @@ class Backbone(PassMemory):
 
     def encode(self, pictures: Sequence[Tensor], query: Query) -> Encoding:
         r"""The model's inputs for a query; see :meth:`captum_mllm.MLLM.encode`."""
+        self._check_options()
         encoding = encode(
             query.all_pictures(pictures),
             query,
@@ -197,6 +201,15 @@ class Backbone(PassMemory):
         an encoding brings along."""
         with evaluation_mode(self.model), placed_words(self.model, encoding):
             yield
+
+    def _check_options(self) -> None:
+        """Refuse options of the image processor that its geometry does not reflect; they may have
+        been set since."""
+        options = self.processor.image_processor.to_json_string()
+        if options != self._checked_options:
+            self.geometry.check_options()
+            check_parity(self.processor, self.geometry, self.image_token_id)
+            self._checked_options = options
 
     def states(self, pictures: Sequence[Tensor], query: Query, layer: int | None = None) -> States:
         r"""The states of a pass, which is remembered where passes are; see

@@ -50,9 +50,8 @@ class Geometry(ABC):
         """
         tokenizer = getattr(self.processor, "tokenizer", None)
         given = getattr(tokenizer, "init_kwargs", {})
-        accepted = getattr(
-            getattr(self.image_processor, "valid_kwargs", None), "__annotations__", {}
-        )
+        accepted = getattr(self.image_processor, "valid_kwargs", None)
+        accepted = getattr(accepted, "__annotations__", {})
         if name in given and name in accepted:
             return getattr(tokenizer, name, given[name])
         own = getattr(self.processor, "images_kwargs", {})

@@ -71,11 +71,10 @@ class NativeGrid(Geometry):
             )
         options: dict[str, Any] = {"size": {"shortest_edge": lowest, "longest_edge": highest}}
         # Where they are set, they go before `size`.
-        return options | {
-            name: None
-            for name in ("min_pixels", "max_pixels")
-            if getattr(self.image_processor, name, None) is not None
-        }
+        for name, limit in (("min_pixels", lowest), ("max_pixels", highest)):
+            if self.option(name) is not None:
+                options[name] = limit
+        return options
 
     def check_scale(self, size: Size, native: Size, layout: Layout) -> None:
         zoom = (size[0] * size[1]) / (native[0] * native[1])
@@ -109,8 +108,8 @@ class NativeGrid(Geometry):
     def _limits(self, zoom: float) -> tuple[int, int]:
         """The least and the largest number of pixels, moved by the zoom of the area."""
         size = self.size
-        lowest = getattr(self.image_processor, "min_pixels", None) or size["shortest_edge"]
-        highest = getattr(self.image_processor, "max_pixels", None) or size["longest_edge"]
+        lowest = self.option("min_pixels") or size["shortest_edge"]
+        highest = self.option("max_pixels") or size["longest_edge"]
         return max(round(lowest * zoom), 1), max(round(highest * zoom), self.cell**2)
 
 

@@ -39,14 +39,17 @@ class FixedSquare(Geometry):
             raise ValueError(
                 f"the image processor has size={size}, expected shortest_edge, or height and width"
             )
+        square = self._pads() or size.get("height", 0) == size.get("width")
         if self._crops():
             crop = self._named_size("crop_size")
             smallest = size.get("shortest_edge") or min(size["height"], size["width"])
-            if smallest < max(crop["height"], crop["width"]):
-                raise ValueError(
-                    f"the image processor has size={size} and crop_size={crop}, expected a crop "
-                    "that is not larger than the resized image"
-                )
+            square = crop["height"] == crop["width"] <= smallest
+        if not square:
+            raise ValueError(
+                f"the image processor has size={size}, do_center_crop={self._crops()} and "
+                f"crop_size={self.option('crop_size')}, which do not make a square of every image; "
+                "expected a size of equal height and width, or a square crop not larger than it"
+            )
 
     def windows(self, size: Size, native: Size) -> list[Box]:
         return spread_windows(size, native, self._seen(native))
