@@ -28,7 +28,7 @@ from captum_mllm.models.precision import check_finite
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States, gather_states
 from captum_mllm.models.targets import is_integer
-from captum_mllm.models.towers import decoder_of
+from captum_mllm.models.towers import body_of, decoder_of
 from captum_mllm.models.vocabulary import Vocabulary
 
 # Held while hooks and settings of models change, never during a pass.
@@ -296,15 +296,15 @@ class Backbone(PassMemory):
 
 def last_states(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     r"""The hidden states of a pass after the final norm, (rows, S, d)."""
-    if model.base_model is not model:
-        return model.base_model(**inputs, use_cache=False).last_hidden_state
-    # Llama 4 has no part that makes them.
+    body = body_of(model)
+    if body is model.base_model:
+        return body(**inputs, use_cache=False).last_hidden_state
     seen: list[Tensor] = []
 
     def see(module: nn.Module, args: Any, output: Any) -> None:
         seen.append(output.last_hidden_state)
 
-    with hook(decoder_of(model), see):
+    with hook(body, see):
         model(**inputs, logits_to_keep=1, use_cache=False)
     return seen[0]
 
