@@ -72,7 +72,7 @@ class Family:
 
 
 _MERGED = "vision_config.spatial_merge_size"
-_NATIVE = {"merge": _MERGED, "blocks": True}
+_NATIVE: dict[str, Any] = {"merge": _MERGED, "blocks": True}
 
 FAMILIES: dict[tuple[str, str | None], Family] = {}
 
@@ -130,7 +130,7 @@ for _family in (
 
 def softcap(config: Any) -> float | None:
     r"""The value that a model's logits are capped at; None where they are not."""
-    family = _find(config)
+    family = find_family(config)
     if family is None or not family.capped:
         return None
     return getattr(config.get_text_config(), "final_logit_softcapping", None)
@@ -148,7 +148,7 @@ def family_of(config: Any) -> Family:
         raise ValueError(
             f"{model_type!r} is a model of text alone, expected one that takes images: {known}"
         )
-    family = _find(config)
+    family = find_family(config)
     if family is not None:
         return family
     vision_type = getattr(vision, "model_type", None)
@@ -159,7 +159,8 @@ def family_of(config: Any) -> Family:
     )
 
 
-def _find(config: Any) -> Family | None:
+def find_family(config: Any) -> Family | None:
+    r"""The family of a model's configuration; None if it is not in the table."""
     vision_type = getattr(getattr(config, "vision_config", None), "model_type", None)
     keys = ((config.model_type, vision_type), (config.model_type, None))
     return next((FAMILIES[key] for key in keys if key in FAMILIES), None)
