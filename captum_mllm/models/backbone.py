@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
-from captum_mllm.models.families import family_of, softcap
+from captum_mllm.models.families import Family, family_of, softcap
 from captum_mllm.models.pairing import complete_processor
 from captum_mllm.models.parity import check_parity
 from captum_mllm.models.passes import PassMemory
@@ -136,13 +136,16 @@ class Backbone(PassMemory):
     Args:
         model (PreTrainedModel): a model of pictures and text of transformers.
         processor (ProcessorMixin): its processor.
+        family (Family, optional): its row of facts. Default: None, that of the table.
 
     Raises:
         ValueError: for a model of text alone, a family that is not known, and another processor.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: Any) -> None:
-        family = family_of(model.config)
+    def __init__(
+        self, model: PreTrainedModel, processor: Any, family: Family | None = None
+    ) -> None:
+        family = family or family_of(model.config)
         if not hasattr(processor, "image_processor"):
             raise ValueError(
                 f"got a {type(processor).__name__}, expected the model's processor of pictures and "

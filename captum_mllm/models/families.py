@@ -143,7 +143,7 @@ def family_of(config: Any) -> Family:
         ValueError: for a family that is not in the table, and for a model without images.
     """
     model_type, vision = config.model_type, getattr(config, "vision_config", None)
-    known = ", ".join(sorted({name for name, _ in FAMILIES}))
+    known = ", ".join(dict.fromkeys(name for name, _ in FAMILIES))
     if vision is None:
         raise ValueError(
             f"{model_type!r} is a model of text alone, expected one that takes images: {known}"
@@ -153,9 +153,10 @@ def family_of(config: Any) -> Family:
         return family
     vision_type = getattr(vision, "model_type", None)
     raise ValueError(
-        f"the family {model_type!r} (vision tower {vision_type!r}) is not known, expected one of "
-        f"{known}; try MLLM(model, processor, geometry='probe'), which finds where its image "
-        "tokens lie, or add a row of facts with captum_mllm.models.register_family"
+        f"the family {model_type!r} is not known, expected one of {known}; its vision tower is a "
+        f"{vision_type!r}. Try MLLM(model, processor, geometry='probe'), which finds where its "
+        "image tokens lie, or add a row of facts with "
+        "captum_mllm.models.register_family(Family(model_type, geometry))"
     )
 
 
