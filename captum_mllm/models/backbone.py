@@ -154,6 +154,7 @@ class Backbone(PassMemory):
         super().__init__(model.parameters)
         self.model: Any = model
         self.processor = processor
+        self.family = family
         self.geometry = family.make_geometry(model.config, processor)
         self.image_token_id: int = model.config.image_token_id
         self._tokens = TokenCache()

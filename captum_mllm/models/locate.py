@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +43,7 @@ def locate(
     backbone: Backbone,
     encode: Callable[[Tensor], Encoding],
     image: Tensor,
-    cells: int = 6,
+    cells: int = 24,
     pieces: int = 4,
 ) -> Located:
     r"""Change cells of an image, one at a time, and see whether their own tokens move most.
@@ -54,8 +55,8 @@ def locate(
         backbone (Backbone): the model.
         encode (Callable[[Tensor], Encoding]): makes inputs of images, (B, 3, H, W).
         image (Tensor): the image, (1, 3, H, W) in [0, 1].
-        cells (int): how many cells of a piece are changed. Default: 6
-        pieces (int): of how many pieces. Default: 4
+        cells (int): about how many cells are changed. Default: 24
+        pieces (int): of how many pieces at most. Default: 4
 
     Returns:
         Located: how many were found.
@@ -95,18 +96,16 @@ def _movement(
 
 
 def image_features(backbone: Backbone, encoding: Encoding) -> Tensor:
-    r"""What the language model receives for the tokens of the first image, (B, N, d), in float32."""
+    r"""What the language model receives for the tokens of the first image, float32, (B, N, d)."""
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(args[0] if args else kwargs["hidden_states"])
         raise _Enough
 
-    with backbone.evaluating(), hook(decoder_layers(backbone.model)[0], keep, before=True):
-        try:
-            backbone.model(**encoding.inputs, use_cache=False)
-        except _Enough:
-            pass
+    first = decoder_layers(backbone.model)[0]
+    with backbone.evaluating(), hook(first, keep, before=True), suppress(_Enough):
+        backbone.model(**encoding.inputs, use_cache=False)
     states = seen[0].float()
     found = states[:, encoding.image_positions[0].to(states.device)]
     return found.unflatten(0, (-1, encoding.windows)).flatten(1, 2)
@@ -118,6 +117,7 @@ def _cells(
     """Of some pieces the first token, the number of tokens, and some tokens with their pixels."""
     last = len(layout.pieces) - 1
     wanted = {round(index * last / max(pieces - 1, 1)) for index in range(pieces)}
+    count = max(count // len(wanted), 1)
     height, width = layout.size
     found, start = [], 0
     for index, piece in enumerate(layout.pieces):
@@ -126,11 +126,11 @@ def _cells(
         inside = []
         for token in range(piece.n_tokens if index in wanted else 0):
             y, x = top + token // piece.columns * down, left + token % piece.columns * across
+            x0, y0 = max(round(x), 0), max(round(y), 0)
+            x1, y1 = min(round(x + across), width), min(round(y + down), height)
             # Cells of padding have nothing to change.
-            if -1 <= y and -1 <= x and y + down <= height + 1 and x + across <= width + 1:
-                x0, y0, x1, y1 = (max(round(edge), 0) for edge in (x, y, x + across, y + down))
-                if x1 > x0 and y1 > y0:
-                    inside.append((start + token, (x0, y0, x1, y1)))
+            if x1 > x0 and y1 > y0 and (x1 - x0) * (y1 - y0) > 0.5 * down * across:
+                inside.append((start + token, (x0, y0, x1, y1)))
         if inside:
             spread = {round(k * (len(inside) - 1) / max(count - 1, 1)) for k in range(count)}
             found.append((start, piece.n_tokens, [inside[place] for place in sorted(spread)]))

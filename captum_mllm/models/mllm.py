@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from captum_mllm.models import token_scores, word_embeddings
 from captum_mllm.models.backbone import Backbone
+from captum_mllm.models.check import SCALES, Report, check
 from captum_mllm.models.deep_lift import refuse_deep_lift
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.families import Family
@@ -184,6 +185,24 @@ class MLLM(nn.Module):
         opened, query = open_query(self.processor, inp, self.device, every_picture)
         answer = find_answer(self.backbone, opened, query, target, generation)
         return (opened if every_picture else opened[0]), replace(query, answer_ids=answer)
+
+    def check(self, inp: ImageTextInput | None = None, scales: Sequence[float] = SCALES) -> Report:
+        r"""Prove that the model, its processor and its family's facts fit together.
+
+        Args:
+            inp (ImageTextInput, optional): an image and a question of yours. Default: None, coarse
+                noise and "Describe the image."
+            scales (Sequence[float]): the scales to check. Default: (0.5, 1.0, 1.5, 2.0)
+
+        Returns:
+            Report: a verdict for each check; ``print`` it, or ask for ``passed``.
+
+        Examples::
+            >>> from captum_mllm import MLLM
+            >>> MLLM.from_pretrained("demo/qwen2-vl").check(scales=(1.0,)).passed
+            True
+        """
+        return check(self.backbone, inp, scales)
 
     @torch.no_grad()
     def states(self, *args: Any, layer: int | None = None) -> States:

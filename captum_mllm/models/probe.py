@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from captum_mllm.models.backbone import Backbone
-from captum_mllm.models.encoding import Encoding, encode
+from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.families import FAMILIES, Family
-from captum_mllm.models.locate import Located, locate
+from captum_mllm.models.locate import locate
 from captum_mllm.models.parity import check_parity, noise
 from captum_mllm.models.query import Query
 
