@@ -8,7 +8,7 @@ import json
 from PIL import Image
 
 import captum_mllm
-from captum_mllm.commands.console import say
+from captum_mllm.commands.console import show
 from captum_mllm.models.check import QUESTION, SCALES, Report, Verdict
 
 EXAMPLES = """examples:
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         int: 0 if nothing is wrong, else 1.
     """
     report = _report(options)
-    say(json.dumps(report.to_dict(), indent=2) if options.json else str(report))
+    show(json.dumps(report.to_dict(), indent=2) if options.json else str(report))
     return 0 if report.passed else 1
 
 

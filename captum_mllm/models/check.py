@@ -97,8 +97,8 @@ def check(
 
     Returns:
         Report: a verdict on each of: the prompt, the image processor's options, the number of
-        tokens, the states' precision, the scales, the places of image tokens, the differentiable pixels, the logits,
-        teacher forcing, and attention.
+        tokens, the states' precision, the scales, the places of image tokens, the differentiable
+        pixels, the logits, teacher forcing, and attention.
     """
     inp = inp or ImageTextInput(noise(336, 448)[0], QUESTION)
     config = backbone.model.config
