@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
-from captum_mllm.models.families import family_of, softcap
+from captum_mllm.models.families import Family, family_of, softcap
 from captum_mllm.models.pairing import complete_processor
 from captum_mllm.models.parity import check_parity
 from captum_mllm.models.passes import PassMemory
@@ -28,7 +28,7 @@ from captum_mllm.models.precision import check_finite
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States, gather_states
 from captum_mllm.models.targets import is_integer
-from captum_mllm.models.towers import decoder_of
+from captum_mllm.models.towers import body_of, decoder_of
 from captum_mllm.models.vocabulary import Vocabulary
 
 # Held while hooks and settings of models change, never during a pass.
@@ -136,13 +136,16 @@ class Backbone(PassMemory):
     Args:
         model (PreTrainedModel): a model of pictures and text of transformers.
         processor (ProcessorMixin): its processor.
+        family (Family, optional): its row of facts. Default: None, that of the table.
 
     Raises:
         ValueError: for a model of text alone, a family that is not known, and another processor.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: Any) -> None:
-        family = family_of(model.config)
+    def __init__(
+        self, model: PreTrainedModel, processor: Any, family: Family | None = None
+    ) -> None:
+        family = family or family_of(model.config)
         if not hasattr(processor, "image_processor"):
             raise ValueError(
                 f"got a {type(processor).__name__}, expected the model's processor of pictures and "
@@ -151,6 +154,7 @@ class Backbone(PassMemory):
         super().__init__(model.parameters)
         self.model: Any = model
         self.processor = processor
+        self.family = family
         self.geometry = family.make_geometry(model.config, processor)
         self.image_token_id: int = model.config.image_token_id
         self._tokens = TokenCache()
@@ -296,15 +300,15 @@ class Backbone(PassMemory):
 
 def last_states(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     r"""The hidden states of a pass after the final norm, (rows, S, d)."""
-    if model.base_model is not model:
-        return model.base_model(**inputs, use_cache=False).last_hidden_state
-    # Llama 4 has no part that makes them.
+    body = body_of(model)
+    if body is model.base_model:
+        return body(**inputs, use_cache=False).last_hidden_state
     seen: list[Tensor] = []
 
     def see(module: nn.Module, args: Any, output: Any) -> None:
         seen.append(output.last_hidden_state)
 
-    with hook(decoder_of(model), see):
+    with hook(body, see):
         model(**inputs, logits_to_keep=1, use_cache=False)
     return seen[0]
 

@@ -18,7 +18,7 @@ from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.families import softcap
 from captum_mllm.models.query import Prompt, Query
 from captum_mllm.models.states import PREDICTIONS, RANKED, States, gather_states
-from captum_mllm.models.towers import decoder_of
+from captum_mllm.models.towers import body_of
 from captum_mllm.models.vocabulary import Predictions, cap_logits, predict
 
 
@@ -54,8 +54,8 @@ class Decoding(StoppingCriteria):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Within it, passes in this thread are steps."""
-        decoder, head = decoder_of(self._model), self._model.get_output_embeddings()
-        with hook(decoder, self._see_hidden), hook(head, self._see_logits):
+        body, head = body_of(self._model), self._model.get_output_embeddings()
+        with hook(body, self._see_hidden), hook(head, self._see_logits):
             yield
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from transformers import PreTrainedModel
 
 from captum_mllm.models import token_scores, word_embeddings
 from captum_mllm.models.backbone import Backbone
+from captum_mllm.models.check import SCALES, Report, check
 from captum_mllm.models.deep_lift import refuse_deep_lift
 from captum_mllm.models.encoding import Encoding
+from captum_mllm.models.families import Family
 from captum_mllm.models.geometry import Geometry
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.language_model import LanguageModel
@@ -24,6 +26,7 @@ from captum_mllm.models.loading import load_model
 from captum_mllm.models.pairing import checked_pair
 from captum_mllm.models.pictures import Picture
 from captum_mllm.models.preparation import find_answer, open_query
+from captum_mllm.models.probe import probe
 from captum_mllm.models.query import Query, split_arguments
 from captum_mllm.models.states import States
 from captum_mllm.models.vocabulary import Vocabulary
@@ -47,6 +50,9 @@ class MLLM(nn.Module):
         model (PreTrainedModel): a model of images and text of transformers, as it is or within a
             ``PeftModel`` or ``DataParallel``.
         processor (ProcessorMixin): its processor.
+        geometry (Family or str, optional): the facts of its family; ``"probe"`` finds them for a
+            family that is not in the table, see :func:`captum_mllm.models.probe`. Default: None,
+            those of the table.
 
     Raises:
         TypeError: for what is not a model, or not a processor of images and text.
@@ -70,10 +76,16 @@ class MLLM(nn.Module):
         True
     """
 
-    def __init__(self, model: PreTrainedModel, processor: Any) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        geometry: Family | Literal["probe"] | None = None,
+    ) -> None:
         super().__init__()
         model, processor = checked_pair(model, processor)
-        self.backbone = Backbone(model, processor)
+        family = probe(model, processor) if geometry == "probe" else geometry
+        self.backbone = Backbone(model, processor, family)
         self.model = model
         self.training = model.training
 
@@ -87,11 +99,13 @@ class MLLM(nn.Module):
             **kwargs (Any): passed on to ``AutoModelForImageTextToText.from_pretrained``, for
                 example ``dtype="bfloat16"`` or ``device_map="auto"``. What says where and how to
                 get the files, such as ``revision`` and ``token``, goes to the processor too.
+                ``geometry`` is that of this class.
 
         Returns:
             MLLM: in evaluation mode.
         """
-        return cls(*load_model(name_or_folder, **kwargs))
+        geometry = kwargs.pop("geometry", None)
+        return cls(*load_model(name_or_folder, **kwargs), geometry=geometry)
 
     @property
     def processor(self) -> Any:
@@ -171,6 +185,24 @@ class MLLM(nn.Module):
         opened, query = open_query(self.processor, inp, self.device, every_picture)
         answer = find_answer(self.backbone, opened, query, target, generation)
         return (opened if every_picture else opened[0]), replace(query, answer_ids=answer)
+
+    def check(self, inp: ImageTextInput | None = None, scales: Sequence[float] = SCALES) -> Report:
+        r"""Prove that the model, its processor and its family's facts fit together.
+
+        Args:
+            inp (ImageTextInput, optional): an image and a question of yours. Default: None, coarse
+                noise and "Describe the image."
+            scales (Sequence[float]): the scales to check. Default: (0.5, 1.0, 1.5, 2.0)
+
+        Returns:
+            Report: a verdict for each check; ``print`` it, or ask for ``passed``.
+
+        Examples::
+            >>> from captum_mllm import MLLM
+            >>> MLLM.from_pretrained("demo/qwen2-vl").check(scales=(1.0,)).passed
+            True
+        """
+        return check(self.backbone, inp, scales)
 
     @torch.no_grad()
     def states(self, *args: Any, layer: int | None = None) -> States:
