@@ -275,7 +275,9 @@ def _switched_attention(model: PreTrainedModel) -> Iterator[None]:
 
     def switch() -> Callable[[], None]:
         before = _implementations(model.config)
-        configs = [module.config for module in model.modules() if hasattr(module, "config")]
+        configs: list[Any] = [
+            module.config for module in model.modules() if hasattr(module, "config")
+        ]
         names = {id(config): config._attn_implementation for config in configs}
         _own_names.update(names)
 
