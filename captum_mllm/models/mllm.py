@@ -1,4 +1,4 @@
-"""A Hugging Face multimodal LLM as a forward function of Captum."""
+"""``MLLM`` makes a multimodal LLM of Hugging Face a forward function of Captum."""
 
 from __future__ import annotations
 
