@@ -1,4 +1,5 @@
-"""A model's own answer, with the states by which it said it."""
+"""``Decoding`` watches a model while it answers, and ``answer_prompts`` keeps the states by
+which it did."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""From pictures and a query to the model's inputs, and back to where everything lies in them."""
+"""``encode`` turns pictures and a query into an ``Encoding``: the model's inputs, and the
+positions of its tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load a model with its processor, from the hub, a folder or this package."""
+"""``load_model`` loads a model with its processor, from the hub, a folder or this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Hugging Face multimodal LLM as a forward function of Captum."""
+"""``MLLM`` makes a multimodal LLM of Hugging Face a forward function of Captum."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from captum_mllm.models.language_model import LanguageModel
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.loading import load_model
 from captum_mllm.models.pairing import checked_pair
+from captum_mllm.models.passes import Passes
 from captum_mllm.models.pictures import Picture
 from captum_mllm.models.preparation import find_answer, open_query
 from captum_mllm.models.probe import probe
@@ -225,8 +226,7 @@ class MLLM(nn.Module):
     def layouts(self, *args: Any) -> tuple[Layout, ...]:
         r"""Where the tokens of each explained picture lie, without a pass through the model."""
         pictures, query = split_arguments(args, with_words=True)
-        passes = self.backbone.passes
-        if passes is not None and (known := passes.recall(pictures, query, None)):
+        if self._passes is not None and (known := self._passes.recall(pictures, query, None)):
             return known.layouts
         encoding = self.encode(pictures, query)
         return tuple(encoding.layouts[index] for index in query.explained)
@@ -311,6 +311,11 @@ class MLLM(nn.Module):
         r"""Within it a pass with the same pictures and query is made once in this thread; see
         :class:`~captum_mllm.models.passes.Passes` for what goes unnoticed."""
         return self.backbone.remember()
+
+    @property
+    def _passes(self) -> Passes | None:
+        """What is remembered here and now."""
+        return self.backbone.passes
 
     @property
     def remembers(self) -> bool:

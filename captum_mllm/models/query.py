@@ -1,4 +1,5 @@
-"""The question and the answer under explanation: all of a pass but the picture."""
+"""``Query`` holds the question and the answer under explanation: all inputs of a pass except the
+picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hidden states of a pass that explanations need."""
+"""``States`` holds the hidden states of a pass that explanations need."""
 
 from __future__ import annotations
 

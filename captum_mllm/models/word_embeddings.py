@@ -1,4 +1,5 @@
-"""The embeddings of words as an input of the model, beside the picture."""
+"""``own_embeddings`` and ``word_mask`` make the embeddings of the text an input beside the
+picture."""
 
 from __future__ import annotations
 
