@@ -15,6 +15,10 @@ from captum_mllm.commands.console import escaping, say
 #: so that ``--help`` and ``--version`` do not wait for PyTorch.
 COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("captum_mllm.commands.explain", "explain an answer about one or more images"),
+    "evaluate": (
+        "captum_mllm.commands.evaluate",
+        "measure methods on a data set, by one process or many",
+    ),
     "benchmark": (
         "captum_mllm.commands.benchmark",
         "measure methods on scenes whose truth is known",
@@ -25,6 +29,7 @@ EXAMPLES = """examples:
   captum-mllm explain
   captum-mllm explain street.jpg --model Qwen/Qwen2-VL-2B-Instruct
   captum-mllm explain street.jpg --model ./my-finetuned-llava --answer "A red bus."
+  captum-mllm evaluate refcoco_val.json --images train2014 --model Qwen/Qwen2-VL-2B-Instruct
   captum-mllm benchmark --scenes 20 --methods method control
 """
 
