@@ -27,6 +27,7 @@ from captum_mllm.attr.base import (
 from captum_mllm.attr.features import to_earlier
 from captum_mllm.attr.target_logits import explained_logits, target_logits
 from captum_mllm.models.attentions import Attention, has_softmax_attention, record_attention
+from captum_mllm.models.backbone import last_states
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import decoder_tokens, vision_tokens
 from captum_mllm.models.query import Prompt, Query, split_arguments
@@ -231,9 +232,9 @@ class AttentionRollout(TokenAttribution):
                     explained = explained_logits(mllm, encoding, query)
                     logits = list(target_logits(explained, target, encoding, query))
                 else:
-                    found = mllm.model.base_model(**encoding.inputs, use_cache=False)
+                    found = last_states(mllm.model, encoding.inputs)
         if mllm.remembers and not by_gradient:
-            hidden = found.last_hidden_state.unflatten(0, (-1, encoding.windows))
+            hidden = found.unflatten(0, (-1, encoding.windows))
             leave_states(mllm, gather_states(hidden, encoding, query), (pictures, query))
         tokens = ends = decoder_tokens(encoding, query)
         n_patches = sum(call.n_states for call in record.calls[-1])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_mllm.models.attentions import Attention, Fusion, has_softmax_attention, record_attention
+from captum_mllm.models.backbone import last_states
 from captum_mllm.models.batches import join, split_states
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.layout import Layout
@@ -130,7 +131,7 @@ class RawAttention:
 
         inputs = join(encodings, mllm.tokenizer, "right")
         with mllm.evaluating(), record_attention(mllm.model, self.layers, keep=add):
-            hidden = mllm.model.base_model(**inputs, use_cache=False).last_hidden_state
+            hidden = last_states(mllm.model, inputs)
         found = []
         for total, encoding, (_, query) in zip(totals, encodings, prompts):
             weights: Tensor = total.flatten(1) / len(self.layers)

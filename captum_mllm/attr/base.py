@@ -201,7 +201,7 @@ class TokenAttribution(Attribution, ABC):
             **kwargs (Any): the options of those calls.
         """
         if self.reads_states_only:
-            make_passes(self.forward_func, prompts)
+            make_passes(self.forward_func.backbone, prompts)
 
     def leaves_states(self, **kwargs: Any) -> bool:
         r"""

@@ -75,7 +75,7 @@ class LogitLens(TokenAttribution):
         return TokenMaps(tuple(maps), in_logits=True)
 
     def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
-        make_passes(self.forward_func, prompts, self.layer)
+        make_passes(self.forward_func.backbone, prompts, self.layer)
 
     def why_not_streamed(self, **kwargs: Any) -> str | None:
         if self.layer is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Literal
 
+import torch
 from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
@@ -15,6 +17,7 @@ from captum_mllm._captum import (
     format_output,
     format_tensor_into_tuples,
     progress,
+    run_forward,
 )
 from captum_mllm.attr.base import Target, TokenMaps, gradients_for, lies_on_image
 from captum_mllm.attr.features import Features
@@ -54,6 +57,8 @@ class MSEA(TokenWrapper):
     .. math::
         \mathrm{MSEA}(x) = \frac{\sum_s w_s\, R(A(R_s(x)))}{\sum_s w_s}
 
+    where by default the maps are brought to a common size of their values, see ``normalize``.
+
     Source: equations 4 and 5 of "Explaining Multimodal LLMs via Intra-Modal Token Interactions"
     (Liang et al., 2025, https://arxiv.org/abs/2509.22415).
 
@@ -68,7 +73,7 @@ class MSEA(TokenWrapper):
         scales (Sequence[float], optional): As in :meth:`attribute`, for calls that do not give
             their own, like the arguments that follow. Default: (0.5, 1.0, 1.5, 2.0)
         weights (str or Sequence[float], optional): As in :meth:`attribute`. Default: "uniform"
-        normalize (str, optional): As in :meth:`attribute`. Default: "none"
+        normalize (str, optional): As in :meth:`attribute`. Default: "balance"
         output_size (tuple[int, int] or str, optional): As in :meth:`attribute`. Default: None
         interpolate_mode (str, optional): As in :meth:`attribute`. Default: "bilinear"
 
@@ -100,7 +105,7 @@ class MSEA(TokenWrapper):
         attribution_method: Attribution,
         scales: Sequence[float] = SCALES,
         weights: Weights = "uniform",
-        normalize: Normalize = "none",
+        normalize: Normalize = "balance",
         output_size: Size | Literal["largest"] | None = None,
         interpolate_mode: Literal["bilinear", "bicubic"] = "bilinear",
     ) -> None:
@@ -164,12 +169,20 @@ class MSEA(TokenWrapper):
                 - one number per scale, at least 0, not all 0.
 
                 Default: None
-            normalize (str, optional): Divides the map of each scale and example, once it has the
-                output size, by its largest absolute value (``"max"``) or the sum of its absolute
-                values (``"sum"``); ``"none"`` leaves it as it is. Gradients with respect to single
-                pixels get smaller as pixels get more; without normalization, small scales weigh
-                most in a gradient method. A zero map stays zero.
-                Default: None
+            normalize (str, optional): Brings the maps of the scales, once they have the output
+                size, into the same units. Gradients with respect to single pixels get smaller as
+                pixels get more, and attention is spread over more tokens, so that without it the
+                smallest scale says most: 50 to 80 % of the mean of four scales.
+
+                - ``"balance"`` divides the map of each scale and example by the mean of its
+                  absolute values, so that each scale has the say that its weight gives it, and
+                  multiplies the mean with the mean of these, so that a strong map stays stronger
+                  than a weak one. One scale stays as it is.
+                - ``"sum"`` and ``"max"`` divide by the sum of the absolute values or the largest
+                  of them.
+                - ``"none"`` leaves maps as they are.
+
+                A zero map stays zero. Default: None
             output_size (tuple[int, int] or str, optional): Height and width of the result's maps;
                 ``"largest"`` for the size of the map at the largest scale, which is then run
                 first. By default the size of the input: of the one with the same index if there
@@ -209,6 +222,7 @@ class MSEA(TokenWrapper):
         Raises:
             RuntimeError: If the wrapped method takes gradients under ``torch.inference_mode``.
             TypeError: If ``inputs`` or what the wrapped method returns are not tensors.
+            RuntimeError: If the model does not take an input at one of the scales.
             ValueError: If an argument is out of its range, no input is spatial, a scale leaves an
                 input or a segment of ``feature_mask`` without a pixel, the probability of the
                 target is wanted and not defined, ``return_convergence_delta`` is set, the
@@ -250,10 +264,15 @@ class MSEA(TokenWrapper):
         additional = format_additional_forward_args(kwargs.get("additional_forward_args")) or ()
 
         def explain(resized: tuple[Tensor, ...], arguments: dict[str, Any]) -> Attributions:
-            with gradients_for(method, resized):
-                return self._detached(
-                    method.attribute(format_output(isinstance(inputs, tuple), resized), **arguments)
-                )
+            try:
+                with gradients_for(method, resized):
+                    found = method.attribute(
+                        format_output(isinstance(inputs, tuple), resized), **arguments
+                    )
+            except Exception:
+                self._check_takes_size(tensors, resized, additional)
+                raise
+            return self._detached(found)
 
         mean = ScaleMean(tensors, options)
         separate: dict[int, Attributions] = {}
@@ -325,12 +344,16 @@ class MSEA(TokenWrapper):
                     on_scale(found)
                 mean.add(index, found)
                 found_scales.append(found)
+        found_scales = [
+            replace(found, share=share) for found, share in zip(found_scales, mean.shares())
+        ]
         averaged = format_tensor_into_tuples(mean.result())
         maps = averaged[: len(images)]
         return TokenMaps(
             maps,
             averaged[len(images)] if len(averaged) > len(images) else None,
-            in_logits=options.normalize == "none" and all(part.in_logits for part in parts),
+            in_logits=options.normalize in ("balance", "none")
+            and all(part.in_logits for part in parts),
             seen=tuple(
                 seen_cells([found.layouts[index] for found in found_scales], size_of(each))
                 for index, each in enumerate(maps)
@@ -398,6 +421,27 @@ class MSEA(TokenWrapper):
             attributions = explain(resized, arguments)
             layouts = picture_layouts(self.forward_func, resized, additional)
             yield index, ScaleAttribution(scale, resized, attributions, layouts, ask_probability)
+
+    @torch.no_grad()
+    def _check_takes_size(
+        self, inputs: tuple[Tensor, ...], resized: tuple[Tensor, ...], additional: tuple[Any, ...]
+    ) -> None:
+        """Tell an error of a model of fixed size from one of the method or its arguments."""
+        sizes = [
+            [size_of(each) for each in given if each.dim() == 4] for given in (inputs, resized)
+        ]
+        if sizes[0] == sizes[1]:
+            return
+        try:
+            run_forward(self.forward_func, resized, None, additional)
+        except Exception as error:
+            before, after = ("{} x {}".format(*size[0]) for size in sizes)
+            raise RuntimeError(
+                f"the model does not take an input of {after} pixels, which a scale makes of one "
+                f"of {before}: {error}; MSEA needs a model that takes other sizes. Many vision "
+                "transformers do with interpolate_pos_encoding=True in their forward function; "
+                "else leave out this scale"
+            ) from error
 
     def _detached(self, attributions: Any) -> Attributions:
         as_tuple = attributions if isinstance(attributions, tuple) else (attributions,)

@@ -29,6 +29,9 @@ class ScaleAttribution:
         layouts (tuple[Layout or None, ...]): For each input where its tokens lie; None where the
             forward function does not tell.
         ask_probability (Callable): Gives the ``probability``.
+        share (Tensor, optional): The share of this scale in the mean of the first map, one per
+            example, in [0, 1]: its absolute values at the output size, times its weight, over
+            those of all scales. None until all scales have run. Default: None
     """
 
     scale: float
@@ -36,6 +39,7 @@ class ScaleAttribution:
     attributions: Attributions
     layouts: tuple[Layout | None, ...]
     ask_probability: Callable[[], Tensor | None]
+    share: Tensor | None = None
 
     @property
     def probability(self) -> Tensor | None:
@@ -79,12 +83,17 @@ class ScaleMean:
         self.inputs = inputs
         self.output_size = options.output_size
         self.mode = options.interpolate_mode
-        self.normalize = options.normalize
+        # One scale stays as it is, to the bit.
+        single = options.normalize == "balance" and len(options.scales) == 1
+        self.normalize: str = "none" if single else options.normalize
         self.weights = options.scale_weights
         self.is_tuple = False
         self.dtypes: list[torch.dtype] = []
         self.sizes: list[Size | None] = []
         self.means: list[RunningMean] = []
+        # The mean size of the maps, which balanced ones are given back.
+        self.extents: list[RunningMean] = []
+        self._contributions: list[Tensor] = []
 
     def add(self, index: int, found: ScaleAttribution) -> None:
         """What was found at a scale, by the index of the scale."""
@@ -103,20 +112,39 @@ class ScaleMean:
         layouts = found.layouts
         if len(layouts) != len(attributions):
             layouts = layouts[:1] * len(attributions)
+        weight = weight.reshape(-1)
         for index, attribution in enumerate(attributions):
             value, seen = self._at_output_size(attribution, self.sizes[index], layouts[index])
+            extent = _extent(value, seen, self.normalize)
+            if self.normalize != "none":
+                value = value / _per_example(torch.where(extent > 0, extent, 1.0), value)
             if is_first:
                 self.means.append(RunningMean(value))
+                self.extents.append(RunningMean(extent))
             _validate_fit(value, self.means[index].mean, weight, found.scale)
-            self.means[index].add(value, weight.reshape(-1), seen)
+            self.means[index].add(value, weight, seen)
+            self.extents[index].add(extent, weight, None)
+            if index == 0:
+                said = _extent(value, seen, "balance")
+                self._contributions.append(said * weight.to(said))
 
     def result(self) -> Attributions:
-        # Maps of whole numbers have a mean that is none.
-        cast = [
-            each.mean.to(dtype) if dtype.is_floating_point else each.mean
-            for each, dtype in zip(self.means, self.dtypes, strict=True)
-        ]
-        return format_output(self.is_tuple, tuple(cast))
+        """The mean, in the dtypes of the attributions; that of whole numbers is in float."""
+        found = []
+        for each, extent, dtype in zip(self.means, self.extents, self.dtypes, strict=True):
+            mean = each.mean
+            if self.normalize == "balance":
+                mean = mean * _per_example(extent.mean, mean)
+            found.append(mean.to(dtype) if dtype.is_floating_point else mean)
+        return format_output(self.is_tuple, tuple(found))
+
+    def shares(self) -> list[Tensor]:
+        """The share of each scale in the mean, (N,), in the order in which the scales were added;
+        equal shares where all maps are zero."""
+        parts = torch.stack(self._contributions)
+        total = parts.sum(0)
+        even = torch.full_like(parts, 1 / len(parts))
+        return list(torch.where(total > 0, parts / torch.where(total > 0, total, 1.0), even))
 
     def _sizes(self, attributions: tuple[Tensor, ...]) -> list[Size | None]:
         spatial = [size_of(tensor) if tensor.dim() == 4 else None for tensor in self.inputs]
@@ -138,16 +166,25 @@ class ScaleMean:
     def _at_output_size(
         self, attribution: Tensor, size: Size | None, layout: Layout | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The map, normalised, and the cells that the model sees if not all of them."""
+        """The map, and the cells that the model sees if not all of them."""
         value = attribution.to(torch.promote_types(attribution.dtype, torch.float32))
         seen = None
         if size is not None and attribution.dim() == 4:
             value, seen = resize_seen(value, layout, size, self.mode)
-        if self.normalize == "none" or value.numel() == 0:
-            return value, seen
-        magnitude = value.abs().reshape(len(value) if value.dim() else 1, -1)
-        extent = magnitude.amax(dim=1) if self.normalize == "max" else magnitude.sum(dim=1)
-        return value / _per_example(torch.where(extent > 0, extent, 1.0), value), seen
+        return value, seen
+
+
+def _extent(value: Tensor, seen: Tensor | None, normalize: str) -> Tensor:
+    """How large the map of each example is, (N,): its largest absolute value, or their sum, or
+    their mean over the cells that the model sees."""
+    magnitude = value.abs().reshape(len(value) if value.dim() else 1, -1)
+    if not magnitude.shape[1]:
+        return magnitude.new_zeros(len(magnitude))
+    if normalize == "max":
+        return magnitude.amax(dim=1)
+    if normalize == "sum":
+        return magnitude.sum(dim=1)
+    return magnitude.mean(dim=1) / (1.0 if seen is None else seen.float().mean().clamp(min=1e-9))
 
 
 def _per_example(values: Tensor, like: Tensor) -> Tensor:

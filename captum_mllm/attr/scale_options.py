@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from captum_mllm.models.layout import Size, size_of
 #: The scales of MSEA by default.
 SCALES = (0.5, 1.0, 1.5, 2.0)
 Weights = Literal["uniform", "confidence"] | Sequence[float]
-Normalize = Literal["max", "sum", "none"]
+Normalize = Literal["balance", "max", "sum", "none"]
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,17 @@ class ScaleOptions:
 
     scales: Sequence[float] = SCALES
     weights: Weights = "uniform"
-    normalize: Normalize = "none"
+    normalize: Normalize = "balance"
     output_size: Size | Literal["largest"] | None = None
     interpolate_mode: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", _factors(self.scales))
-        if self.normalize not in ("max", "sum", "none"):
-            raise ValueError(f"normalize must be 'max', 'sum' or 'none', got {self.normalize!r}")
+        if self.normalize not in get_args(Normalize):
+            raise ValueError(
+                f"normalize must be one of {', '.join(map(repr, get_args(Normalize)))}, got "
+                f"{self.normalize!r}"
+            )
         if self.interpolate_mode not in ("bilinear", "bicubic"):
             raise ValueError(
                 f"interpolate_mode must be 'bilinear' or 'bicubic', got {self.interpolate_mode!r}"

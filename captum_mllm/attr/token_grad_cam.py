@@ -18,6 +18,7 @@ from captum_mllm.attr.base import (
     multimodal_model,
 )
 from captum_mllm.attr.target_logits import explained_logits, target_logits
+from captum_mllm.models.backbone import hook
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import PictureTokens, decoder_tokens, vision_tokens
@@ -255,12 +256,8 @@ def _differentiable_from(layer: nn.Module) -> Iterator[list[Tensor]]:
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
     # First of all hooks, so that those that collect hidden states collect these.
-    handle = layer.register_forward_hook(cut, prepend=True)
-    try:
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
-            yield seen
-    finally:
-        handle.remove()
+    with hook(layer, cut, first=True), torch.set_grad_enabled(torch.is_grad_enabled()):
+        yield seen
 
 
 def _states(seen: list[Tensor], layer: nn.Module) -> Tensor:

@@ -2,6 +2,7 @@ r"""Captioned scenes with the exact mask of each object, and readers of public d
 
 from captum_mllm.datasets.captions import CAPTION_STYLES, CAPTION_WORDS, Caption, caption
 from captum_mllm.datasets.formats import FORMATS, Samples, open_samples
+from captum_mllm.datasets.references import REFERENCE_KINDS, Reference, sample_references
 from captum_mllm.datasets.relations import comparison, relation, size_word
 from captum_mllm.datasets.rendering import RenderedScene, render
 from captum_mllm.datasets.samples import LabelImage, Region, Sample, SampleError
@@ -23,9 +24,11 @@ __all__ = [
     "CAPTION_WORDS",
     "COLORS",
     "FORMATS",
+    "REFERENCE_KINDS",
     "SHAPES",
     "Caption",
     "LabelImage",
+    "Reference",
     "Region",
     "RenderedScene",
     "Sample",
@@ -39,6 +42,7 @@ __all__ = [
     "open_samples",
     "relation",
     "render",
+    "sample_references",
     "sample_scene",
     "size_word",
 ]

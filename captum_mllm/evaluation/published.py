@@ -108,14 +108,11 @@ _agreement = partial(ARC, image_agreement=True)
 PUBLISHED: tuple[Method, ...] = (
     Method("lens", attribution(LENS), note="logits of the image tokens"),
     Method("tam", attribution(LENS, TAM), levels=None),
-    Method("arc", attribution(LENS, ARC), levels=None, note="irrelevant words suppressed"),
-    Method(
-        "arc-relevant", attribution(LENS, _relevant), levels=None, note="relevant words suppressed"
-    ),
+    Method("arc", attribution(LENS, ARC), note="irrelevant words suppressed"),
+    Method("arc-relevant", attribution(LENS, _relevant), note="relevant words suppressed"),
     Method(
         "arc-agreement",
         attribution(LENS, _agreement),
-        levels=None,
         note="and image tokens weighed by their own predictions",
     ),
     Method("msea", attribution(LENS, scales=DEFAULT_SCALES), note="the lens at four scales"),
@@ -123,11 +120,10 @@ PUBLISHED: tuple[Method, ...] = (
     Method(
         "arc-msea",
         attribution(LENS, ARC, DEFAULT_SCALES),
-        levels=None,
         note="the paper's method: ARC(MSEA(LogitLens))",
     ),
-    Method("arc-relevant-msea", attribution(LENS, _relevant, DEFAULT_SCALES), levels=None),
-    Method("arc-agreement-msea", attribution(LENS, _agreement, DEFAULT_SCALES), levels=None),
+    Method("arc-relevant-msea", attribution(LENS, _relevant, DEFAULT_SCALES)),
+    Method("arc-agreement-msea", attribution(LENS, _agreement, DEFAULT_SCALES)),
     Method("attention-last", attribution(LAST_ATTENTION), note="last layer, mean of heads"),
     Method("attention", attribution(ATTENTION), note="mean of all layers and heads"),
     Method("rollout", attribution(ROLLOUT)),
@@ -169,11 +165,11 @@ SWEEPS: tuple[Method, ...] = (
         every=SWEPT,
     ),
     *(
-        Method(f"arc-k{k}", attribution(LENS, partial(ARC, top_k=k)), "sweep", None, SWEPT)
+        Method(f"arc-k{k}", attribution(LENS, partial(ARC, top_k=k)), "sweep", every=SWEPT)
         for k in (5, 10, 20)
     ),
     *(
-        Method(f"arc-p{p:g}", attribution(LENS, partial(ARC, persistence=p)), "sweep", None, SWEPT)
+        Method(f"arc-p{p:g}", attribution(LENS, partial(ARC, persistence=p)), "sweep", every=SWEPT)
         for p in (0.5, 0.7, 0.98)
     ),
 )

@@ -13,8 +13,8 @@ from captum_mllm.datasets import CAPTION_STYLES
 from captum_mllm.evaluation.answers import yes_no_scores
 from captum_mllm.evaluation.records import NOTHING, Record, Scores
 from captum_mllm.metrics import paired_bootstrap
-from captum_mllm.metrics.precision import safe_ratio
-from captum_mllm.metrics.word_scores import harmonic_mean
+from captum_mllm.metrics.aligned_maps import safe_ratio
+from captum_mllm.metrics.token_iou import harmonic_mean
 
 
 def _pooled(total: Tensor, count: Tensor) -> Tensor:

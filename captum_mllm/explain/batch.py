@@ -54,7 +54,7 @@ def attribute_batch(
         explained.prefetch(prompts, **kwargs)
         # The tokens' own probabilities take the states at scale 1.
         if not explained.leaves_states(**kwargs):
-            make_passes(mllm, prompts)
+            make_passes(mllm.backbone, prompts)
         return [
             explain(method, inp, images[0], query, top_predictions, **kwargs)
             for inp, (images, query) in zip(inputs, prompts)
@@ -70,7 +70,7 @@ def _prepare(
     """Pictures and queries; answers of the model's own are made together."""
     opened = [open_query(mllm.processor, inp, mllm.device, False) for inp in inputs]
     own = [prompt for prompt, target in zip(opened, targets) if target is None]
-    said = iter(answer_prompts(mllm, own, options) if own else [])
+    said = iter(answer_prompts(mllm.backbone, own, options) if own else [])
     # Where all answers are given, options for others are refused as they are for one input.
     given_options = {} if own else options
     return [
@@ -80,7 +80,7 @@ def _prepare(
                 query,
                 answer_ids=next(said)
                 if target is None
-                else find_answer(mllm, images, query, target, given_options),
+                else find_answer(mllm.backbone, images, query, target, given_options),
             ),
         )
         for (images, query), target in zip(opened, targets)

@@ -15,12 +15,12 @@ from captum_mllm.attr.features import find_features, to_earlier
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.attr.token_maps import token_attribution, token_maps
-from captum_mllm.explain.prompt_parts import prompt_parts
 from captum_mllm.explain.result import MLLMAttributionResult, ScaleResult
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.loading import model_name
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.pixels import to_pil
+from captum_mllm.models.prompt_parts import prompt_parts
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 from captum_mllm.models.vocabulary import Predictions

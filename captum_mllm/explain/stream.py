@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
 from dataclasses import replace
 from threading import Semaphore, Thread
 from typing import Any, Generic, TypeVar
@@ -46,7 +47,7 @@ class Lockstep(Generic[T]):
         self._ended = False
         self._error: BaseException | None = None
         self._result: list[T] = []
-        self._thread = Thread(target=self._run, daemon=True)
+        self._thread = Thread(target=copy_context().run, args=(self._run,), daemon=True)
 
     def advance(self) -> bool:
         r"""Let it run up to its next call; False if it has ended instead.

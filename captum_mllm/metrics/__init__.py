@@ -1,4 +1,4 @@
-"""Scores of maps: localisation, faithfulness, consistency, and intervals over pictures."""
+"""Scores of maps and of the weights of earlier words, and intervals over pictures."""
 
 from captum_mllm.metrics.bootstrap import (
     Interval,
@@ -8,12 +8,14 @@ from captum_mllm.metrics.bootstrap import (
     bootstrap_ratio,
     paired_bootstrap,
 )
+from captum_mllm.metrics.captions import ExplainedCaption, Word
 from captum_mllm.metrics.consistency import (
     TargetConsistency,
+    map_similarity,
     scale_agreement,
+    spearman_correlation,
     target_consistency,
 )
-from captum_mllm.metrics.explained_caption import ExplainedCaption, Word
 from captum_mllm.metrics.faithfulness import (
     area_over_perturbation_curve,
     causal_correlation,
@@ -21,52 +23,85 @@ from captum_mllm.metrics.faithfulness import (
     insertion_auc,
 )
 from captum_mllm.metrics.localization import (
+    grey_levels,
     interference_leakage,
     intersection_over_union,
+    otsu_threshold,
     pointing_game,
     relevance_mass,
     relevance_rank,
 )
-from captum_mllm.metrics.map_similarity import map_similarity
-from captum_mllm.metrics.otsu import grey_levels, otsu_threshold
 from captum_mllm.metrics.perturbation_curve import PerturbationCurve, perturbation_curve
 from captum_mllm.metrics.randomization import randomization_sanity
-from captum_mllm.metrics.spearman import spearman_correlation
-from captum_mllm.metrics.token_iou import f1_iou, function_iou, object_iou, token_iou
-from captum_mllm.metrics.word_scores import TokenIoU, WordScores
+from captum_mllm.metrics.text_scores import (
+    TextScores,
+    raise_last,
+    random_weights,
+    recency_weights,
+    text_scores,
+    uniform_weights,
+    without_last,
+    word_pointing,
+)
+from captum_mllm.metrics.text_truth import (
+    attention_knockout,
+    earlier_tokens,
+    leave_one_out,
+    text_perturbation_curve,
+)
+from captum_mllm.metrics.token_iou import (
+    TokenIoU,
+    WordScores,
+    f1_iou,
+    function_iou,
+    object_iou,
+    token_iou,
+)
 
 __all__ = [
     "ExplainedCaption",
     "Interval",
     "PerturbationCurve",
     "TargetConsistency",
+    "TextScores",
     "TokenIoU",
     "Word",
     "WordScores",
     "area_over_perturbation_curve",
+    "attention_knockout",
     "bootstrap_difference",
     "bootstrap_f1_iou",
     "bootstrap_mean",
     "bootstrap_ratio",
     "causal_correlation",
     "deletion_auc",
+    "earlier_tokens",
     "f1_iou",
     "function_iou",
     "grey_levels",
     "insertion_auc",
     "interference_leakage",
     "intersection_over_union",
+    "leave_one_out",
     "map_similarity",
     "object_iou",
     "otsu_threshold",
     "paired_bootstrap",
     "perturbation_curve",
     "pointing_game",
+    "raise_last",
+    "random_weights",
     "randomization_sanity",
+    "recency_weights",
     "relevance_mass",
     "relevance_rank",
     "scale_agreement",
     "spearman_correlation",
     "target_consistency",
+    "text_perturbation_curve",
+    "text_scores",
     "token_iou",
+    "uniform_weights",
+    "without_last",
+    "word_pointing",
 ]

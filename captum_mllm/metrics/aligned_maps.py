@@ -1,4 +1,4 @@
-"""Maps and masks at one size, checked."""
+"""Maps and masks at one size, checked, and the precision in which scores are summed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_mllm.metrics.precision import in_double
+
+def in_double(values: Tensor) -> Tensor:
+    r"""
+    Values in float64, or in float32 on a device that has no float64 (MPS).
+
+    Args:
+        values (Tensor): Any real or boolean tensor.
+
+    Returns:
+        Tensor: The same values.
+    """
+    return values.to(double_dtype(values.device))
+
+
+def double_dtype(device: torch.device) -> torch.dtype:
+    r"""
+    The most precise dtype of a device.
+
+    Args:
+        device (torch.device): The device.
+
+    Returns:
+        torch.dtype: float64, or float32 on MPS.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    r"""
+    Quotient that is 0 where the denominator is 0.
+
+    Args:
+        numerator (Tensor): Of a floating-point dtype.
+        denominator (Tensor): Of a shape that broadcasts with it.
+
+    Returns:
+        Tensor: The quotient.
+    """
+    return torch.where(
+        denominator == 0, 0, numerator / torch.where(denominator == 0, 1, denominator)
+    )
+
 
 Size = tuple[int, int]
 

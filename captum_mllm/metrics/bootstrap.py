@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_mllm.metrics.precision import in_double, safe_ratio
-from captum_mllm.metrics.word_scores import TokenIoU, harmonic_mean
+from captum_mllm.metrics.aligned_maps import in_double, safe_ratio
+from captum_mllm.metrics.token_iou import TokenIoU, harmonic_mean
 
 # Largest table of how often each picture is drawn, in elements.
 _DRAWS = 1 << 22

@@ -1,14 +1,182 @@
-"""Whether the scales of a multi-scale explanation speak of the same decision."""
+"""How alike two maps are, and whether the scales of an explanation speak of the same decision."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from captum_mllm.metrics.map_similarity import Measure, unit_vectors
+from captum_mllm.metrics.aligned_maps import check_maps, in_double, resize, safe_ratio
+
+
+def spearman_correlation(first: Tensor, second: Tensor, valid: Tensor | None = None) -> Tensor:
+    r"""
+    Spearman's rank correlation along the last dimension.
+
+    The correlation of the values' ranks; equal values share the average of their ranks.
+
+    Args:
+        first (Tensor): Of shape (..., n), finite.
+        second (Tensor): Of the same shape.
+        valid (Tensor, optional): Which pairs of values count, bool, of the same shape: for rows
+            of different lengths.
+            Default: None
+
+    Returns:
+        Tensor: In [-1, 1], of shape (...), in float64 (float32 on MPS). 0 for less than two
+        values, and where either side is constant: there is no order to agree with.
+
+    Raises:
+        ValueError: If the shapes differ, or a value that counts is not finite.
+
+    Examples::
+
+        >>> import torch
+        >>> spearman_correlation(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([0.0, 5.0, 7.0]))
+        tensor(1., dtype=torch.float64)
+    """
+    if first.shape != second.shape or not first.dim():
+        raise ValueError(
+            f"the values must have one shape (..., n), got {tuple(first.shape)} and "
+            f"{tuple(second.shape)}"
+        )
+    if valid is None:
+        valid = torch.ones_like(first, dtype=torch.bool)
+    elif valid.shape != first.shape or valid.dtype != torch.bool:
+        raise ValueError(
+            f"valid must be bool and have the shape {tuple(first.shape)} of the values, got "
+            f"{valid.dtype} and {tuple(valid.shape)}"
+        )
+    left, right = centered_ranks(first, valid), centered_ranks(second, valid)
+    scale = (left.square().sum(-1) * right.square().sum(-1)).sqrt()
+    return safe_ratio((left * right).sum(-1), scale).clamp(-1, 1)
+
+
+def centered_ranks(values: Tensor, valid: Tensor | None = None) -> Tensor:
+    r"""
+    Ranks along the last dimension, less their mean.
+
+    Args:
+        values (Tensor): Of shape (..., n).
+        valid (Tensor, optional): Which values count, bool, of the same shape.
+            Default: None
+
+    Returns:
+        Tensor: Of shape (..., n), in double precision: average ranks of equal values; 0 for
+        values that do not count, and for all values of a constant row, exactly.
+
+    Raises:
+        ValueError: If a value that counts is not finite.
+    """
+    values = values.detach()
+    if values.is_floating_point():
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+    else:
+        values = in_double(values)
+    if valid is None:
+        valid = torch.ones_like(values, dtype=torch.bool)
+    if not values[valid].isfinite().all():
+        raise ValueError("values must be finite to be ranked, got NaN or infinity")
+    if not values.numel():
+        return in_double(values)
+    # Behind all others, where they change no rank.
+    ascending, order = values.masked_fill(~valid, torch.inf).sort(dim=-1)
+    place = torch.arange(values.shape[-1], device=values.device).expand_as(order)
+    differs = ascending[..., 1:] != ascending[..., :-1]
+    is_first, is_last = F.pad(differs, (1, 0), value=True), F.pad(differs, (0, 1), value=True)
+    first = place.where(is_first, 0).cummax(-1).values
+    last = place.where(is_last, place[..., -1:]).flip(-1).cummin(-1).values.flip(-1)
+    ranks = torch.empty_like(order).scatter_(-1, order, first + last + 1)
+    return in_double(ranks - valid.sum(-1, keepdim=True)).masked_fill(~valid, 0) / 2
+
+
+Measure = Literal["spearman", "cosine"]
+
+
+def map_similarity(first: Tensor, second: Tensor, measure: Measure = "spearman") -> Tensor:
+    r"""
+    Similarity of two maps, pair by pair.
+
+    Args:
+        first (Tensor): Of shape (..., h, w), of a floating-point dtype or uint8.
+        second (Tensor): Of shape (..., h', w') with the same leading dimensions. The smaller
+            of the two is resized to the larger, bilinear.
+        measure (str, optional): ``"spearman"``, the correlation of the cells' ranks, which does
+            not change with monotonic transformations of a map, or ``"cosine"`` of their values.
+            Default: "spearman"
+
+    Returns:
+        Tensor: In [-1, 1], of shape (...), in float64 (float32 on MPS). 0 where one of the maps
+        is constant (Spearman) or all zero (cosine).
+
+    Raises:
+        TypeError: If a map has another dtype.
+        ValueError: If the shapes do not fit together, values are not finite, or the measure is
+            unknown.
+
+    Examples::
+
+        >>> import torch
+        >>> ramp = torch.arange(12.0).reshape(3, 4)
+        >>> map_similarity(ramp, ramp.exp())
+        tensor(1., dtype=torch.float64)
+        >>> map_similarity(ramp, -ramp, measure="cosine")
+        tensor(-1., dtype=torch.float64)
+    """
+    first, second = unit_vectors([first, second], measure)
+    return (first * second).sum(-1).clamp(-1, 1)
+
+
+def unit_vectors(
+    maps: list[Tensor] | tuple[Tensor, ...],
+    measure: Measure,
+    size: tuple[int, int] | None = None,
+) -> list[Tensor]:
+    r"""
+    Maps as vectors whose inner products are their similarities.
+
+    Args:
+        maps (list[Tensor]): One or more, each of shape (..., h, w), of any sizes but the same
+            leading dimensions.
+        measure (str): ``"spearman"`` or ``"cosine"``.
+        size (tuple[int, int], optional): Height and width at which they are compared.
+            Default: the largest height and the largest width
+
+    Returns:
+        list[Tensor]: One for each of ``maps``, of shape (..., cells), in double precision: of
+        length 1, or 0 for a map that is constant (Spearman) or all zero (cosine).
+
+    Raises:
+        TypeError: If a map has another dtype.
+        ValueError: If the shapes do not fit together, values are not finite, or the measure is
+            unknown.
+    """
+    if measure not in get_args(Measure):
+        raise ValueError(f"measure must be one of {get_args(Measure)}, got {measure!r}")
+    checked = [check_maps(each) for each in maps]
+    leading = {each.shape[:-2] for each in checked}
+    if len(leading) > 1:
+        raise ValueError(
+            "maps must have the same dimensions before height and width, got "
+            f"{sorted(map(tuple, leading))}"
+        )
+    if size is None:
+        size = (
+            max(each.shape[-2] for each in checked),
+            max(each.shape[-1] for each in checked),
+        )
+    return [_unit(resize(each, size).flatten(-2), measure) for each in checked]
+
+
+def _unit(values: Tensor, measure: Measure) -> Tensor:
+    values = centered_ranks(values) if measure == "spearman" else in_double(values)
+    # First by the largest value, so that no square is lost or overflows.
+    largest = values.abs().amax(-1, keepdim=True)
+    values = values / torch.where(largest > 0, largest, 1)
+    return values / values.norm(dim=-1, keepdim=True).clamp_min(1)
 
 
 class TargetConsistency(NamedTuple):

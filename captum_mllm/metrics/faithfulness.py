@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from captum_mllm._captum import TargetType
+from captum_mllm.metrics.consistency import spearman_correlation
 from captum_mllm.metrics.perturbation_curve import perturbation_curve
 from captum_mllm.metrics.picture_baselines import PictureBaseline
-from captum_mllm.metrics.spearman import spearman_correlation
 
 
 def insertion_auc(

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_mllm._captum import TargetType, format_additional_forward_args
-from captum_mllm.metrics.aligned_maps import check_maps, resize
+from captum_mllm.metrics.aligned_maps import check_maps, in_double, resize
 from captum_mllm.metrics.picture_baselines import PictureBaseline, picture_baseline
-from captum_mllm.metrics.precision import in_double
 from captum_mllm.metrics.target_probability import target_probability
 
 # A picture that is no likelier than its baseline by this much shows nothing to explain.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from captum_mllm.metrics.map_similarity import Measure, map_similarity
+from captum_mllm.metrics.consistency import Measure, map_similarity
 
 
 def randomization_sanity(

@@ -1,19 +1,82 @@
-"""The answer that is explained: what the model says, or what the user gives."""
+"""`generate_answers` and `answer_tokens`: the answer that the model makes, or the user gives."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
+from captum_mllm.models.precision import RefuseNotFinite
 from captum_mllm.models.targets import is_integer
 
-GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+# Greedy decoding, without what checkpoints set to change it: each token is the most probable one.
+GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "min_p": None,
+    "typical_p": None,
+    "epsilon_cutoff": None,
+    "eta_cutoff": None,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "repetition_penalty": None,
+    "encoder_repetition_penalty": None,
+    "no_repeat_ngram_size": None,
+    "encoder_no_repeat_ngram_size": None,
+    "exponential_decay_length_penalty": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "min_length": None,
+    "min_new_tokens": None,
+    "guidance_scale": None,
+    "watermarking_config": None,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "prompt_lookup_num_tokens": None,
+    "stop_strings": None,
+}
+# Those of them that a sampled answer takes from the checkpoint.
+SAMPLING = {
+    *("do_sample", "temperature", "top_p", "top_k"),
+    *("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+}
 MAX_NEW_TOKENS = 64
+
+
+class Answer(tuple[int, ...]):
+    r"""The tokens of an answer.
+
+    Args:
+        tokens (Iterable[int]): the tokens.
+        finished (bool, optional): whether the model ended it, or else was cut off. Default: None,
+            the answer is not the model's own.
+    """
+
+    finished: bool | None
+
+    def __new__(cls, tokens: Iterable[int], finished: bool | None = None) -> Answer:
+        answer = super().__new__(cls, tokens)
+        answer.finished = finished
+        return answer
+
+    def __getnewargs__(self) -> tuple[tuple[int, ...], bool | None]:
+        return tuple(self), self.finished
 
 
 @torch.no_grad()
@@ -23,8 +86,13 @@ def generate_answers(
     tokenizer: Any,
     options: dict[str, Any],
     watcher: StoppingCriteria | None = None,
-) -> list[tuple[int, ...]]:
+) -> list[Answer]:
     r"""What a model answers to each prompt of a batch, without special tokens at the end.
+
+    What the options leave open is greedy: each token is the most probable one. What a checkpoint's
+    ``generation_config`` sets to change that (a penalty for repetition, beams, sampling, ...) is
+    left out with a warning, since the tokens are explained by the probabilities of the model. Only
+    its end tokens and ``suppress_tokens`` count.
 
     Args:
         model (PreTrainedModel): the model.
@@ -35,31 +103,83 @@ def generate_answers(
             options. Default: None
 
     Returns:
-        list[tuple[int, ...]]: the tokens of each answer.
+        list[Answer]: the tokens of each answer, and whether it was finished.
 
     Raises:
         ValueError: for options that ask for anything but one answer to each prompt; if the model
             answers nothing.
+        FloatingPointError: if the model's logits are NaN.
     """
+    options = generation_options(options)
     settings = _settings(model, options)
     if taken := sorted(set(options) & set(inputs)):
         raise ValueError(f"got {', '.join(taken)} for generate, which the prompt itself gives")
-    if _setting(model, settings, "num_return_sequences") not in (None, 1):
+    if settings["num_return_sequences"] != 1:
         raise ValueError("got num_return_sequences above 1, expected 1: one answer is explained")
     if watcher is not None:
         others = settings.get("stopping_criteria") or ()
         settings["stopping_criteria"] = StoppingCriteriaList([*others, watcher])
+    processors = settings.get("logits_processor") or ()
+    settings["logits_processor"] = LogitsProcessorList(
+        [*processors, RefuseNotFinite(model, inputs)]
+    )
+    if settings.get("stop_strings"):
+        settings["tokenizer"] = tokenizer
     generator: Any = model
-    found = _setting(model, settings, "eos_token_id")
-    ends = set() if found is None else set(torch.as_tensor(found).reshape(-1).tolist())
+    ends = _tokens(settings, model, "eos_token_id")
     output = generator.generate(**inputs, **settings, return_dict_in_generate=False)
+    length = inputs["input_ids"].shape[1]
+    new = output[:, length:]
+    limit = settings.get("max_new_tokens") or (settings["max_length"] - length)
+    # A row that ended before others of its batch is filled up.
+    fills = ends | _tokens(settings, model, "pad_token_id")
     answers = [
-        without_special(without_padding(row, ends), tokenizer)
-        for row in output[:, inputs["input_ids"].shape[1] :].tolist()
+        Answer(
+            without_special(without_padding(row, ends), tokenizer),
+            finished=len(row) < limit or not fills.isdisjoint(row),
+        )
+        for row in new.tolist()
     ]
     if not all(answers):
         raise ValueError("the model answers nothing; give the answer to explain as `target`")
+    cut = [index for index, answer in enumerate(answers) if not answer.finished]
+    if cut and not {"max_new_tokens", "max_length"} & set(options):
+        which = "the answer is" if len(answers) == 1 else f"answers {cut} are"
+        warnings.warn(
+            f"{which} cut off at {MAX_NEW_TOKENS} tokens, before the model ended; "
+            "max_new_tokens=... lets it say more",
+            stacklevel=2,
+        )
     return answers
+
+
+def generation_options(options: dict[str, Any] | GenerationConfig | None) -> dict[str, Any]:
+    r"""Arguments of ``generate``, from a dict, a GenerationConfig, or a dict that has one.
+
+    Args:
+        options (dict or GenerationConfig, optional): of a configuration, what it sets counts.
+            None for no argument.
+
+    Raises:
+        TypeError: for options of another type.
+    """
+    if options is None:
+        return {}
+    if isinstance(options, GenerationConfig):
+        options = {"generation_config": options}
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise TypeError(
+            f"got arguments of generate {options!r}, expected a dict such as "
+            "{'max_new_tokens': 100}, or a GenerationConfig"
+        )
+    given = options.get("generation_config")
+    if given is not None and not isinstance(given, GenerationConfig):
+        raise TypeError(
+            f"got a generation_config of type {type(given).__name__}, expected a GenerationConfig"
+        )
+    found = {} if given is None else _set_values(given)
+    found |= {name: value for name, value in options.items() if name != "generation_config"}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def without_padding(answer: Sequence[int], ends: set[int]) -> Sequence[int]:
@@ -79,35 +199,28 @@ def without_special(answer: Sequence[int], tokenizer: Any) -> tuple[int, ...]:
 
 def answer_tokens(
     target: str | Sequence[int] | Tensor, tokenizer: Any, size: int, image_token_id: int
-) -> tuple[int, ...]:
+) -> Answer:
     r"""The tokens of an answer that the user gives.
 
     Args:
-        target (str, Sequence[int] or Tensor): its text, or its tokens, of shape (T,) or (1, T).
+        target (str, Sequence[int], numpy.ndarray or Tensor): its text, or its tokens, of shape
+            (T,) or (1, T).
         tokenizer (Any): the model's tokenizer.
         size (int): of the vocabulary.
         image_token_id (int): the placeholder's index, which an answer must not have.
 
     Raises:
-        TypeError: for tokens that are not integers.
+        TypeError: for tokens that are not integers, bytes among them.
         ValueError: if there is no token, or one that an answer cannot have.
     """
+    given: Any = target
     if isinstance(target, str):
-        given = tokenizer(target, add_special_tokens=False)["input_ids"]
-        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in given:
-            warnings.warn(
-                f"the answer {target!r} has words that the model does not know; "
-                f"{tokenizer.unk_token!r} is explained in their place",
-                stacklevel=3,
-            )
-    elif isinstance(target, Tensor):
+        given = _encode(target, tokenizer)
+    elif isinstance(target, (Tensor, np.ndarray)):
         given = (target[0] if target.ndim == 2 and len(target) == 1 else target).tolist()
-    else:
-        given = target
-    try:
-        ids = list(given)
-    except TypeError:
-        ids = [None]
+    # Bytes would pass for integers.
+    is_list = isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray, memoryview))
+    ids: list[Any] = list(given) if is_list else [None]
     if not all(map(is_integer, ids)):
         raise TypeError(
             f"got the answer {target!r}, expected a text, or its tokens as a list or tensor of "
@@ -119,33 +232,87 @@ def answer_tokens(
         raise ValueError(f"the answer has tokens outside of the vocabulary of {size}: {ids}")
     if image_token_id in ids:
         raise ValueError(
-            f"the answer holds token {image_token_id}, the picture's placeholder; leave it out"
+            f"the answer holds token {image_token_id}, the placeholder of an image; leave it out"
         )
-    return tuple(map(int, ids))
+    return Answer(map(int, ids))
 
 
-def _setting(model: Any, settings: dict[str, Any], name: str) -> Any:
-    """What holds in ``generate``: an argument, else the configuration given, else the model's."""
-    if settings.get(name) is not None:
-        return settings[name]
-    configs = (settings.get("generation_config"), model.generation_config)
-    return next(
-        (value for each in configs if (value := getattr(each, name, None)) is not None), None
-    )
+def _encode(text: str, tokenizer: Any) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"got the answer {text!r}, whose lone surrogates are not characters"
+        ) from error
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        warnings.warn(
+            f"the answer {text!r} has words that the model does not know; "
+            f"{tokenizer.unk_token!r} is explained in their place",
+            stacklevel=4,
+        )
+    return ids
+
+
+def _set_values(config: GenerationConfig) -> dict[str, Any]:
+    """What a configuration sets, and does not leave as all have it."""
+    usual = vars(GenerationConfig())
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if not name.startswith("_") and name in usual and value != usual[name]
+    }
+
+
+def _tokens(settings: dict[str, Any], model: Any, name: str) -> set[int]:
+    """The end or padding tokens that hold in ``generate``."""
+    found = settings.get(name)
+    found = getattr(model.generation_config, name) if found is None else found
+    return set() if found is None else set(torch.as_tensor(found).reshape(-1).tolist())
 
 
 def _settings(model: Any, options: dict[str, Any]) -> dict[str, Any]:
     """The options, completed where they leave something open."""
-    given = options.get("generation_config")
-    settings = dict(options) if given is not None else {**GREEDY, **options}
-    if given is None and "max_length" not in options:
+    own = _set_values(model.generation_config)
+    left_out = {
+        name: own[name]
+        for name in sorted(set(GREEDY) & set(own) - set(SAMPLING) - set(options))
+        if own[name] not in _NEUTRAL.get(name, ())
+    }
+    if left_out:
+        named = ", ".join(f"{name}={value!r}" for name, value in left_out.items())
+        warnings.warn(
+            f"the checkpoint's generation_config sets {named}, which is left out, so that each "
+            "token of the answer is the most probable one; pass it as an argument of generate to "
+            "have the answer that it makes",
+            stacklevel=3,
+        )
+    settings = {**GREEDY, **options}
+    if "max_length" not in options:
         settings.setdefault("max_new_tokens", MAX_NEW_TOKENS)
-    if settings.get("do_sample"):
-        settings = {name: value for name, value in settings.items() if value is not None}
-    suppressed = options.get("suppress_tokens")
-    if suppressed is None:
-        suppressed = (given or model.generation_config).suppress_tokens or []
-    # A placeholder without a picture behind it would break every later pass.
+    if settings["do_sample"]:
+        # The checkpoint's own temperature and so on, where the options have none.
+        settings = {
+            name: value
+            for name, value in settings.items()
+            if value is not None or name not in SAMPLING
+        }
+    suppressed = settings.get("suppress_tokens") or model.generation_config.suppress_tokens or []
+    # A placeholder without an image behind it would break every later pass.
     settings["suppress_tokens"] = [*suppressed, model.config.image_token_id]
     settings.pop("return_dict_in_generate", None)
     return settings
+
+
+# Values by which a setting changes nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "guidance_scale": (1.0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+}

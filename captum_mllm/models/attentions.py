@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from captum_mllm.models.backbone import Settings, shared_setting
+from captum_mllm.models.precision import full_precision
 
 IMPLEMENTATION = "captum_mllm"
 # Those of transformers that differ from it by rounding alone.
@@ -67,6 +72,7 @@ class Attention:
             mask = mask[sequences]
         return replace(self, mask=mask, **states)
 
+    @full_precision()
     def weights(self, rows: Tensor) -> Tensor:
         r"""Attention weights of R rows, at least float32, each sums to 1; shape (b, H, R, n)."""
         dtype = torch.promote_types(self.query.dtype, torch.float32)
@@ -86,6 +92,7 @@ class Attention:
             scores = scores + allowed
         return scores.softmax(-1)
 
+    @full_precision()
     def gradients(self, rows: Tensor, of_output: Tensor) -> Tensor:
         r"""Gradient with respect to the weights of R rows, :math:`g_i^\top v_j`.
 
@@ -100,6 +107,7 @@ class Attention:
         value = self._shared(self.value).to(dtype)
         return of_output[:, rows].transpose(1, 2).to(dtype) @ value.mT
 
+    @full_precision()
     def pass_down(self, weights: Tensor, fuse: Fusion, of_output: Tensor | None = None) -> Tensor:
         r"""Hand the weights of states down to the states that they attend to.
 
@@ -214,8 +222,17 @@ def _attend(
     softcap: float | None = None,
     is_causal: bool | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention as transformers calls it, which adds to the record of the pass."""
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as transformers calls it, which adds to the record of the pass.
+
+    In a thread that records nothing it is the attention that the model has by itself.
+    """
+    record = _record.get()
+    own = _own_attention(module) if record is None else None
+    if own is not None:
+        options = {"scaling": scaling, "softcap": softcap, "is_causal": is_causal, **kwargs}
+        given = {name: value for name, value in options.items() if value is not None}
+        return own(module, query, key, value, attention_mask, **given)
     for name in ("position_bias", "s_aux"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"attention with {name!r} cannot be recorded")
@@ -237,12 +254,67 @@ def _attend(
         )
     else:
         output = call.output()
-    record = _record.get()
     return (output if record is None else record.add(module, call, output)), None
 
 
+def _mask(*args: Any, config: Any = None, **kwargs: Any) -> Any:
+    """The mask for :func:`_attend`."""
+    name = "sdpa" if _record.get() is not None else _own_names.get(id(config), "sdpa")
+    function = AttentionMaskInterface().get(name)
+    return None if function is None else function(*args, config=config, **kwargs)
+
+
 AttentionInterface.register(IMPLEMENTATION, _attend)
-AttentionMaskInterface.register(IMPLEMENTATION, AttentionMaskInterface()["sdpa"])
+AttentionMaskInterface.register(IMPLEMENTATION, _mask)
+
+# The models whose attention is switched now, and the implementation that each of their
+# configurations, by its identity, has otherwise.
+_switched: Settings = WeakKeyDictionary()
+_own_names: dict[int, str] = {}
+
+
+@contextmanager
+def _switched_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model runs :func:`_attend`."""
+
+    def switch() -> Callable[[], None]:
+        before = _implementations(model.config)
+        configs: list[Any] = [
+            module.config for module in model.modules() if hasattr(module, "config")
+        ]
+        names = {id(config): config._attn_implementation for config in configs}
+        _own_names.update(names)
+
+        def put_back() -> None:
+            model.set_attn_implementation(before)
+            for config in names:
+                del _own_names[config]
+
+        try:
+            model.set_attn_implementation(IMPLEMENTATION)
+        except BaseException:
+            put_back()
+            raise
+        return put_back
+
+    with shared_setting(_switched, model, switch):
+        yield
+
+
+def _own_attention(module: nn.Module) -> Callable[..., Any] | None:
+    """The attention that a module runs where nothing is recorded; None if that is not known."""
+    config: Any = getattr(module, "config", None)
+    name = _own_names.get(id(config)) or getattr(config, "_attn_implementation", None)
+    if name == IMPLEMENTATION:
+        return None
+    if name in AttentionInterface():
+        return AttentionInterface()[name]
+    # Each file of transformers has an eager attention of its own.
+    for parent in type(module).__mro__:
+        eager = getattr(sys.modules[parent.__module__], "eager_attention_forward", None)
+        if eager is not None:
+            return eager
+    return None
 
 
 @contextmanager
@@ -254,8 +326,9 @@ def record_attention(
 ) -> Iterator[AttentionRecord]:
     r"""Record the attention of a pass, whichever implementation the model was loaded with.
 
-    Within it the model runs the attention registered as ``"captum_mllm"``; afterwards each part
-    of the model has the implementation that it had before, after an exception too.
+    Within it the model runs the attention registered as ``"captum_mllm"``, in other threads the
+    one that it has by itself; afterwards each part of the model has the implementation that it had
+    before, after an exception too.
 
     Args:
         model (PreTrainedModel): the model.
@@ -271,15 +344,12 @@ def record_attention(
         RuntimeError: after the pass, if a layer made no attention weights that could be recorded.
     """
     record = AttentionRecord(layers, differentiable, keep)
-    before = _implementations(model.config)
     token = _record.set(record)
     try:
-        model.set_attn_implementation(IMPLEMENTATION)
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
+        with _switched_attention(model), torch.set_grad_enabled(torch.is_grad_enabled()):
             yield record
     finally:
         _record.reset(token)
-        model.set_attn_implementation(before)
     record.check()
 
 
@@ -299,4 +369,4 @@ def _implementations(config: Any) -> dict[str, Any]:
     """The attention implementation of each part, as ``set_attn_implementation`` takes it."""
     parts = {name: getattr(config, name, None) for name in config.sub_configs}
     nested = {name: _implementations(part) for name, part in parts.items() if part is not None}
-    return {"": config._attn_implementation, **nested}
+    return {"": _own_names.get(id(config), config._attn_implementation), **nested}

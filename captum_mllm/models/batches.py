@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.query import Prompt
-from captum_mllm.models.states import States, gather_states, hidden_states
-
-if TYPE_CHECKING:
-    from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.states import States, gather_states
 
 # What a model takes for each token; all else that a processor gives belongs to the pictures.
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+# Beside them; of shape (3, rows, tokens).
+POSITIONS = "position_ids"
 
 
 def join(
@@ -39,20 +39,21 @@ def join(
         return dict(encodings[0].inputs)
     longest = max(lengths(encodings))
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    fills = dict.fromkeys(PER_TOKEN, 0)
+    fills = dict.fromkeys((*PER_TOKEN, POSITIONS), 0)
     fills["input_ids"] = next(token for token in ids if token is not None)
-    fills["attention_mask"] = int(side == "right")
+    if side == "right":
+        fills |= encodings[0].fills
     joined = {}
     for name in encodings[0].inputs:
         parts = [encoding.inputs[name] for encoding in encodings]
         if name in fills:
-            parts = [_pad(part, longest - part.shape[1], fills[name], side) for part in parts]
+            parts = [_pad(part, longest - part.shape[-1], fills[name], side) for part in parts]
         elif len({part.shape[1:] for part in parts}) > 1:
             raise ValueError(
                 f"the prompts have {name} of shapes {[tuple(part.shape) for part in parts]}, which "
                 "do not go into one batch; explain them one at a time"
             )
-        joined[name] = torch.cat(parts)
+        joined[name] = torch.cat(parts, dim=1 if name == POSITIONS else 0)
     return joined
 
 
@@ -78,12 +79,12 @@ def split_states(
 
 @torch.no_grad()
 def batch_states(
-    mllm: MLLM, prompts: Sequence[Prompt], layer: int | None = None
+    backbone: Backbone, prompts: Sequence[Prompt], layer: int | None = None
 ) -> list[dict[int | None, States]]:
     r"""The states of some prompts with their answers, from one pass.
 
     Args:
-        mllm (MLLM): the model.
+        backbone (Backbone): the model.
         prompts (Sequence[tuple[tuple[Tensor, ...], Query]]): the open pictures, and the question
             with its answer.
         layer (int, optional): as in :meth:`MLLM.states`.
@@ -92,20 +93,24 @@ def batch_states(
         list[dict[int or None, States]]: those of each prompt, at the end (None) and behind the
         layer.
     """
-    encodings = [mllm.encode(*prompt) for prompt in prompts]
-    inputs = join(encodings, mllm.tokenizer, "right")
-    with mllm.evaluating():
-        found = hidden_states(mllm.model, inputs, layer)
+    encodings = [backbone.encode(*prompt) for prompt in prompts]
+    inputs = join(encodings, backbone.tokenizer, "right")
+    with backbone.evaluating():
+        found = backbone.hidden_states(inputs, layer)
     split = {place: split_states(hidden, encodings, prompts) for place, hidden in found.items()}
     return [{place: split[place][turn] for place in split} for turn in range(len(prompts))]
 
 
-def make_passes(mllm: MLLM, prompts: Sequence[Prompt], layer: int | None = None) -> None:
+def make_passes(backbone: Backbone, prompts: Sequence[Prompt], layer: int | None = None) -> None:
     r"""Within ``MLLM.remember``, make the passes of some prompts as one, but for those that are
     remembered; arguments as of :func:`batch_states`."""
-    missing = [prompt for prompt in prompts if not mllm.knows(*prompt[0], prompt[1], layer=layer)]
+    missing = [
+        (pictures, query)
+        for pictures, query in prompts
+        if not backbone.knows(*pictures, query, layer=layer)
+    ]
     if not missing:
         return
-    for (pictures, query), found in zip(missing, batch_states(mllm, missing, layer)):
+    for (pictures, query), found in zip(missing, batch_states(backbone, missing, layer)):
         for place, states in found.items():
-            mllm.keep(states, *pictures, query, layer=place, by_value=True)
+            backbone.keep(states, *pictures, query, layer=place, by_value=True)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria
 
-from captum_mllm.models.answers import generate_answers
+from captum_mllm.models.answers import Answer, generate_answers
+from captum_mllm.models.backbone import Backbone, hook
 from captum_mllm.models.batches import join, lengths
 from captum_mllm.models.encoding import Encoding
+from captum_mllm.models.families import softcap
 from captum_mllm.models.query import Prompt, Query
 from captum_mllm.models.states import PREDICTIONS, RANKED, States, gather_states
-from captum_mllm.models.vocabulary import Predictions, predict
-
-if TYPE_CHECKING:
-    from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.towers import decoder_of
+from captum_mllm.models.vocabulary import Predictions, cap_logits, predict
 
 
 class Decoding(StoppingCriteria):
@@ -43,7 +42,6 @@ class Decoding(StoppingCriteria):
         self.tokens: list[Tensor] = []
         self._model = model
         self._after_token = after_token
-        self._thread = 0
         self._new_hidden: list[Tensor] = []
         self._new_logits: list[Tensor] = []
         self._spoilt = False
@@ -56,11 +54,8 @@ class Decoding(StoppingCriteria):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Within it, passes in this thread are steps."""
-        self._thread = get_ident()
-        base, head = self._model.base_model, self._model.get_output_embeddings()
-        with ExitStack() as hooks:
-            hooks.callback(base.register_forward_hook(self._see_hidden).remove)
-            hooks.callback(head.register_forward_hook(self._see_logits).remove)
+        decoder, head = decoder_of(self._model), self._model.get_output_embeddings()
+        with hook(decoder, self._see_hidden), hook(head, self._see_logits):
             yield
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
@@ -107,13 +102,13 @@ class Decoding(StoppingCriteria):
     def _see_hidden(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
             self._spoilt = True
-        elif get_ident() == self._thread and not self._spoilt:
+        elif not self._spoilt:
             self._new_hidden.append(getattr(output, "last_hidden_state", output[0]).detach())
 
     def _see_logits(self, module: nn.Module, args: Any, output: Tensor) -> None:
         if torch.compiler.is_compiling():
             self._spoilt = True
-        elif get_ident() == self._thread and not self._spoilt:
+        elif not self._spoilt:
             self._new_logits.append(output.detach()[:, -1])
 
     def _take_step(self, input_ids: Tensor) -> None:
@@ -132,21 +127,22 @@ class Decoding(StoppingCriteria):
         logits = new_logits[0]
         token = input_ids[:, -1].to(logits.device)
         in_float = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+        in_float = cap_logits(in_float, softcap(self._model.config))
         self.hidden.append(new_hidden[0])
         self.predictions.append(predict(iter([(0, in_float)]), token, min(RANKED, logits.shape[1])))
         self.tokens.append(token)
 
 
 def answer_prompts(
-    mllm: MLLM, prompts: Sequence[Prompt], options: dict[str, Any]
-) -> list[tuple[int, ...]]:
+    backbone: Backbone, prompts: Sequence[Prompt], options: dict[str, Any]
+) -> list[Answer]:
     r"""The model's own answers to some prompts, in one batch.
 
     Within :meth:`MLLM.remember` the states by which it said them are kept, so that explaining them
     takes no further pass.
 
     Args:
-        mllm (MLLM): the model.
+        backbone (Backbone): the model.
         prompts (Sequence[tuple[tuple[Tensor, ...], Query]]): the open pictures and the question.
         options (dict): arguments of ``generate``.
 
@@ -154,20 +150,22 @@ def answer_prompts(
         ValueError: for options that ask for anything but one answer to each prompt; if the model
             answers one of them with nothing.
     """
-    encodings = [mllm.encode(pictures, query) for pictures, query in prompts]
-    inputs = join(encodings, mllm.tokenizer, "left")
-    decoding = Decoding(mllm.model)
-    wanted = mllm.remembers and all(encoding.windows == 1 for encoding in encodings)
-    with mllm.evaluating():
+    encodings = [backbone.encode(pictures, query) for pictures, query in prompts]
+    inputs = join(encodings, backbone.tokenizer, "left")
+    decoding = Decoding(backbone.model)
+    wanted = backbone.remembers and all(encoding.windows == 1 for encoding in encodings)
+    with backbone.evaluating():
         if not wanted:
-            return generate_answers(mllm.model, inputs, mllm.tokenizer, options)
+            return generate_answers(backbone.model, inputs, backbone.tokenizer, options)
         with decoding.watching():
-            answers = generate_answers(mllm.model, inputs, mllm.tokenizer, options, decoding)
+            answers = generate_answers(
+                backbone.model, inputs, backbone.tokenizer, options, decoding
+            )
     if decoding.is_whole:
         padded = inputs["input_ids"].shape[1]
         for row, (encoding, answer) in enumerate(zip(encodings, answers)):
             pictures, query = prompts[row]
             prompt = decoding.prompt_states(encoding, query, row, padded - lengths([encoding])[0])
             states = decoding.states(prompt, row, answer)
-            mllm.keep(states, *pictures, replace(query, answer_ids=answer))
+            backbone.keep(states, *pictures, replace(query, answer_ids=answer))
     return answers

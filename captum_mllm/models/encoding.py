@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ class Encoding:
         answer_rows (Tensor): positions of the rows that predict the answer, shape (T,).
         word_embeddings (Tensor, optional): what stands at the places of the words instead of the
             embeddings of their tokens, as in :class:`Query`. Default: None
+        fills (dict[str, int]): what inputs that have a value for each token have for what follows
+            the prompt. Default: {}
     """
 
     inputs: dict[str, Tensor]
@@ -43,6 +46,7 @@ class Encoding:
     word_positions: Tensor
     answer_rows: Tensor
     word_embeddings: Tensor | None = None
+    fills: dict[str, int] = field(default_factory=dict)
 
     @property
     def earlier_positions(self) -> Tensor:
@@ -75,6 +79,10 @@ class Encoding:
         return torch.cat([self.word_positions - 1, self.answer_rows])
 
 
+# One for all caches, so that they can be copied and pickled.
+_CACHE_LOCK = Lock()
+
+
 class TokenCache(OrderedDict[tuple[Any, ...], Processed]):
     r"""What the processor made of the last few shapes of input, all but the pixels.
 
@@ -85,17 +93,19 @@ class TokenCache(OrderedDict[tuple[Any, ...], Processed]):
     SIZE = 8
 
     def recall(self, key: tuple[Any, ...]) -> Processed | None:
-        if key in self:
-            self.move_to_end(key)
-        return self.get(key)
+        with _CACHE_LOCK:
+            if key in self:
+                self.move_to_end(key)
+            return self.get(key)
 
     def keep(self, key: tuple[Any, ...], processed: Processed) -> None:
         """Keep it, and forget the one that was not used for longest if there are too many."""
         # A tensor on the meta device has a shape and no memory.
         pixels = processed.inputs["pixel_values"].to("meta")
-        self[key] = replace(processed, inputs={**processed.inputs, "pixel_values": pixels})
-        if len(self) > self.SIZE:
-            self.popitem(last=False)
+        with _CACHE_LOCK:
+            self[key] = replace(processed, inputs={**processed.inputs, "pixel_values": pixels})
+            if len(self) > self.SIZE:
+                self.popitem(last=False)
 
 
 def wants_gradient(pictures: Sequence[Tensor]) -> bool:
@@ -159,13 +169,19 @@ def encode(
     inputs = dict(processed.inputs)
     positions = [(processed.picture == index).nonzero()[:, 0] for index in range(len(cut))]
     layouts = [
-        _layout(size_of(picture), inputs, index, len(positions[index]), geometry)
+        _layout(size_of(picture), processed.images | inputs, index, len(positions[index]), geometry)
         for index, picture in enumerate(cut)
+    ]
+    for layout, picture, box, native in zip(layouts, pictures, boxes, query.native):
+        if len(box) == 1:
+            geometry.check_scale(size_of(picture), native, layout)
+    positions = [
+        found[geometry.drawn(layout, len(found))] for found, layout in zip(positions, layouts)
     ]
     if cache is not None:
         inputs["pixel_values"] = _pixel_values(cut, layouts, geometry, inputs["pixel_values"])
     length, n_answer = inputs["input_ids"].shape[1], len(query.answer_ids)
-    inputs = _append(inputs, query.answer_ids[:-1])
+    inputs = _append(inputs, query.answer_ids[:-1], geometry.answer_fills)
     device = pictures[0].device
     return Encoding(
         inputs={
@@ -178,6 +194,7 @@ def encode(
         word_positions=_word_positions(processed, query, processor.tokenizer).to(device),
         answer_rows=torch.arange(length - 1, length - 1 + n_answer, device=device),
         word_embeddings=query.word_embeddings,
+        fills=geometry.answer_fills,
     )
 
 
@@ -210,7 +227,7 @@ def _layout(
     size: Size, inputs: dict[str, Tensor], index: int, n_tokens: int, geometry: Geometry
 ) -> Layout:
     layout = geometry.layout(size, inputs, index, n_tokens)
-    if layout.n_tokens != n_tokens:
+    if len(geometry.drawn(layout, n_tokens)) != layout.n_tokens:
         raise RuntimeError(
             f"the prompt has {n_tokens} image tokens for a picture, but the family's layout "
             f"accounts for {layout.n_tokens}; please report it with the model's name and the "
@@ -225,9 +242,7 @@ def _pixel_values(
     parts = [
         geometry.pixel_values(saturate(picture), layout) for picture, layout in zip(cut, layouts)
     ]
-    rows = len(cut[0])
-    # Pictures of one prompt stand beside each other, prompt after prompt.
-    values = torch.cat([part.unflatten(0, (rows, -1)) for part in parts], dim=1).flatten(0, 1)
+    values = geometry.join(parts, len(cut[0]))
     if values.shape != expected.shape:
         raise RuntimeError(
             f"the differentiable pixels have shape {tuple(values.shape)}, the processor's "
@@ -251,12 +266,13 @@ def _shift(piece: Piece, across: float, down: float) -> Box:
     return (left + across, top + down, right + across, bottom + down)
 
 
-def _append(inputs: dict[str, Tensor], answer_ids: Sequence[int]) -> dict[str, Tensor]:
+def _append(
+    inputs: dict[str, Tensor], answer_ids: Sequence[int], fills: dict[str, int]
+) -> dict[str, Tensor]:
     """Teacher forcing: the answer but its last token follows the prompt."""
     extended = dict(inputs)
     ids = extended["input_ids"]
     answer = torch.tensor(answer_ids, dtype=ids.dtype).expand(len(ids), -1)
-    fills = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0}
     extended["input_ids"] = torch.cat([ids, answer], dim=1)
     for name, fill in fills.items():
         if name in extended:

@@ -1,39 +1,43 @@
-"""The input that a user explains: a picture and a text."""
+"""`ImageTextInput`, the input that a user explains: an image and a text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from captum.attr import InterpretableInput
 from torch import Tensor
 
 from captum_mllm.models.pictures import Picture, read_picture
+from captum_mllm.models.targets import is_integer
 
 Messages = Sequence[dict[str, Any]]
 
 
-class ImageTextInput(InterpretableInput):
-    r"""A picture and a question, as an interpretable input of Captum.
+class ImageTextInput:
+    r"""An image and a question to explain.
 
     Args:
-        image (PIL.Image.Image, numpy.ndarray or Tensor): the picture. A PIL picture may be of any
-            mode (it is turned upright by its EXIF orientation, laid on white where it is
-            transparent, and 16 bits become 8); an array is (H, W, 3) of dtype uint8; a tensor is
-            (3, H, W) or (1, 3, H, W), floating point in [0, 1]. A list of them where the text has
-            several pictures.
-        text (str, optional): the question. The pictures come before it.
+        image (PIL.Image.Image, numpy.ndarray or Tensor): the image, or a list of images where the
+            text has several. A PIL image may be of any mode. It is turned upright by its EXIF
+            orientation, and laid on white where it is transparent. An array is (H, W) or (H, W, C),
+            a tensor (H, W), (C, H, W) or (1, C, H, W), with 1 channel for grey, 3 for RGB or 4 for
+            RGBA. Their numbers are integer levels or floating point in [0, 1]. Levels of 8 bits go
+            up to 255. White among other levels is the largest of the smallest usual depth (8, 10,
+            12, 14, 16, 24 or 31 bits) that holds them all, with a warning where they fill less than
+            half of it.
+        text (str, optional): the question. The images come before it.
         messages (Sequence[dict], optional): a chat instead of ``text``, as
             :meth:`transformers.ProcessorMixin.apply_chat_template` takes it, with a part
-            ``{"type": "image"}`` for each picture. The last message is the user's.
-        explained (int): which of several pictures is explained. Default: 0.
+            ``{"type": "image"}`` for each image. The last message is the user's, or begins the
+            answer of the assistant, which the model then continues.
+        explained (int): which of several images is explained. Default: 0.
 
     Raises:
-        TypeError: for a picture of a type not named above, and a text that is none.
+        TypeError: for an image, a text or messages of another type.
         ValueError: for an empty prompt; a message without a role or content, or with parts that
-            are neither text nor picture; a picture that is too small, too narrow, or has values
-            that are not finite or lie outside of [0, 1]; or where the number of pictures and of
-            image parts differ.
+            are neither text nor image, or that hold what would not be seen; an image that cannot
+            be read, is too small or too narrow, or has values that are not finite or whose range
+            is not known; or where the number of images and of image parts differ.
 
     Examples::
         >>> from PIL import Image
@@ -53,47 +57,35 @@ class ImageTextInput(InterpretableInput):
     ) -> None:
         if (text is None) == (messages is None):
             raise ValueError("give the prompt either as `text` or as `messages`, and not both")
-        pictures: list[Any] = list(image) if isinstance(image, (list, tuple)) else [image]
-        if not 0 <= explained < len(pictures):
-            raise ValueError(f"explained={explained}, expected the index of one of {len(pictures)}")
-        self.images = tuple(read_picture(picture) for picture in pictures)
-        self.explained = explained
         if text is not None and not isinstance(text, str):
             raise TypeError(f"got a text of type {type(text).__name__}, expected str")
+        images: list[Any] = list(image) if isinstance(image, (list, tuple)) else [image]
+        if not images:
+            raise ValueError("got no image, expected one or a list of them")
+        if not is_integer(explained):
+            raise TypeError(f"got explained={explained!r}, expected the index of an image")
+        if not 0 <= explained < len(images):
+            raise ValueError(
+                f"got explained={explained}, expected the index of one of {len(images)} image(s)"
+            )
         if messages is None:
-            parts = [{"type": "image"} for _ in pictures]
+            parts = [{"type": "image"} for _ in images]
             messages = [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
         _check_messages(messages)
-        self.messages = list(messages)
+        self.messages = [_own(message) for message in messages]
         self.texts = tuple(part["text"] for part in _parts(self.messages) if part["type"] == "text")
-        self._validate()
-        self.values = ["image", *self.texts]
-        self.n_itp_features = self.to_tensor()[0].numel()
+        _check_counts(self.messages, self.texts, len(images))
+        self.images = tuple(read_picture(each) for each in images)
+        self.explained = int(explained)
+
+    @property
+    def continues(self) -> bool:
+        """Whether the last message begins the answer, so that the model continues it."""
+        return self.messages[-1]["role"] == "assistant"
 
     def to_tensor(self) -> Tensor:
-        """The picture under explanation, (1, 3, H, W) in [0, 1]."""
+        """The image under explanation, (1, 3, H, W) in [0, 1]."""
         return self.images[self.explained].unsqueeze(0)
-
-    def to_model_input(self, perturbed_tensor: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The pictures, (1, 3, H, W) each, the explained one replaced by ``perturbed_tensor``."""
-        pictures = [picture.unsqueeze(0) for picture in self.images]
-        if perturbed_tensor is not None:
-            pictures[self.explained] = perturbed_tensor
-        return tuple(pictures)
-
-    def format_attr(self, itp_attr: Tensor) -> Tensor:
-        """Attributions are already in the picture's own shape."""
-        return itp_attr
-
-    def _validate(self) -> None:
-        if not any(text.strip() for text in self.texts):
-            raise ValueError("the prompt is empty, expected a question or a request to the model")
-        slots = sum(part["type"] == "image" for part in _parts(self.messages))
-        if slots != len(self.images):
-            raise ValueError(
-                f"got {len(self.images)} picture(s) for {slots} image part(s) in the messages; "
-                "give one picture for each part {'type': 'image'}"
-            )
 
 
 def replace_texts(messages: Messages, texts: Sequence[str]) -> list[dict[str, Any]]:
@@ -111,6 +103,26 @@ def replace_texts(messages: Messages, texts: Sequence[str]) -> list[dict[str, An
     ]
 
 
+def text_parts(messages: Messages) -> list[dict[str, Any]]:
+    r"""The same messages with each text as a part, as some chat templates want it."""
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message["content"], str)
+        else message
+        for message in messages
+    ]
+
+
+def _own(message: dict[str, Any]) -> dict[str, Any]:
+    """A copy that the caller does not change, of parts without empty entries."""
+    content = message["content"]
+    if not isinstance(content, str):
+        content = [
+            {name: value for name, value in part.items() if value is not None} for part in content
+        ]
+    return {**message, "content": content}
+
+
 def _check_messages(messages: Any) -> None:
     if not isinstance(messages, (list, tuple)):
         raise TypeError(
@@ -120,21 +132,55 @@ def _check_messages(messages: Any) -> None:
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
             raise ValueError(f"got the message {message!r}, expected a dict of role and content")
-        content = message["content"]
+        role, content = message["role"], message["content"]
+        if not isinstance(role, str):
+            raise ValueError(f"got the role {role!r} of a message, expected a text such as 'user'")
         if not isinstance(content, (str, list, tuple)):
             raise ValueError(
                 f"got a message with content of type {type(content).__name__}, expected a text or "
                 "a list of parts"
             )
         for part in [] if isinstance(content, str) else content:
-            if not isinstance(part, dict) or not (
-                part.get("type") == "image"
-                or (part.get("type") == "text" and isinstance(part.get("text"), str))
-            ):
-                raise ValueError(
-                    f"got the part {part!r} of a message, expected {{'type': 'image'}} or "
-                    "{'type': 'text', 'text': ...}"
-                )
+            _check_part(part)
+
+
+def _check_part(part: Any) -> None:
+    """Refuse a part that is neither text nor image, and what a part would silently not show."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    is_text = kind == "text" and isinstance(part.get("text"), str)
+    if not is_text and kind != "image":
+        raise ValueError(
+            f"got the part {part!r} of a message, expected {{'type': 'image'}} or "
+            "{'type': 'text', 'text': ...}"
+        )
+    known = {"type", "text"} if is_text else {"type"}
+    # Tables of messages fill what a part does not have with None.
+    unseen = [str(name) for name in part if name not in known and part[name] is not None]
+    if unseen:
+        raise ValueError(
+            f"got a part of type {kind!r} with {', '.join(unseen)}, which would not be seen; give "
+            "images as `image`, in the order of the parts {'type': 'image'}, and each text as a "
+            "part of its own"
+        )
+
+
+def _check_counts(messages: Messages, texts: Sequence[str], n_images: int) -> None:
+    if not any(text.strip() for text in texts):
+        raise ValueError("the prompt is empty, expected a question or a request to the model")
+    for text in texts:
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"got the text {text!r}, whose lone surrogates are not characters")
+    slots = sum(part["type"] == "image" for part in _parts(messages))
+    if slots != n_images:
+        raise ValueError(
+            f"got {n_images} image(s) for {slots} image part(s) in the messages; give one image "
+            "for each part {'type': 'image'}"
+        )
+    last = [part for part in _parts(messages[-1:]) if part["type"] == "text"]
+    if messages[-1]["role"] == "assistant" and not any(part["text"].strip() for part in last):
+        raise ValueError(
+            "the last message is the assistant's and has no text to continue; leave it out"
+        )
 
 
 def _parts(messages: Messages) -> list[dict[str, Any]]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.pictures import Picture, read_picture
 from captum_mllm.models.pixels import to_pil
-
-if TYPE_CHECKING:
-    from captum_mllm.models.mllm import MLLM
 
 # What belongs to the tokens of a text; all else that a processor gives belongs to its pictures.
 _TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
@@ -39,7 +37,7 @@ class LanguageModel(nn.Module):
     prompt with :meth:`expand`.
 
     Args:
-        mllm (MLLM): the model. It is shared, and left as it is.
+        backbone (Backbone): the model. It is shared, and left as it is.
         images (Sequence[PIL.Image.Image, numpy.ndarray or Tensor]): the pictures that the
             placeholders of a text without pixels stand for; see :class:`ImageTextInput`.
             Default: (), none.
@@ -60,34 +58,35 @@ class LanguageModel(nn.Module):
         torch.Size([3, 2])
     """
 
-    def __init__(self, mllm: MLLM, images: Sequence[Picture] = ()) -> None:
+    def __init__(self, backbone: Backbone, images: Sequence[Picture] = ()) -> None:
         super().__init__()
-        self.mllm = mllm
-        self.training = mllm.training
-        forward = inspect.signature(mllm.model.forward).parameters
+        self.backbone = backbone
+        self.model = backbone.model
+        self.training = self.model.training
+        forward = inspect.signature(self.model.forward).parameters
         self._takes_types = "mm_token_type_ids" in forward
         pictures = [to_pil(read_picture(image)) for image in images]
         # What the processor writes in the place of each picture's placeholder.
         self._written = [self._tokens_of(picture) for picture in pictures]
-        self._n_tokens = sum(tokens.count(mllm.image_token_id) for tokens in self._written)
+        self._n_tokens = sum(tokens.count(backbone.image_token_id) for tokens in self._written)
         self._shown = self._process(pictures) if pictures else {}
         self._shown = {name: value for name, value in self._shown.items() if name not in _TEXT}
 
     @property
     def config(self) -> Any:
-        return self.mllm.model.config
+        return self.model.config
 
     @property
     def device(self) -> torch.device:
-        return self.mllm.device
+        return self.backbone.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.mllm.dtype
+        return self.backbone.dtype
 
     def get_input_embeddings(self) -> nn.Module:
         r"""The embedding of tokens, the layer for ``LayerIntegratedGradients``."""
-        return self.mllm.model.get_input_embeddings()
+        return self.model.get_input_embeddings()
 
     def expand(self, text: str) -> str:
         r"""A text with each picture's placeholder written out as the model reads it.
@@ -101,7 +100,7 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: if the number of placeholders is not that of the pictures.
         """
-        placeholder = self.mllm.processor.image_token
+        placeholder = self.backbone.processor.image_token
         parts = text.split(placeholder)
         if len(parts) - 1 != len(self._written):
             raise ValueError(
@@ -110,7 +109,7 @@ class LanguageModel(nn.Module):
                 "write one placeholder for each"
             )
         for index, tokens in enumerate(self._written):
-            parts[index] += "".join(self.mllm.tokenizer.decode([token]) for token in tokens)
+            parts[index] += "".join(self.backbone.tokenizer.decode([token]) for token in tokens)
         return "".join(parts)
 
     def forward(
@@ -147,8 +146,8 @@ class LanguageModel(nn.Module):
             for name in ("input_ids", "position_ids", "mm_token_type_ids", "token_type_ids"):
                 if arguments.get(name) is not None:
                     arguments[name] = arguments[name][..., cached:]
-        with self.mllm.evaluating():
-            return self.mllm.model(
+        with self.backbone.evaluating():
+            return self.model(
                 **arguments, past_key_values=past_key_values, use_cache=bool(use_cache)
             )
 
@@ -158,13 +157,14 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         r"""The tokens followed by the model's answer; see the model's own ``generate``."""
         arguments = self._complete(input_ids, attention_mask, inputs)
-        arguments.pop("position_ids")
+        # Only where they follow the picture's grid does the model not count them by itself.
+        if arguments["position_ids"] is None or arguments["position_ids"].ndim < 3:
+            arguments.pop("position_ids")
         # A placeholder without a picture behind it would break every later pass.
         suppressed = arguments.get("suppress_tokens") or []
-        arguments["suppress_tokens"] = [*suppressed, self.mllm.image_token_id]
-        model: Any = self.mllm.model
-        with self.mllm.evaluating():
-            return model.generate(**arguments)
+        arguments["suppress_tokens"] = [*suppressed, self.backbone.image_token_id]
+        with self.backbone.evaluating():
+            return self.model.generate(**arguments)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **inputs: Any) -> dict[str, Any]:
         r"""Nothing is left out here: :meth:`forward` knows what a cache holds."""
@@ -177,15 +177,15 @@ class LanguageModel(nn.Module):
 
     def _process(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
         """What the processor gives for pictures and their placeholders."""
-        text = self.mllm.processor.image_token * len(pictures)
+        text = self.backbone.processor.image_token * len(pictures)
         images = [pictures] if len(pictures) > 1 else pictures
-        return dict(self.mllm.processor(images=images, text=[text], return_tensors="pt"))
+        return dict(self.backbone.processor(images=images, text=[text], return_tensors="pt"))
 
     def _tokens_of(self, picture: Image.Image) -> list[int]:
         """The tokens that the processor writes in the place of a picture's placeholder."""
-        placeholder = self.mllm.processor.image_token
-        around = self.mllm.tokenizer(placeholder)["input_ids"]
-        before = around.index(self.mllm.tokenizer.convert_tokens_to_ids(placeholder))
+        placeholder = self.backbone.processor.image_token
+        around = self.backbone.tokenizer(placeholder)["input_ids"]
+        before = around.index(self.backbone.tokenizer.convert_tokens_to_ids(placeholder))
         after = len(around) - before - 1
         tokens = self._process([picture])["input_ids"][0].tolist()
         return tokens[before : len(tokens) - after]
@@ -208,7 +208,7 @@ class LanguageModel(nn.Module):
         mask = torch.ones_like(ids[:, :0]) if mask is None else mask.to(ids)
         mask = _extend(mask.expand(len(ids), -1), ids.shape[1], 1)
         arguments["attention_mask"] = mask
-        types = (ids == self.mllm.image_token_id).to(ids.dtype)
+        types = (ids == self.backbone.image_token_id).to(ids.dtype)
         if self._takes_types:
             arguments["mm_token_type_ids"] = types
         if "token_type_ids" in arguments:
@@ -222,7 +222,7 @@ class LanguageModel(nn.Module):
         self, ids: Tensor, mask: Tensor, types: Tensor, grid: Tensor | None
     ) -> Tensor | None:
         """Positions of all tokens; None where the model counts them itself."""
-        base: Any = self.mllm.model.base_model
+        base: Any = self.model.base_model
         by_grid = hasattr(base, "get_rope_index")
         if by_grid and grid is not None:
             positions, _ = base.get_rope_index(
@@ -235,7 +235,7 @@ class LanguageModel(nn.Module):
         return None
 
     def _check_placeholders(self, ids: Tensor) -> None:
-        counts = (ids == self.mllm.image_token_id).sum(1).tolist()
+        counts = (ids == self.backbone.image_token_id).sum(1).tolist()
         if any(count != self._n_tokens for count in counts):
             raise ValueError(
                 f"the text has {counts} image token(s), expected {self._n_tokens} for "

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
+from threading import Lock
 
 import torch
 from torch import Tensor
 
+from captum_mllm.models.precision import full_precision
+
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]
+
+# Bytes of interpolation weights that are kept, some hundred of usual size.
+KEPT_BYTES = 2**23
 
 
 def size_of(pictures: Tensor) -> Size:
@@ -86,6 +93,7 @@ class Layout:
         columns = _cells(finest.columns, left, right, width)
         return rows, columns
 
+    @full_precision()
     def paint(self, values: Tensor, size: Size | None = None) -> Tensor:
         r"""Lay a value for each token out as a map of the whole picture.
 
@@ -162,9 +170,28 @@ def _cells(tokens: int, start: float, end: float, length: int) -> int:
     return round(cells) if aligned else max(round(2 * cells), 1)
 
 
-@lru_cache(maxsize=512)
-@torch.inference_mode(False)
+_kept: OrderedDict[tuple[float, ...], Tensor] = OrderedDict()
+_kept_lock = Lock()
+
+
 def _interpolation(cells: int, tokens: int, start: float, end: float, length: int) -> Tensor:
+    """Weights (cells, tokens) as of :func:`_new_interpolation`; those used last are kept."""
+    key = (cells, tokens, start, end, length)
+    with _kept_lock:
+        known = _kept.get(key)
+        if known is not None:
+            _kept.move_to_end(key)
+            return known
+    weights = _new_interpolation(*key)
+    with _kept_lock:
+        _kept[key] = weights
+        while sum(kept.nbytes for kept in _kept.values()) > KEPT_BYTES:
+            _kept.popitem(last=False)
+    return weights
+
+
+@torch.inference_mode(False)
+def _new_interpolation(cells: int, tokens: int, start: float, end: float, length: int) -> Tensor:
     """Weights (cells, tokens) that sample a row of tokens, laid from start to end, at each cell.
 
     A row is all zero where the centre of its cell lies outside of the piece, and sums to one

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from captum_mllm.models import token_scores, word_embeddings
+from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.deep_lift import refuse_deep_lift
-from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
-from captum_mllm.models.evaluation_mode import evaluation_mode
-from captum_mllm.models.families import family_of
+from captum_mllm.models.encoding import Encoding
+from captum_mllm.models.geometry import Geometry
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.language_model import LanguageModel
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.loading import load_model
-from captum_mllm.models.pass_memory import PassMemory
+from captum_mllm.models.pairing import checked_pair
 from captum_mllm.models.pictures import Picture
 from captum_mllm.models.preparation import find_answer, open_query
 from captum_mllm.models.query import Query, split_arguments
-from captum_mllm.models.states import States, pass_states
+from captum_mllm.models.states import States
 from captum_mllm.models.vocabulary import Vocabulary
 
 
-class MLLM(PassMemory, nn.Module):
+class MLLM(nn.Module):
     r"""A multimodal LLM whose answer to a question is a function of a picture tensor.
 
     ``mllm(image, query)`` takes a picture of any size, (B, 3, H, W) in [0, 1], and gives the logits
@@ -44,11 +44,14 @@ class MLLM(PassMemory, nn.Module):
     never changed.
 
     Args:
-        model (PreTrainedModel): a model of pictures and text of transformers.
+        model (PreTrainedModel): a model of images and text of transformers, as it is or within a
+            ``PeftModel`` or ``DataParallel``.
         processor (ProcessorMixin): its processor.
 
     Raises:
-        ValueError: for a model of text alone, and for a family that is not known.
+        TypeError: for what is not a model, or not a processor of images and text.
+        ValueError: for a model of text alone, of a family that is not known, or without its output
+            embedding; and for the processor of another model.
 
     Examples::
         >>> from captum.attr import Saliency
@@ -69,18 +72,10 @@ class MLLM(PassMemory, nn.Module):
 
     def __init__(self, model: PreTrainedModel, processor: Any) -> None:
         super().__init__()
-        family = family_of(model.config)
-        if not hasattr(processor, "image_processor"):
-            raise ValueError(
-                f"got a {type(processor).__name__}, expected the model's processor of pictures and "
-                "text, as AutoProcessor.from_pretrained gives it"
-            )
+        model, processor = checked_pair(model, processor)
+        self.backbone = Backbone(model, processor)
         self.model = model
-        self.processor = processor
-        self.geometry = family.geometry(model.config, processor)
-        self.image_token_id: int = model.config.image_token_id
         self.training = model.training
-        self._tokens = TokenCache()
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, **kwargs: Any) -> MLLM:
@@ -99,24 +94,32 @@ class MLLM(PassMemory, nn.Module):
         return cls(*load_model(name_or_folder, **kwargs))
 
     @property
-    def device(self) -> torch.device:
-        embeddings: Any = self.model.get_input_embeddings()
-        # Where accelerate runs it, if its weights lie elsewhere until then.
-        hook = getattr(embeddings, "_hf_hook", None)
-        device = getattr(hook, "execution_device", None)
-        return embeddings.weight.device if device is None else torch.device(device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
+    def processor(self) -> Any:
+        return self.backbone.processor
 
     @property
     def tokenizer(self) -> Any:
-        return self.processor.tokenizer
+        return self.backbone.tokenizer
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.backbone.geometry
+
+    @property
+    def image_token_id(self) -> int:
+        return self.backbone.image_token_id
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.backbone.dtype
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.model.get_output_embeddings())
+        return self.backbone.vocabulary
 
     def forward(self, *args: Any) -> Tensor:
         r"""Logits of the explained tokens, each predicted from what stands before it.
@@ -166,7 +169,7 @@ class MLLM(PassMemory, nn.Module):
                 picture.
         """
         opened, query = open_query(self.processor, inp, self.device, every_picture)
-        answer = find_answer(self, opened, query, target, generation)
+        answer = find_answer(self.backbone, opened, query, target, generation)
         return (opened if every_picture else opened[0]), replace(query, answer_ids=answer)
 
     @torch.no_grad()
@@ -185,18 +188,13 @@ class MLLM(PassMemory, nn.Module):
             ValueError: for a layer that the model does not have.
         """
         pictures, query = split_arguments(args, with_words=True)
-        passes = self._passes
-        if passes is not None and (known := passes.recall(pictures, query, layer)):
-            return known
-        for place, states in pass_states(self, pictures, query, layer).items():
-            if passes is not None:
-                passes.keep(states, pictures, query, place)
-        return states
+        return self.backbone.states(pictures, query, layer)
 
     def layouts(self, *args: Any) -> tuple[Layout, ...]:
         r"""Where the tokens of each explained picture lie, without a pass through the model."""
         pictures, query = split_arguments(args, with_words=True)
-        if self._passes is not None and (known := self._passes.recall(pictures, query, None)):
+        passes = self.backbone.passes
+        if passes is not None and (known := passes.recall(pictures, query, None)):
             return known.layouts
         encoding = self.encode(pictures, query)
         return tuple(encoding.layouts[index] for index in query.explained)
@@ -232,7 +230,7 @@ class MLLM(PassMemory, nn.Module):
     def token_logits(self, *args: Any) -> Tensor:
         r"""Logits of the explained tokens alone, (B, T), from a pass that nothing remembers."""
         pictures, query = split_arguments(args, with_words=True)
-        states = pass_states(self, pictures, query)[None]
+        states = self.backbone.new_states(pictures, query)[None]
         return token_scores.token_logits(self.vocabulary, states, query)
 
     def word_embeddings(self, query: Query, answer: bool = False) -> Tensor:
@@ -245,11 +243,11 @@ class MLLM(PassMemory, nn.Module):
         Returns:
             Tensor: of shape (1, P, D), or (1, P + T - 1, D) with the answer.
         """
-        return word_embeddings.own_embeddings(self, query, answer)
+        return word_embeddings.own_embeddings(self.backbone, query, answer)
 
     def word_mask(self, query: Query, answer: bool = False) -> Tensor:
         r"""A ``feature_mask`` of :meth:`word_embeddings`, (1, P, 1), one feature for each word."""
-        return word_embeddings.word_mask(self, query, answer)
+        return word_embeddings.word_mask(self.backbone, query, answer)
 
     def as_language_model(self, *images: Picture) -> LanguageModel:
         r"""The model for Captum's own ``LLMAttribution``; see :class:`LanguageModel`.
@@ -258,7 +256,7 @@ class MLLM(PassMemory, nn.Module):
             *images (PIL.Image.Image, numpy.ndarray or Tensor): the pictures of inputs that are
                 text alone.
         """
-        return LanguageModel(self, images)
+        return LanguageModel(self.backbone, images)
 
     def encode(self, pictures: Sequence[Tensor], query: Query) -> Encoding:
         r"""The wrapped model's inputs for a query, and where everything lies in them.
@@ -270,19 +268,34 @@ class MLLM(PassMemory, nn.Module):
         Returns:
             Encoding: differentiable in pictures that require a gradient.
         """
-        return encode(
-            query.all_pictures(pictures),
-            query,
-            self.processor,
-            self.geometry,
-            self.image_token_id,
-            self.dtype,
-            self._tokens if wants_gradient(pictures) else None,
-        )
+        return self.backbone.encode(pictures, query)
 
-    @contextmanager
-    def evaluating(self, encoding: Encoding | None = None) -> Iterator[None]:
-        r"""Within it, there is no dropout, and the words of an encoding that brings embeddings
-        along have these; afterwards the model is as before."""
-        with evaluation_mode(self.model), word_embeddings.placed_words(self.model, encoding):
-            yield
+    def evaluating(self, encoding: Encoding | None = None) -> AbstractContextManager[None]:
+        r"""Within it passes in this thread have no dropout, and the embeddings of the words that
+        an encoding brings along; afterwards the model is as before."""
+        return self.backbone.evaluating(encoding)
+
+    def remember(self) -> AbstractContextManager[None]:
+        r"""Within it a pass with the same pictures and query is made once in this thread; see
+        :class:`~captum_mllm.models.passes.Passes` for what goes unnoticed."""
+        return self.backbone.remember()
+
+    @property
+    def remembers(self) -> bool:
+        r"""Whether passes are remembered here and now."""
+        return self.backbone.remembers
+
+    def recall(self, *args: Any, layer: int | None = None) -> States | None:
+        r"""The states of the pass with these arguments, if it was made within :meth:`remember`."""
+        return self.backbone.recall(*args, layer=layer)
+
+    def knows(self, *args: Any, layer: int | None = None) -> bool:
+        r"""Whether the pass with these arguments was made within :meth:`remember`."""
+        return self.backbone.knows(*args, layer=layer)
+
+    def keep(
+        self, states: States, *args: Any, layer: int | None = None, by_value: bool = False
+    ) -> None:
+        r"""Within :meth:`remember`, take states for those of the pass with these arguments; if
+        ``by_value``, also with other tensors that are equal pictures."""
+        self.backbone.keep(states, *args, layer=layer, by_value=by_value)

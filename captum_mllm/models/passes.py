@@ -1,14 +1,19 @@
-"""Passes through a model that need not be made again."""
+"""``Passes``, the states of passes that need not be made again, and ``PassMemory``, which keeps
+them for one model and one thread."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Query, split_arguments
 from captum_mllm.models.states import States
 
 # How often each tensor was changed in place.
@@ -26,6 +31,7 @@ class Passes:
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
+        self.is_open = True
         self._weights = tuple(weights)
         # The pictures are kept so that no other tensor takes their identity.
         self._kept: dict[Hashable, tuple[States, Sequence[Tensor], Query]] = {}
@@ -60,6 +66,12 @@ class Passes:
             key = self._value_key(pictures, query, layer)
             self._by_value[key].append((states, pictures, _versions(pictures)))
 
+    def close(self) -> None:
+        """Forget everything, also in threads that were started with a copy of this context."""
+        self.is_open = False
+        self._kept.clear()
+        self._by_value.clear()
+
     def _key(self, pictures: Sequence[Tensor], query: Query, layer: int | None) -> Hashable:
         identities = tuple(map(id, pictures)), _versions(pictures)
         return identities, self._fixed_key(query, layer)
@@ -72,6 +84,74 @@ class Passes:
         fixed = [picture for picture in query.pictures if picture is not None]
         weights = sum(map(_version, self._weights))
         return query.inputs_key, layer, _versions(fixed), weights
+
+
+# The passes that are remembered in this context, by the identity of their memory.
+_remembered: ContextVar[Mapping[int, Passes]] = ContextVar(
+    "remembered_passes", default=MappingProxyType({})
+)
+
+
+class PassMemory:
+    r"""Remembers the passes of one model within :meth:`remember`.
+
+    Each thread remembers its own: what one remembers is neither seen nor ended by another.
+
+    Args:
+        weights (Callable): gives the parameters of the model.
+    """
+
+    def __init__(self, weights: Callable[[], Iterable[Tensor]]) -> None:
+        self._find_weights = weights
+
+    @property
+    def passes(self) -> Passes | None:
+        """What is remembered here and now; None outside of :meth:`remember`."""
+        passes = _remembered.get().get(id(self))
+        return passes if passes is not None and passes.is_open else None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether passes are remembered here and now."""
+        return self.passes is not None
+
+    @contextmanager
+    def remember(self) -> Iterator[None]:
+        r"""Within it, a pass with the same pictures and query is made once.
+
+        What randomises weights or changes pictures in place must not run within it, see
+        :class:`Passes` for what goes unnoticed.
+        """
+        if self.remembers:
+            yield
+            return
+        passes = Passes(self._find_weights())
+        token = _remembered.set({**_remembered.get(), id(self): passes})
+        try:
+            yield
+        finally:
+            _remembered.reset(token)
+            passes.close()
+
+    def recall(self, *args: Any, layer: int | None = None) -> States | None:
+        r"""The states of the pass with these arguments, if it was made within :meth:`remember`."""
+        pictures, query = split_arguments(args)
+        passes = self.passes
+        return None if passes is None else passes.recall(pictures, query, layer)
+
+    def knows(self, *args: Any, layer: int | None = None) -> bool:
+        r"""Whether the pass with these arguments was made within :meth:`remember`."""
+        return self.recall(*args, layer=layer) is not None
+
+    def keep(
+        self, states: States, *args: Any, layer: int | None = None, by_value: bool = False
+    ) -> None:
+        r"""Within :meth:`remember`, take states for those of the pass with these arguments; if
+        ``by_value``, also with other tensors that are equal pictures."""
+        pictures, query = split_arguments(args)
+        passes = self.passes
+        if passes is not None:
+            passes.keep(states, pictures, query, layer, by_value)
 
 
 def _versions(tensors: Sequence[Tensor]) -> Versions:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_mllm.models.encoding import Encoding
+from captum_mllm.models.families import Family, family_of
 from captum_mllm.models.layout import Layout, Piece
 from captum_mllm.models.query import Query
 
@@ -80,12 +81,18 @@ def vision_tokens(
     Raises:
         ValueError: if that is not the number of states of a layer of patches.
     """
+    family = family_of(config)
+    if not family.tower:
+        raise ValueError(
+            f"it is not known in which order the vision tower of {config.model_type!r} holds its "
+            "patches; give a layer of the language model"
+        )
     pieces = [
         layout.pieces[: len(layout.pieces) // encoding.windows] for layout in encoding.layouts
     ]
     tokens = sum(piece.n_tokens for row in pieces for piece in row)
     count = len(encoding.inputs["input_ids"])
-    merge = _merge(config)
+    merge = family.merge_size(config)
     shapes = {
         count * (tokens * finer**2 + class_token * sum(map(len, pieces))): (finer, class_token)
         for finer in {merge, 1}
@@ -102,7 +109,7 @@ def vision_tokens(
     for row in pieces:
         order = []
         for piece in row:
-            order.append(start + class_token + _order(piece, finer, config.vision_config))
+            order.append(start + class_token + _order(piece, finer, family, config.vision_config))
             start += class_token + piece.n_tokens * finer**2
         orders.append(torch.cat(order))
     starts = torch.arange(count)[:, None] * start
@@ -114,15 +121,9 @@ def vision_tokens(
     return tuple(found)
 
 
-def _merge(config: Any) -> int:
-    """How many patches along each side become one image token."""
-    merge = getattr(config.vision_config, "spatial_merge_size", None)
-    return merge or round(1 / getattr(config, "downsample_ratio", 1))
-
-
-def _order(piece: Piece, finer: int, vision: Any) -> Tensor:
+def _order(piece: Piece, finer: int, family: Family, vision: Any) -> Tensor:
     """Index in the tower's sequence of each patch of a piece, patches in raster order."""
-    if not hasattr(vision, "spatial_merge_size"):
+    if not family.blocks:
         return torch.arange(piece.n_tokens * finer**2)
     down = torch.arange(piece.rows * finer)[:, None]
     across = torch.arange(piece.columns * finer)

@@ -1,7 +1,8 @@
-"""The processors' picture arithmetic on tensors, differentiable."""
+"""The image processors' arithmetic on tensors, differentiable: resize, pad, normalize."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,31 +73,80 @@ def resize(pictures: Tensor, size: tuple[int, int], resample: int | None) -> Ten
     if tuple(pictures.shape[-2:]) == tuple(size):
         return pictures
     resample = Image.Resampling.BILINEAR if resample is None else Image.Resampling(resample)
-    if resample not in _RESAMPLE:
+    if resample not in _RESAMPLE and resample != Image.Resampling.LANCZOS:
         raise ValueError(
             f"the image processor resizes by {resample.name}, for which there is no differentiable "
-            "form; set its `resample` to BICUBIC or BILINEAR, or use a method without gradients"
+            "form; set its `resample` to LANCZOS, BICUBIC or BILINEAR, or use a method without "
+            "gradients"
         )
-    mode = _RESAMPLE[resample]
-    antialias = resample != Image.Resampling.NEAREST
     # The order of the two passes shows where an overshoot is cut in between.
     height, width = pictures.shape[-2:]
     downwards = _MAY_GO_DOWN_FIRST and height - size[0] > max(2 * (width - size[1]), 0)
     first = (size[0], width) if downwards else (height, size[1])
     for step in (first, size):
-        # Bicubic interpolation overshoots.
-        pictures = saturate(F.interpolate(pictures, size=step, mode=mode, antialias=antialias))
+        # Bicubic interpolation and Lanczos overshoot.
+        pictures = saturate(_interpolate(pictures, step, resample))
     return pictures
 
 
-def normalize(pictures: Tensor, image_processor: Any) -> Tensor:
-    r"""Scale and shift (B, 3, H, W) in [0, 1] as the image processor does with 8-bit pictures."""
-    if image_processor.do_rescale:
-        pictures = pictures * (255 * image_processor.rescale_factor)
-    else:
-        pictures = pictures * 255
-    if image_processor.do_normalize:
-        mean = pictures.new_tensor(image_processor.image_mean)[:, None, None]
-        std = pictures.new_tensor(image_processor.image_std)[:, None, None]
-        pictures = (pictures - mean) / std
+def _interpolate(pictures: Tensor, size: Sequence[int], resample: Image.Resampling) -> Tensor:
+    if resample != Image.Resampling.LANCZOS:
+        antialias = resample != Image.Resampling.NEAREST
+        mode = _RESAMPLE[resample]
+        return F.interpolate(pictures, size=tuple(size), mode=mode, antialias=antialias)
+    height, width = pictures.shape[-2:]
+    if size[0] != height:
+        pictures = _lanczos(height, size[0]).to(pictures) @ pictures
+    if size[1] != width:
+        pictures = pictures @ _lanczos(width, size[1]).to(pictures).mT
+    return pictures
+
+
+def _lanczos(length: int, wanted: int) -> Tensor:
+    """Weights (wanted, length) of Pillow's Lanczos filter of support 3."""
+    zoom = length / wanted
+    stretch = max(zoom, 1.0)
+    centres = (torch.arange(wanted, dtype=torch.float64) + 0.5) * zoom
+    # Pillow cuts the filter at whole pixels.
+    start = (centres - 3 * stretch + 0.5).floor().clamp(min=0)
+    end = (centres + 3 * stretch + 0.5).floor().clamp(max=length)
+    pixels = torch.arange(length, dtype=torch.float64)
+    distance = (pixels + 0.5 - centres[:, None]) / stretch
+    weights = torch.where(distance.abs() < 3, torch.sinc(distance) * torch.sinc(distance / 3), 0.0)
+    weights = weights * ((pixels >= start[:, None]) & (pixels < end[:, None]))
+    return weights / weights.sum(1, keepdim=True)
+
+
+def pad(
+    pictures: Tensor, size: tuple[int, int], start: tuple[int, int], colour: Sequence[float] = ()
+) -> Tensor:
+    r"""Lay (B, 3, H, W) images on a canvas.
+
+    Args:
+        pictures (Tensor): images in [0, 1].
+        size (tuple[int, int]): height and width of the canvas.
+        start (tuple[int, int]): row and column of the images' upper left corner on it.
+        colour (Sequence[float]): the canvas' three levels in [0, 1]. Default: black.
+    """
+    height, width = pictures.shape[-2:]
+    levels = pictures.new_tensor([int(level * 255) / 255 for level in colour or (0, 0, 0)])
+    canvas = levels[:, None, None].expand(len(pictures), 3, *size).clone()
+    canvas[..., start[0] : start[0] + height, start[1] : start[1] + width] = pictures
+    return canvas
+
+
+def normalize(pictures: Tensor, option: Callable[[str], Any]) -> Tensor:
+    r"""Scale and shift (B, 3, H, W) in [0, 1] as an image processor does with 8-bit images.
+
+    Args:
+        pictures (Tensor): images in [0, 1].
+        option (Callable[[str], Any]): gives an option of the image processor by its name.
+    """
+    pictures = pictures * (255 * option("rescale_factor") if option("do_rescale") else 255)
+    if option("do_normalize"):
+        mean, std = (
+            torch.as_tensor(option(name), dtype=pictures.dtype, device=pictures.device)
+            for name in ("image_mean", "image_std")
+        )
+        pictures = (pictures - mean.reshape(-1, 1, 1)) / std.reshape(-1, 1, 1)
     return pictures

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_mllm.models.answers import answer_tokens
+from captum_mllm.models.answers import Answer, answer_tokens
+from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.decoding import answer_prompts
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.layout import size_of
-from captum_mllm.models.prompt import render_prompt, text_spans
+from captum_mllm.models.pairing import check_tokenizer
+from captum_mllm.models.prompt import read_prompt
 from captum_mllm.models.query import Query
-
-if TYPE_CHECKING:
-    from captum_mllm.models.mllm import MLLM
 
 
 def open_query(
@@ -34,16 +33,18 @@ def open_query(
         tuple[tuple[Tensor, ...], Query]: pictures (1, 3, H, W) in [0, 1], and the query.
 
     Raises:
-        ValueError: where the chat template leaves no place for the picture.
+        ValueError: where the chat template leaves no place for an image or the question, and for a
+            tokenizer that does not tell where its tokens are.
     """
-    prompt = render_prompt(processor, inp)
+    check_tokenizer(processor.tokenizer)
+    prompt, spans = read_prompt(processor, inp)
     # Tensors of their own, also for gradients later on where they are made in inference mode.
     with torch.inference_mode(False):
         pictures = [picture.to(device, copy=True) for picture in inp.images]
     query = Query(
         prompt=prompt,
         answer_ids=(),
-        spans=text_spans(processor, inp, prompt),
+        spans=spans,
         native=tuple(map(size_of, pictures)),
         pictures=tuple(
             None if every_picture or index == inp.explained else picture
@@ -54,16 +55,16 @@ def open_query(
 
 
 def find_answer(
-    mllm: MLLM,
+    backbone: Backbone,
     pictures: Sequence[Tensor],
     query: Query,
     target: str | Sequence[int] | Tensor | None,
     generation: dict[str, Any],
-) -> tuple[int, ...]:
+) -> Answer:
     r"""The tokens of the answer that is given, or that the model makes.
 
     Args:
-        mllm (MLLM): the model.
+        backbone (Backbone): the model.
         pictures (Sequence[Tensor]): the pictures that the query leaves open.
         query (Query): the question.
         target (str, Sequence[int] or Tensor, optional): the answer. None for the model's own.
@@ -73,10 +74,12 @@ def find_answer(
         ValueError: for an answer and arguments of ``generate`` at once, and an empty answer.
     """
     if target is None:
-        return answer_prompts(mllm, [(tuple(pictures), query)], generation)[0]
+        return answer_prompts(backbone, [(tuple(pictures), query)], generation)[0]
     if generation:
         raise ValueError(
             f"got both an answer and {', '.join(generation)}, which ask the model for one; "
             "leave out one of them"
         )
-    return answer_tokens(target, mllm.tokenizer, mllm.vocabulary.size, mllm.image_token_id)
+    return answer_tokens(
+        target, backbone.tokenizer, backbone.vocabulary.size, backbone.image_token_id
+    )

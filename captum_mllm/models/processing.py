@@ -1,10 +1,11 @@
-"""Run a model's processor, with each picture of a prompt prepared by options of its own."""
+"""process: run a model's processor, with each image of a prompt prepared by its own options."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -14,40 +15,54 @@ from transformers import BatchFeature
 
 from captum_mllm.models.prompt import special_tokens_option
 
+# What a processor returns for training, which a pass must not have.
+_UNWANTED = ("labels",)
+
 
 @dataclass(frozen=True)
 class Processed:
-    r"""What a processor makes of some rows, each the same prompt with other pictures.
+    r"""What a processor makes of some rows, each the same prompt with other images.
 
     Args:
         inputs (dict[str, Tensor]): keyword arguments of the model.
         offsets (Tensor): where the text of each token starts and ends in the prompt; both are the
             same for a token that has no text there; shape (S, 2).
-        picture (Tensor): which picture a token stands for, -1 for text, shape (S,).
+        picture (Tensor): which image a token stands for, -1 for text, shape (S,).
+        images (dict[str, Any]): what the image processor returned, also what the model does not
+            take.
     """
 
     inputs: dict[str, Tensor]
     offsets: Tensor
     picture: Tensor
+    images: dict[str, Any]
 
 
-class _PicturesApart:
-    """An image processor that prepares the pictures of a prompt with options of their own."""
+class _Recorder:
+    """An image processor that takes options for each image of a prompt, and keeps its output."""
 
     def __init__(self, image_processor: Any, options: Sequence[dict[str, Any]]) -> None:
         self.image_processor = image_processor
         self.options = options
+        self.output: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.image_processor, name)
 
-    def __call__(self, images: Sequence[Sequence[Any]], **kwargs: Any) -> BatchFeature:
-        parts = [
-            self.image_processor([picture], **{**kwargs, **options})
-            for row in images
-            for picture, options in zip(row, self.options)
-        ]
-        return BatchFeature({name: _join([part[name] for part in parts]) for name in parts[0]})
+    def __call__(self, images: Sequence[Any], **kwargs: Any) -> BatchFeature:
+        first = self.options[0]
+        if all(options == first for options in self.options):
+            made = self.image_processor(images, **{**kwargs, **first})
+        else:
+            nested = isinstance(images[0], (list, tuple))
+            flat = [image for row in images for image in row] if nested else images
+            parts = [
+                self.image_processor([[image]] if nested else [image], **{**kwargs, **options})
+                for image, options in zip(flat, cycle(self.options))
+            ]
+            made = BatchFeature({name: _join([part[name] for part in parts]) for name in parts[0]})
+        self.output = {name: made[name] for name in made if name != "pixel_values"}
+        return made
 
 
 def process(
@@ -57,49 +72,48 @@ def process(
     options: Sequence[dict[str, Any]],
     image_token_id: int,
 ) -> Processed:
-    r"""Run the processor on a prompt, once with each row of pictures.
+    r"""Run the processor on a prompt, once with each row of images.
 
     Args:
         processor (Any): the model's processor.
-        prompt (str): with one placeholder for each picture.
-        rows (Sequence[Sequence[PIL.Image.Image]]): the pictures of the prompt, for each row.
-        options (Sequence[dict]): options of the image processor for each picture of the prompt.
+        prompt (str): with one placeholder for each image.
+        rows (Sequence[Sequence[PIL.Image.Image]]): the images of the prompt, for each row.
+        options (Sequence[dict]): options of the image processor for each image of the prompt.
         image_token_id (int): the placeholder's index.
 
     Returns:
         Processed: on the CPU.
 
     Raises:
-        ValueError: if pictures at several scales do not fit into one input of the model.
+        ValueError: if images at several scales do not fit into one input of the model.
         RuntimeError: if the processor does not tell what it put in the place of a placeholder.
     """
-    shared: dict[str, Any] = {}
-    if any(options):
-        if len(options) == 1:
-            shared = options[0]
-        else:
-            processor = copy.copy(processor)
-            processor.image_processor = _PicturesApart(processor.image_processor, options)
+    recorder = _Recorder(processor.image_processor, options)
+    processor = _with_image_processor(processor, recorder)
+    images = [list(row) for row in rows]
     output = dict(
         processor(
-            images=[list(row) for row in rows],
+            images=images,
             text=[prompt] * len(rows),
             return_tensors="pt",
             return_offsets_mapping=True,
             return_text_replacement_offsets=True,
             **special_tokens_option(processor.tokenizer, prompt),
-            **shared,
         )
     )
-    offsets = output.pop("offset_mapping")[0]
+    offsets = torch.as_tensor(output.pop("offset_mapping"))[0]
     replacements = output.pop("text_replacement_offsets", None)
     if not replacements or len(replacements[0]) != len(options):
         raise RuntimeError(
             f"{type(processor).__name__} does not tell what it puts in the place of each "
             "placeholder (`return_text_replacement_offsets`), which is needed to find the tokens "
-            "of each picture"
+            "of each image"
         )
-    inputs = {name: value for name, value in output.items() if isinstance(value, Tensor)}
+    inputs = {
+        name: value
+        for name, value in output.items()
+        if isinstance(value, Tensor) and name not in _UNWANTED
+    }
     ids = inputs["input_ids"][0]
     picture = torch.full_like(ids, -1)
     shift = torch.zeros_like(offsets)
@@ -110,7 +124,36 @@ def process(
         grown = end - start - (replacement["span"][1] - replacement["span"][0])
         shift[offsets[:, 0] >= end] += grown
         offsets[inside] = start
-    return Processed(inputs, offsets - shift, picture)
+    offsets = offsets - shift
+    written = _written(processor, prompt, images[0])
+    if written != prompt:
+        offsets = _in_prompt(prompt, written)[offsets]
+    return Processed(inputs, offsets, picture, recorder.output)
+
+
+def _with_image_processor(processor: Any, image_processor: Any) -> Any:
+    """A shallow copy of the processor, which other threads may be using."""
+    copied = object.__new__(type(processor))
+    copied.__dict__.update(processor.__dict__)
+    copied.image_processor = image_processor
+    return copied
+
+
+def _written(processor: Any, prompt: str, images: list[Image.Image]) -> str:
+    """The prompt with what the processor itself writes into it: PaliGemma adds a line's end."""
+    _, text, *_ = processor.prepare_inputs_layout(images=[images], text=[prompt])
+    return text[0]
+
+
+def _in_prompt(prompt: str, written: str) -> Tensor:
+    """Where each place of a text lies in the prompt that it was made of."""
+    places = torch.empty(len(written) + 1, dtype=torch.long)
+    matcher = SequenceMatcher(None, prompt, written, autojunk=False)
+    for tag, start, _, first, last in matcher.get_opcodes():
+        counted = torch.arange(last - first) if tag == "equal" else 0
+        places[first:last] = start + counted
+    places[-1] = len(prompt)
+    return places
 
 
 def _join(parts: list[Any]) -> Any:
@@ -119,7 +162,7 @@ def _join(parts: list[Any]) -> Any:
     if len({part.shape[1:] for part in parts}) > 1:
         raise ValueError(
             f"the image processor makes inputs of shapes {[tuple(part.shape) for part in parts]} "
-            "of the pictures at their scales, which do not fit together; explain this prompt at "
+            "of the images at their scales, which do not fit together; explain this prompt at "
             "scale 1 alone"
         )
     return torch.cat(parts)

@@ -1,14 +1,17 @@
-"""Load a processor, also where torchvision, which only its video half needs, is not installed."""
+"""``load_processor``, which loads a processor of pictures and text with torchvision and without it,
+and ``image_only``, a processor's class without its video half."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import FunctionType, SimpleNamespace
 from typing import Any, TypeVar
 
 import transformers
 from transformers import AutoProcessor, ImageProcessingMixin, ProcessorMixin
 from transformers.utils import is_torchvision_available
+from transformers.video_processing_utils import BaseVideoProcessor
 
 # Arguments of `from_pretrained` that say where and how to get files, the same for all of them.
 HUB_ARGUMENTS = (
@@ -31,7 +34,8 @@ def image_only(processor_class: ProcessorClass) -> ProcessorClass:
 
     Video processors need torchvision, so a processor that has a slot for one (Qwen-VL, InternVL,
     LLaVA-OneVision, SmolVLM ...) cannot be built without it, not even for pictures. What the
-    returned class saves names the original class, so the folder loads anywhere.
+    returned class saves names the original class and holds no video processor: it is loaded by
+    :func:`load_processor`, with torchvision and without it.
 
     Args:
         processor_class (type): a subclass of :class:`transformers.ProcessorMixin`.
@@ -45,16 +49,39 @@ def image_only(processor_class: ProcessorClass) -> ProcessorClass:
     def get_attributes(cls: type[ProcessorMixin]) -> list[str]:
         return [name for name in processor_class.get_attributes() if name != "video_processor"]
 
+    init: Any = processor_class.__init__
+    # The same code, which transformers inspects, but no argument has to be given (SmolVLM).
+    optional = FunctionType(
+        init.__code__,
+        init.__globals__,
+        init.__name__,
+        (None,) * (init.__code__.co_argcount - 1 - len(init.__defaults__ or ()))
+        + (init.__defaults__ or ()),
+        init.__closure__,
+    )
     members = {
         "get_attributes": classmethod(get_attributes),
+        "__init__": optional,
+        # SmolVLM's chat template asks for these, also where there is no video.
+        "video_processor": SimpleNamespace(num_frames=None, fps=None),
         "__module__": processor_class.__module__,
         "__doc__": processor_class.__doc__,
+        # The name is that of the original class, so that pickle would not find this one.
+        "__reduce__": lambda self: (_restore, (processor_class, self.__dict__)),
     }
     return type(processor_class.__name__, (processor_class,), members)  # type: ignore[return-value]
 
 
+def _restore(processor_class: type[ProcessorMixin], state: dict[str, Any]) -> ProcessorMixin:
+    reduced: Any = image_only(processor_class)
+    processor = reduced.__new__(reduced)
+    processor.__dict__.update(state)
+    return processor
+
+
 def load_processor(name_or_folder: str | Path, **kwargs: Any) -> ProcessorMixin:
-    r"""``AutoProcessor.from_pretrained``, for pictures alone where torchvision is missing.
+    r"""``AutoProcessor.from_pretrained``, for pictures alone where torchvision is missing or the
+    folder holds no video processor.
 
     Args:
         name_or_folder (str or Path): a name on the Hugging Face hub or a folder made by
@@ -67,10 +94,8 @@ def load_processor(name_or_folder: str | Path, **kwargs: Any) -> ProcessorMixin:
     Raises:
         ValueError: if what lies there is not a processor of pictures and text.
     """
-    processor_class = None
-    if not is_torchvision_available():
-        processor_class = _processor_class(name_or_folder, kwargs)
-    if processor_class is not None:
+    processor_class = _processor_class(name_or_folder, kwargs)
+    if processor_class is not None and not _takes_videos(name_or_folder, kwargs):
         processor = image_only(processor_class).from_pretrained(name_or_folder, **kwargs)
     else:
         processor = AutoProcessor.from_pretrained(name_or_folder, **kwargs)
@@ -98,3 +123,14 @@ def _processor_class(
         if found is not None:
             return found if "video_processor" in found.get_attributes() else None
     return None
+
+
+def _takes_videos(name_or_folder: str | Path, kwargs: dict[str, Any]) -> bool:
+    """Whether the folder holds a video processor that can be built here."""
+    if not is_torchvision_available():
+        return False
+    try:
+        BaseVideoProcessor.get_video_processor_dict(str(name_or_folder), **kwargs)
+    except OSError:
+        return False
+    return True

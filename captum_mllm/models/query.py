@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from captum_mllm.models.answers import Answer
 from captum_mllm.models.layout import Size
 from captum_mllm.models.pictures import check_pictures
 
@@ -41,6 +42,11 @@ class Query:
     pictures: tuple[Tensor | None, ...]
     with_prompt: bool = False
     word_embeddings: Tensor | None = None
+
+    @property
+    def finished(self) -> bool | None:
+        """Whether the model ended its own answer, or was cut off; None for a given answer."""
+        return self.answer_ids.finished if isinstance(self.answer_ids, Answer) else None
 
     @property
     def explained(self) -> tuple[int, ...]:

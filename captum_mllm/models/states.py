@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.query import Query
-from captum_mllm.models.targets import is_integer
-
-if TYPE_CHECKING:
-    from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.vocabulary import Predictions, Vocabulary
 
 # The name of predictions among what is derived.
@@ -106,52 +101,6 @@ class States:
         )
 
 
-def hidden_states(
-    model: Any, inputs: dict[str, Tensor], layer: int | None
-) -> dict[int | None, Tensor]:
-    r"""Hidden states of a pass after the final norm, (rows, S, d).
-
-    Args:
-        model (PreTrainedModel): the model.
-        inputs (dict[str, Tensor]): its inputs.
-        layer (int, optional): a layer whose output is wanted; None for that of the model alone.
-
-    Returns:
-        dict[int or None, Tensor]: the model's own under None, then the layer's.
-
-    Raises:
-        RuntimeError: if the pass cannot be watched.
-        ValueError: for a layer that the model does not have.
-    """
-    if layer is None:
-        return {None: model.base_model(**inputs, use_cache=False).last_hidden_state}
-    decoder = model.get_decoder()
-    count = len(decoder.layers)
-    if not is_integer(layer) or not -count <= layer < count:
-        raise ValueError(
-            f"layer={layer}, expected one of the {count} layers of the language model, "
-            f"{-count} to {count - 1}"
-        )
-    seen: list[Tensor] = []
-
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
-
-    # What the next module receives: some families add visual features between layers.
-    following = [*decoder.layers, decoder.norm][layer % count + 1]
-    handle = following.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        last = model.base_model(**inputs, use_cache=False).last_hidden_state
-    finally:
-        handle.remove()
-    if len(seen) != 1:
-        raise RuntimeError(
-            f"what follows layer {layer} was seen {len(seen)} times in a pass, expected once; is "
-            "the model compiled? Its layers can be read in the model as it was"
-        )
-    return {None: last, layer: decoder.norm(seen[0])}
-
-
 def gather_states(hidden: Tensor, encoding: Encoding, query: Query) -> States:
     r"""From hidden states (B, windows, S, d) to those that explanations need."""
     # A model on several devices gives them on the last one, the positions are on the first.
@@ -170,16 +119,3 @@ def gather_states(hidden: Tensor, encoding: Encoding, query: Query) -> States:
         ids=torch.cat([encoding.word_ids, answer]),
         runs=encoding.word_runs,
     )
-
-
-def pass_states(
-    mllm: MLLM, pictures: Sequence[Tensor], query: Query, layer: int | None = None
-) -> dict[int | None, States]:
-    r"""The states of a new pass, the model's own under None, then a layer's."""
-    encoding = mllm.encode(pictures, query)
-    with mllm.evaluating(encoding):
-        found = hidden_states(mllm.model, encoding.inputs, layer)
-    return {
-        place: gather_states(hidden.unflatten(0, (-1, encoding.windows)), encoding, query)
-        for place, hidden in found.items()
-    }

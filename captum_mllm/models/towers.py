@@ -12,10 +12,16 @@ from transformers import PreTrainedModel
 _LISTS = ("blocks", "layers", "layer")
 
 
+def decoder_of(model: PreTrainedModel) -> Any:
+    r"""The language model without its output embedding: ``layers``, then ``norm``."""
+    decoder: Any = model.get_decoder()
+    # Llama 4 gives the one with the output embedding.
+    return decoder if hasattr(decoder, "layers") else decoder.model
+
+
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     r"""The layers of the language model, first to last."""
-    decoder: Any = model.get_decoder()
-    return list(decoder.layers)
+    return list(decoder_of(model).layers)
 
 
 def vision_layers(model: PreTrainedModel) -> list[nn.Module]:
@@ -54,8 +60,7 @@ def pick_layers(layers: Sequence[nn.Module], indices: Sequence[int], tower: str)
 
 def is_decoder_module(model: PreTrainedModel, module: nn.Module) -> bool:
     r"""Whether a module of the model is part of the language model."""
-    decoder: Any = model.get_decoder()
-    return any(module is part for part in decoder.modules())
+    return any(module is part for part in decoder_of(model).modules())
 
 
 def _count_seen(config: Any, count: int) -> int:

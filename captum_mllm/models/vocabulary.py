@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captum_mllm.models.precision import full_precision
+
 # Logits held at a time, 8 MiB in float32.
 CHUNK = 2**21
 # States that share one reading of the weights, which takes as long as 10 to 20 states' arithmetic.
@@ -36,13 +38,16 @@ class Vocabulary:
 
     Args:
         head (nn.Module): the output embedding, from (..., d) to (..., V).
+        cap (float, optional): logits are led to its hyperbolic tangent, so that none is larger.
+            Default: None
 
     Raises:
         TypeError: for one that does not tell how many tokens it knows.
     """
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: nn.Module, cap: float | None = None) -> None:
         self.head: Any = head
+        self.cap = cap
         self._has_rows = _has_rows(head)
         size = getattr(head, "out_features", None)
         if not isinstance(size, int):
@@ -73,9 +78,11 @@ class Vocabulary:
             return found.unflatten(0, states.shape[:-1])
         distinct, inverse = ids.to(self.head.weight.device).unique(return_inverse=True)
         rows = self.head.weight[distinct].to(states.device, dtype)
-        scores = states.to(dtype) @ rows.mT
+        with full_precision():
+            scores = states.to(dtype) @ rows.mT
         if self.head.bias is not None:
             scores = scores + self.head.bias[distinct].to(scores)
+        scores = cap_logits(scores, self.cap)
         return scores[..., inverse.to(states.device)]
 
     @torch.no_grad()
@@ -113,17 +120,24 @@ class Vocabulary:
         """All logits of some states, in float32 at least, in chunks of consecutive tokens."""
         dtype = torch.promote_types(states.dtype, torch.float32)
         if not self._has_rows:
-            yield 0, self.head(states).to(states.device, dtype, copy=True)
+            logits = self.head(states).to(states.device, dtype, copy=True)
+            yield 0, cap_logits(logits, self.cap)
             return
         weight, bias = self.head.weight, self.head.bias
         given = states.to(weight)
         width = max(CHUNK // max(len(states), 1), 1)
         for start in range(0, self.size, width):
             chunk = slice(start, start + width)
-            logits = nn.functional.linear(
-                given, weight[chunk], None if bias is None else bias[chunk]
-            )
-            yield start, logits.to(states.device, dtype)
+            with full_precision():
+                logits = nn.functional.linear(
+                    given, weight[chunk], None if bias is None else bias[chunk]
+                )
+            yield start, cap_logits(logits.to(states.device, dtype), self.cap)
+
+
+def cap_logits(logits: Tensor, cap: float | None) -> Tensor:
+    r"""Logits of a model that caps them, from those of its output embedding."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 class Best:

@@ -2,69 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from captum_mllm.models.encoding import Encoding
+from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.query import Query
 from captum_mllm.models.targets import is_integer
-from captum_mllm.models.words import group_runs, token_texts
-
-if TYPE_CHECKING:
-    from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.words import group_runs, run_texts
 
 WordBaseline = Tensor | float | str | None
 
 
-@contextmanager
-def placed_words(model: PreTrainedModel, encoding: Encoding | None) -> Iterator[None]:
-    r"""Within it, the embeddings that an encoding brings along stand at the places of the words.
-
-    Whatever the family does with its embeddings, the model does with these.
-
-    Args:
-        model (PreTrainedModel): the model.
-        encoding (Encoding, optional): its inputs; without ``word_embeddings`` nothing happens.
-
-    Raises:
-        ValueError: if there is not one embedding of the model's size for each word.
-    """
-    given = None if encoding is None else encoding.word_embeddings
-    if encoding is None or given is None:
-        yield
-        return
-    embedding: Any = model.get_input_embeddings()
-    positions = _positions(given, encoding, embedding.weight.shape[1])
-    shape = encoding.inputs["input_ids"].shape
-
-    def place(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        # Some models look up single tokens as well.
-        if output.shape[:-1] != shape:
-            return output
-        rows = given.repeat_interleave(len(output) // len(given), 0).to(output)
-        return output.index_copy(1, positions.to(output.device), rows)
-
-    handle = embedding.register_forward_hook(place)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def word_ids(mllm: MLLM, query: Query, answer: bool) -> tuple[Tensor, tuple[int, ...]]:
+def word_ids(backbone: Backbone, query: Query, answer: bool) -> tuple[Tensor, tuple[int, ...]]:
     r"""The tokens of the words, with those of the answer but its last, and how many of them stand
     beside each other: the runs of the prompt, then the answer's."""
     # They do not depend on what is to be seen.
     blank = [
-        torch.zeros(1, 3, *query.native[index], device=mllm.device) for index in query.explained
+        torch.zeros(1, 3, *query.native[index], device=backbone.device) for index in query.explained
     ]
-    encoding = mllm.encode(blank, replace(query, word_embeddings=None))
+    encoding = backbone.encode(blank, replace(query, word_embeddings=None))
     positions = encoding.earlier_positions if answer else encoding.word_positions
     runs = (*encoding.word_runs, len(positions) - len(encoding.word_positions))
     return encoding.inputs["input_ids"][0, positions], runs
@@ -77,17 +37,15 @@ def embed(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return embedding(ids[None].to(embedding.weight.device)).clone()
 
 
-def own_embeddings(mllm: MLLM, query: Query, answer: bool) -> Tensor:
+def own_embeddings(backbone: Backbone, query: Query, answer: bool) -> Tensor:
     r"""The embeddings of the words as the model has them; see :meth:`MLLM.word_embeddings`."""
-    return embed(mllm.model, word_ids(mllm, query, answer)[0])
+    return embed(backbone.model, word_ids(backbone, query, answer)[0])
 
 
-def word_mask(mllm: MLLM, query: Query, answer: bool) -> Tensor:
+def word_mask(backbone: Backbone, query: Query, answer: bool) -> Tensor:
     r"""The word of each token; see :meth:`MLLM.word_mask`."""
-    ids, runs = word_ids(mllm, query, answer)
-    texts = [
-        text for run in ids.split(list(runs)) for text in token_texts(mllm.tokenizer, run.tolist())
-    ]
+    ids, runs = word_ids(backbone, query, answer)
+    texts = run_texts(backbone.tokenizer, ids.tolist(), runs)
     sizes = [len(word) for word in group_runs(texts, runs)]
     words = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
     return words[None, :, None].to(ids.device)
@@ -145,17 +103,3 @@ def word_baseline(
     if not found.isfinite().all():
         raise ValueError("the embeddings for removed words have to be finite")
     return found
-
-
-def _positions(given: Tensor, encoding: Encoding, size: int) -> Tensor:
-    """Where the embeddings stand among the tokens."""
-    choices = (encoding.word_positions, encoding.earlier_positions)
-    for positions in choices:
-        if given.is_floating_point() and given.shape[1:] == (len(positions), size):
-            return positions
-    counts = " or ".join(str(len(positions)) for positions in choices)
-    raise ValueError(
-        f"got embeddings of words of shape {tuple(given.shape)} and dtype {given.dtype}, expected "
-        f"(B, {counts}, {size}), floating point, one for each word of the prompt or of prompt and "
-        "answer; MLLM.word_embeddings(query) gives those of the tokens themselves"
-    )

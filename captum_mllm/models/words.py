@@ -1,4 +1,4 @@
-"""From tokens to the texts and words that people read."""
+"""`token_texts` and `group_words`: from tokens to the texts and words that people read."""
 
 from __future__ import annotations
 
@@ -93,6 +93,26 @@ def group_runs(texts: Sequence[str], lengths: Sequence[int]) -> list[Word]:
         words += [tuple(start + token for token in word) for word in found]
         start += length
     return words
+
+
+def run_texts(tokenizer: Any, ids: Sequence[int], lengths: Sequence[int]) -> list[str]:
+    r"""The text of each token, of runs that are decoded apart.
+
+    Between two runs stands what is not the user's text, such as an image or the turn of a chat, so
+    no character and no space goes over from one into the next.
+
+    Args:
+        tokenizer (PreTrainedTokenizerBase): the tokenizer.
+        ids (Sequence[int]): the tokens of all runs.
+        lengths (Sequence[int]): how many tokens each run has.
+
+    Returns:
+        list[str]: one text for each token.
+    """
+    texts: list[str] = []
+    for length in lengths:
+        texts += token_texts(tokenizer, ids[len(texts) : len(texts) + length])
+    return texts
 
 
 # A unit over the kinds of characters: a word, a flag, or a sign with what is joined to it.

@@ -27,7 +27,7 @@ from tests.attr.attributor_columns import BUNDLED, COLUMNS, Column, column
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Input Tensor .* did not already require gradients",
     "ignore:Setting (forward, )?backward hooks",
-    "ignore:pictures have values outside",
+    "ignore:images have values outside",
 )
 everywhere = pytest.mark.parametrize("name", [*COLUMNS, *BUNDLED])
 # Their non-linearities are no modules that a method has a rule for.

@@ -24,7 +24,7 @@ from tests.attr.attributor_table import PAGE, page
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Input Tensor .* did not already require gradients",
     "ignore:Setting (forward, )?backward hooks",
-    "ignore:pictures have values outside",
+    "ignore:images have values outside",
 )
 
 

@@ -19,9 +19,18 @@ from captum.attr import (
     Saliency,
 )
 from captum.log import log_usage
+from PIL import Image
 from torch import Tensor, nn
 
-from captum_mllm.attr import MSEA, ScaleAttribution
+from captum_mllm import MLLM, ImageTextInput
+from captum_mllm.attr import (
+    MSEA,
+    AttentionRollout,
+    LogitLens,
+    ScaleAttribution,
+    TokenGradCam,
+)
+from captum_mllm.demo import demo_picture
 from tests.attr.toy_networks import (
     ConvolutionalClassifier,
     PictureAndVectorClassifier,
@@ -32,6 +41,11 @@ from tests.attr.toy_networks import (
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor .* did not already require gradients")
 
 SCALES = (0.5, 1.0, 2.0)
+
+
+def plain(method: Attribution, **options: Any) -> MSEA:
+    """MSEA that averages maps as they are."""
+    return MSEA(method, normalize="none", **options)
 
 
 def draw_pictures(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -108,7 +122,7 @@ def test_equals_a_loop_over_the_scales(
     wrapped = method(network_class())
     pictures = draw_pictures(2, 3, 16, 12)
     torch.manual_seed(0)
-    result = MSEA(wrapped).attribute(pictures, scales=SCALES, target=1, **arguments)
+    result = plain(wrapped).attribute(pictures, scales=SCALES, target=1, **arguments)
 
     torch.manual_seed(0)
     expected = torch.zeros(2, 3, 16, 12, dtype=torch.float64)
@@ -173,10 +187,10 @@ def test_layer_maps_are_enlarged_to_the_input(network_class: type[nn.Module]) ->
     at_one = wrapped.attribute(pictures, target=1).detach()
     assert at_one.shape == (2, 1, 4, 6)
     torch.testing.assert_close(
-        MSEA(wrapped).attribute(pictures, scales=(1.0,), target=1),
+        plain(wrapped).attribute(pictures, scales=(1.0,), target=1),
         F.interpolate(at_one, (16, 24), mode="bilinear", align_corners=False),
     )
-    result = MSEA(wrapped).attribute(pictures, scales=SCALES, target=1)
+    result = plain(wrapped).attribute(pictures, scales=SCALES, target=1)
     maps = [
         wrapped.attribute(resize_by_matrices(pictures, height, width).float(), target=1).detach()
         for height, width in ((8, 12), (16, 24), (32, 48))
@@ -189,7 +203,7 @@ def test_layer_maps_are_enlarged_to_the_input(network_class: type[nn.Module]) ->
 def test_closed_form_of_a_gradient(target: int) -> None:
     network = WeightedMean()
     pictures = draw_pictures(1, 3, 12, 10, dtype=torch.float64)
-    result = MSEA(Saliency(network)).attribute(
+    result = plain(Saliency(network)).attribute(
         pictures, scales=(0.5, 1.0, 1.5), target=target, abs=False
     )
     # The gradient at a pixel is the weight at its place over the number of pixels.
@@ -204,7 +218,7 @@ def test_closed_form_of_a_gradient(target: int) -> None:
 def test_closed_form_of_input_times_gradient() -> None:
     network = WeightedMean()
     pictures = draw_pictures(2, 3, 12, 10, dtype=torch.float64)
-    result = MSEA(InputXGradient(network)).attribute(pictures, scales=(0.5, 2.0), target=0)
+    result = plain(InputXGradient(network)).attribute(pictures, scales=(0.5, 2.0), target=0)
     expected = torch.zeros(2, 3, 12, 10, dtype=torch.float64)
     for height, width in ((6, 5), (24, 20)):
         resized = resize_by_matrices(pictures, height, width)
@@ -228,6 +242,71 @@ def test_closed_form_of_normalization() -> None:
     assert constant(weights=[1, 3]) == pytest.approx((4 / pixels + 3 / pixels) / 4, rel=1e-12)
     assert constant(normalize="max") == pytest.approx(1, rel=1e-12)
     assert constant(normalize="sum") == pytest.approx(1 / (3 * pixels), rel=1e-12)
+
+
+@pytest.mark.parametrize("weights", ["uniform", (1.0, 0.5, 2.0)])
+@pytest.mark.parametrize("method", [Saliency, IntegratedGradients])
+def test_balanced_scales_have_the_say_of_their_weights(method: Any, weights: Any) -> None:
+    """Against a loop in float64, value by value."""
+    network = ConvolutionalClassifier()
+    pictures = draw_pictures(2, 3, 12, 10)
+    scales = (0.5, 1.0, 2.0)
+    seen: list[ScaleAttribution] = []
+    found = MSEA(method(network), scales=scales, weights=weights).attribute(
+        pictures, target=1, on_scale=seen.append
+    )
+    factors = [1.0] * 3 if isinstance(weights, str) else list(weights)
+    expected = torch.zeros(2, 3, 12, 10, dtype=torch.float64)
+    for example in range(2):
+        total = strength = 0.0
+        mean = torch.zeros(3, 12, 10, dtype=torch.float64)
+        for factor, each in zip(factors, seen):
+            resized = resize_by_matrices(each.attributions[example], 12, 10)
+            size = float(resized.abs().sum()) / resized.numel()
+            mean += factor * resized / size
+            strength += factor * size
+            total += factor
+        expected[example] = mean / total * (strength / total)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_shares_are_told_and_are_the_weights_where_scales_are_balanced() -> None:
+    mllm = MLLM.from_pretrained("demo/qwen2-vl")
+    inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+    image, query = mllm.prepare(inp, target="a red circle")
+    for method in (LogitLens(mllm), AttentionRollout(mllm), TokenGradCam(mllm)):
+        msea = MSEA(method, scales=(0.5, 1.0, 1.5, 2.0))
+        for options in ({}, {"weights": (1.0, 2.0, 1.0, 0.0)}):
+            scales = msea.explain_tokens((image,), query, **options).scales
+            weights = torch.tensor(options.get("weights", (1.0, 1.0, 1.0, 1.0)))
+            for scale, weight in zip(scales, weights / weights.sum()):
+                torch.testing.assert_close(scale.share, weight.expand(3), rtol=1e-4, atol=1e-5)
+    scales = MSEA(AttentionRollout(mllm)).explain_tokens((image,), query, normalize="none").scales
+    # A token of a larger image gets less of the attention.
+    assert scales[0].share.min() > 0.5
+    torch.testing.assert_close(sum(scale.share for scale in scales), torch.ones(3))
+
+
+def test_a_network_of_one_size_is_named_with_the_scale_and_the_cure() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
+    with pytest.raises(RuntimeError, match=r"of 4 x 4 pixels.*of 8 x 8.*interpolate_pos_encoding"):
+        MSEA(Saliency(network)).attribute(draw_pictures(1, 3, 8, 8), target=0)
+    # An error that is not the model's stays as it is.
+    with pytest.raises(TypeError, match="n_stepz"):
+        MSEA(IntegratedGradients(ConvolutionalClassifier())).attribute(
+            draw_pictures(1, 3, 8, 8), target=0, n_stepz=3
+        )
+
+
+def test_maps_of_zeros_stay_zero_and_a_single_scale_stays_as_it_is() -> None:
+    zero = Recorder(lambda pictures: pictures[:, :2].mean((2, 3)), torch.zeros_like)
+    seen: list[ScaleAttribution] = []
+    found = MSEA(zero).attribute(draw_pictures(1, 3, 8, 8), on_scale=seen.append, target=0)
+    assert not found.any()
+    network = ConvolutionalClassifier()
+    pictures = draw_pictures(2, 3, 12, 10)
+    once = MSEA(Saliency(network), scales=(1.0,)).attribute(pictures, target=1)
+    assert torch.equal(once, Saliency(network).attribute(pictures, target=1))
 
 
 @pytest.mark.parametrize("normalize", ["max", "sum"])
@@ -254,10 +333,10 @@ def test_scales_weigh_as_told() -> None:
     wrapped = Saliency(ConvolutionalClassifier())
     pictures = draw_pictures(2, 3, 12, 12)
     by_scale = [
-        MSEA(wrapped).attribute(pictures, scales=(scale,), target=0).double() for scale in SCALES
+        plain(wrapped).attribute(pictures, scales=(scale,), target=0).double() for scale in SCALES
     ]
     for weights in ([1, 2, 5], [0, 0, 3.0], [0, 1e-12, 0], (1e308, 1e308, 0.25e308)):
-        result = MSEA(wrapped).attribute(pictures, scales=SCALES, weights=weights, target=0)
+        result = plain(wrapped).attribute(pictures, scales=SCALES, weights=weights, target=0)
         shares = torch.tensor(weights, dtype=torch.float64)
         shares = shares / shares.max()
         expected = sum(share * each for share, each in zip(shares, by_scale, strict=True))
@@ -283,7 +362,7 @@ def test_confidence_equals_a_loop_by_hand(network_class: type[nn.Module]) -> Non
     network = network_class()
     wrapped = Saliency(network)
     pictures, targets = draw_pictures(3, 3, 16, 16), [0, 4, 2]
-    result = MSEA(wrapped).attribute(pictures, scales=SCALES, weights="confidence", target=targets)
+    result = plain(wrapped).attribute(pictures, scales=SCALES, weights="confidence", target=targets)
     total = torch.zeros(3, 1, 1, 1, dtype=torch.float64)
     expected = torch.zeros(3, 3, 16, 16, dtype=torch.float64)
     for side in (8, 16, 32):
@@ -293,7 +372,7 @@ def test_confidence_equals_a_loop_by_hand(network_class: type[nn.Module]) -> Non
         total += probability.reshape(3, 1, 1, 1)
         expected += probability.reshape(3, 1, 1, 1) * maps
     torch.testing.assert_close(result.double(), expected / total, rtol=1e-4, atol=1e-7)
-    uniform = MSEA(wrapped).attribute(pictures, scales=SCALES, target=targets)
+    uniform = plain(wrapped).attribute(pictures, scales=SCALES, target=targets)
     assert not torch.allclose(result, uniform, rtol=1e-3, atol=0)
 
 
@@ -313,7 +392,7 @@ class DecidesBySize(nn.Module):
 def test_a_scale_at_which_the_decision_changed_does_not_count() -> None:
     wrapped = Saliency(DecidesBySize(margin=1e4))
     pictures = draw_pictures(2, 3, 16, 16)
-    result = MSEA(wrapped).attribute(pictures, scales=SCALES, weights="confidence", target=0)
+    result = plain(wrapped).attribute(pictures, scales=SCALES, weights="confidence", target=0)
     assert torch.equal(result, wrapped.attribute(pictures, target=0))
 
 
@@ -602,7 +681,7 @@ def test_tuples_stay_tuples_and_vectors_are_averaged() -> None:
 def test_a_layer_without_a_plane_is_averaged() -> None:
     network = ConvolutionalClassifier()
     pictures = draw_pictures(2, 3, 8, 8)
-    result = MSEA(LayerActivation(network, network.head)).attribute(pictures, scales=(0.5, 1.0))
+    result = plain(LayerActivation(network, network.head)).attribute(pictures, scales=(0.5, 1.0))
     expected = (network(resize_by_matrices(pictures, 4, 4).float()) + network(pictures)) / 2
     torch.testing.assert_close(result, expected.detach())
 
@@ -642,10 +721,10 @@ def test_output_size() -> None:
 def test_the_largest_map_is_not_resized() -> None:
     wrapped = Saliency(ConvolutionalClassifier())
     pictures = draw_pictures(1, 3, 8, 8)
-    result = MSEA(wrapped).attribute(
+    result = plain(wrapped).attribute(
         pictures, scales=(1.0, 2.0), weights=[0, 1], output_size="largest", target=0
     )
-    (at_two,) = MSEA(wrapped).attribute(pictures, scales=(2.0,), combine=False, target=0)
+    (at_two,) = plain(wrapped).attribute(pictures, scales=(2.0,), combine=False, target=0)
     assert torch.equal(result, at_two)
 
 
@@ -688,8 +767,8 @@ def test_half_precision_is_averaged_in_single() -> None:
     network = ConvolutionalClassifier()
     pictures = draw_pictures(1, 3, 16, 16).bfloat16()
     wrapped = Saliency(network.bfloat16())
-    result = MSEA(wrapped).attribute(pictures, scales=SCALES, target=0)
-    by_scale = MSEA(wrapped).attribute(pictures, scales=SCALES, combine=False, target=0)
+    result = plain(wrapped).attribute(pictures, scales=SCALES, target=0)
+    by_scale = plain(wrapped).attribute(pictures, scales=SCALES, combine=False, target=0)
     expected = torch.stack([resize_by_matrices(each, 16, 16) for each in by_scale]).mean(dim=0)
     assert result.dtype == torch.bfloat16
     torch.testing.assert_close(result.double(), expected, rtol=2**-8, atol=1e-7)

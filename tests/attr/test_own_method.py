@@ -27,6 +27,11 @@ from captum_mllm.models.query import Query
 from tests.models.test_decoding import counted
 
 
+def plain(method: Attribution, **options: Any) -> MSEA:
+    """MSEA that averages maps as they are."""
+    return MSEA(method, normalize="none", **options)
+
+
 class SoftmaxLens(TokenAttribution):
     """The probability of the token at each image token, instead of its logit."""
 
@@ -159,7 +164,7 @@ def _ids(mllm: MLLM, result: Any) -> list[int]:
 def test_by_confidence_each_token_weighs_the_scales_by_its_own_probability(mllm: MLLM) -> None:
     image, query = mllm.prepare(INP, target=ANSWER)
     scales, size = (0.5, 1.0), (14, 14)
-    found = MSEA(LogitLens(mllm), scales=scales, weights="confidence", output_size=size)
+    found = plain(LogitLens(mllm), scales=scales, weights="confidence", output_size=size)
     maps = found.explain_tokens((image,), query).maps[0]
     total, weights = torch.zeros(3, 1, *size), torch.zeros(3)
     for scale in scales:

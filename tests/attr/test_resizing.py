@@ -23,6 +23,11 @@ MIDDLE = Layout((6, 18), (Piece(6, 6, (6, 0, 12, 6)),))
 PROMPT = "what is in the image ?"
 
 
+def plain(method: Attribution, **options: Any) -> MSEA:
+    """MSEA that averages maps as they are."""
+    return MSEA(method, normalize="none", **options)
+
+
 class EvenScores(TokenAttribution):
     """Scores all tokens of a picture alike, with 1 for the first word, 2 for the second..."""
 
@@ -83,7 +88,7 @@ def test_outside_of_the_middle_only_the_scale_that_sees_it_has_a_say(
     wide: tuple[MLLM, Tensor, Query], method_class: type[Attribution], weights: Any
 ) -> None:
     mllm, image, query = wide
-    msea = MSEA(method_class(mllm))
+    msea = plain(method_class(mllm))
     call = {"target": (1, query.answer_ids[1]), "additional_forward_args": (query,)}
     both = msea.attribute(image, scales=(1.0, 2.0), weights=weights, **call)
     alone = {scale: msea.attribute(image, scales=(scale,), **call) for scale in (1.0, 2.0)}
@@ -102,10 +107,10 @@ def test_what_nobody_sees_has_no_say_in_the_normalisation(
     wide: tuple[MLLM, Tensor, Query], wrapper: type[TAM]
 ) -> None:
     mllm, image, query = wide
-    suppressed = wrapper(LogitLens(mllm), filter_size=None)
-    plain = wrapper(LogitLens(mllm), filter_size=None, normalize=False)
+    suppressed = wrapper(LogitLens(mllm), filter_size=None, normalize=True)
+    unscaled = wrapper(LogitLens(mllm), filter_size=None, normalize=False)
     call = {"additional_forward_args": (query,)}
-    found, maps = suppressed.attribute(image, **call), plain.attribute(image, **call)
+    found, maps = suppressed.attribute(image, **call), unscaled.attribute(image, **call)
     seen = mllm.layouts(image, query)[0].coverage()
     assert not found[..., ~seen].any()
     text = TAM(LogitLens(mllm)).attribute_text(image, (query,))
@@ -130,7 +135,7 @@ def test_methods_on_tokens_average_over_what_they_see(
     wide: tuple[MLLM, Tensor, Query], method_class: type[Attribution]
 ) -> None:
     mllm, image, query = wide
-    msea = MSEA(method_class(mllm))
+    msea = plain(method_class(mllm))
     call = {"additional_forward_args": (query,)}
     both = msea.attribute(image, scales=(1.0, 2.0), **call)
     fine = msea.attribute(image, scales=(2.0,), **call)

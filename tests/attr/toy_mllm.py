@@ -10,9 +10,17 @@ from torch import Tensor, nn
 
 from captum_mllm.models.layout import Layout, Piece, size_of
 from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.passes import PassMemory
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 from captum_mllm.models.vocabulary import Vocabulary
+
+
+class StatesAtHand(PassMemory):
+    """States are set by hand, so no passes have to be made for them."""
+
+    def knows(self, *args: Any, layer: int | None = None) -> bool:
+        return True
 
 
 class ToyMLLM(MLLM):
@@ -39,7 +47,7 @@ class ToyMLLM(MLLM):
         self.head.weight.data.copy_(head)
         self.see = see
         self.words, self.predicting, self.ids = words, predicting, ids
-        self._passes = None
+        self.backbone = StatesAtHand(self.parameters)
         self.passes = 0
 
     @property
@@ -49,10 +57,6 @@ class ToyMLLM(MLLM):
     def query(self) -> Query:
         answer = tuple(self.ids[len(self.words) :])
         return Query("", answer, (), ((8, 8),), (None,))
-
-    def knows(self, *args: Any, layer: int | None = None) -> bool:
-        # States are at hand, so no passes have to be made for them.
-        return True
 
     def layouts(self, *args: Any) -> tuple[Layout, ...]:
         rows, columns = self.see(args[0]).shape[:2]

@@ -44,7 +44,7 @@ def test_a_contrast_is_what_the_picture_adds(case: Case) -> None:
     arguments = {"additional_forward_args": (case.query,)}
     expected = (lens.attribute(case.image, **arguments) - lens.attribute(grey, **arguments)).relu()
     torch.testing.assert_close(case.maps(PictureContrast(lens)), expected[:, 0])
-    empty = PictureContrast(lens).attribute(grey, (case.query,))
+    empty = PictureContrast(lens).attribute(grey, None, (case.query,))
     assert empty.max() < 1e-4
 
 

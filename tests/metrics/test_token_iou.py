@@ -13,14 +13,13 @@ from torch import Tensor
 from captum_mllm.metrics import (
     ExplainedCaption,
     Word,
-    caption_tokens,
     f1_iou,
     function_iou,
     object_iou,
     token_iou,
 )
 from captum_mllm.metrics.aligned_maps import resize
-from captum_mllm.metrics.explained_caption import Kind
+from captum_mllm.metrics.captions import Kind
 
 HALF = Fraction(1, 2)
 
@@ -167,7 +166,7 @@ def test_random_captions_reach_every_case() -> None:
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     captions = draw_captions(50)
     whole = token_iou(captions)
-    monkeypatch.setattr(caption_tokens, "_PIXELS", 100)
+    monkeypatch.setattr("captum_mllm.metrics.captions._PIXELS", 100)
     parts = token_iou(captions)
     assert torch.equal(parts.objects.total, whole.objects.total)
     assert torch.equal(parts.functions.total, whole.functions.total)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from captum_mllm import MLLM, ImageTextInput
+from captum_mllm.models.answers import Answer, generation_options
 from tests.models.tiny_models import build, shared
 
 PICTURE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
@@ -85,8 +89,119 @@ def test_conflicting_options_are_refused(mllm: MLLM, options: dict[str, Any], me
         answer(mllm, **options)
 
 
+def test_a_configuration_is_taken_for_the_options_that_it_sets(mllm: MLLM) -> None:
+    config = GenerationConfig(max_new_tokens=3, min_new_tokens=3)
+    assert generation_options(config) == {"max_new_tokens": 3, "min_new_tokens": 3}
+    assert generation_options(None) == {}
+    expected = answer(mllm, max_new_tokens=3, min_new_tokens=3)
+    assert len(expected) == 3
+    assert answer(mllm, generation_config=config) == expected
+    assert (
+        answer(mllm, generation_config=config, max_new_tokens=2, min_new_tokens=2) == expected[:2]
+    )
+
+
+@pytest.mark.parametrize("options", [5, "greedy", ["max_new_tokens"], {5: 6}])
+def test_what_are_no_options_is_refused(options: Any) -> None:
+    with pytest.raises(TypeError, match=r"expected a dict such as .*GenerationConfig"):
+        generation_options(options)
+    with pytest.raises(TypeError, match="a generation_config of type dict"):
+        generation_options({"generation_config": {}})
+
+
+def end_with(model: PreTrainedModel, token: int | None) -> None:
+    model.generation_config.eos_token_id = token
+
+
+def test_an_answer_tells_whether_the_model_ended_it() -> None:
+    mllm = MLLM(*build("llava"))
+    end_with(mllm.model, None)
+    said = answer(mllm, max_new_tokens=8)
+    # A token that is said for the first time at place 3 or later ends the answer there.
+    place = next(place for place in range(2, 8) if said[place] not in said[:place])
+    assert mllm.prepare(INPUT, max_new_tokens=8)[1].finished is False
+    end_with(mllm.model, said[place])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        query = mllm.prepare(INPUT, max_new_tokens=8)[1]
+        assert query.answer_ids == said[: place + 1]
+        assert query.finished is True
+        assert mllm.prepare(INPUT, max_new_tokens=place)[1].finished is False
+        assert mllm.prepare(INPUT)[1].finished is True
+    assert mllm.prepare(INPUT, "a cat")[1].finished is None
+
+
+def test_an_answer_that_is_cut_off_by_default_comes_with_a_warning() -> None:
+    mllm = MLLM(*build("llava"))
+    end_with(mllm.model, None)
+    with pytest.warns(UserWarning, match="the answer is cut off at 64 tokens"):
+        query = mllm.prepare(INPUT)[1]
+    assert len(query.answer_ids) == 64
+    assert query.finished is False
+
+
+def test_an_answer_keeps_its_end_when_it_is_pickled_and_copied() -> None:
+    said = Answer((1, 2), finished=False)
+    for same in (pickle.loads(pickle.dumps(said)), copy.deepcopy(said)):
+        assert same == (1, 2)
+        assert same.finished is False
+
+
+CHANGES: dict[str, Any] = {
+    "repetition_penalty": 1.8,
+    "encoder_repetition_penalty": 1.8,
+    "no_repeat_ngram_size": 1,
+    "num_beams": 3,
+    "min_new_tokens": 6,
+    "forced_eos_token_id": 9,
+    "exponential_decay_length_penalty": (0, 1.5),
+    "bad_words_ids": [[5]],
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_checkpoint_sets_does_not_change_greedy_answers(name: str) -> None:
+    mllm = MLLM(*build("llava"))
+    options = {"max_new_tokens": 10}
+    expected = answer(mllm, **options)
+    setattr(mllm.model.generation_config, name, CHANGES[name])
+    with pytest.warns(UserWarning, match=f"generation_config sets {name}=.*left out"):
+        image, query = mllm.prepare(INPUT, **options)
+    assert query.answer_ids == expected
+    # Each token is the most probable one.
+    predicted = mllm(image, query)[0].argmax(-1)
+    assert predicted.tolist() == list(expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mllm.prepare(INPUT, **options, **{name: CHANGES[name]})
+
+
+def test_a_checkpoint_that_samples_answers_greedily_without_a_word(mllm: MLLM) -> None:
+    mllm = MLLM(*build("llava"))
+    expected = answer(mllm, **LONG)
+    for name, value in {"do_sample": True, "temperature": 2.0, "top_k": 90, "top_p": 0.9}.items():
+        setattr(mllm.model.generation_config, name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert answer(mllm, **LONG) == expected
+
+
+def test_an_answer_of_half_a_character_is_refused(mllm: MLLM) -> None:
+    with pytest.raises(ValueError, match="lone surrogates"):
+        mllm.prepare(INPUT, target="a \ud83d")
+
+
 @pytest.mark.parametrize(
-    "target", [[5, 9], (5, 9), np.array([5, 9]), torch.tensor([5, 9]), torch.tensor([[5, 9]])]
+    "target",
+    [
+        [5, 9],
+        np.array([[5, 9]], np.uint16),
+        range(5, 10, 4),
+        (5, 9),
+        np.array([5, 9]),
+        torch.tensor([5, 9]),
+        torch.tensor([[5, 9]]),
+    ],
 )
 def test_tokens_of_every_kind_are_read(mllm: MLLM, target: Any) -> None:
     ids = mllm.prepare(INPUT, target=target)[1].answer_ids
@@ -108,6 +223,11 @@ def test_tokens_of_every_kind_are_read(mllm: MLLM, target: Any) -> None:
         torch.tensor([[5], [9]]),
         torch.tensor(5),
         {"a": 1},
+        {5: 1},
+        {5, 9},
+        b"\x05\x09",
+        bytearray(b"\x05\x09"),
+        memoryview(b"\x05\x09"),
     ],
     ids=str,
 )

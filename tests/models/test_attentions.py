@@ -145,12 +145,13 @@ def test_recorded_rows_sum_to_one_and_nothing_kept_is_square(family: str) -> Non
 
 def test_soft_capped_attention_is_what_the_model_gets() -> None:
     call = attention("causal", softcap=2.0)
-    module = build("llava")[0].get_decoder().layers[0].self_attn
-    found, _ = attentions._attend(
-        module, call.query, call.key, call.value, None, scaling=0.7, softcap=2.0
-    )
+    model = build("llava")[0]
+    module = model.get_decoder().layers[0].self_attn
+    states = (call.query, call.key, call.value, None)
+    with record_attention(model, [module]):
+        found, _ = attentions._attend(module, *states, scaling=0.7, softcap=2.0)
+        uncapped, _ = attentions._attend(module, *states, scaling=0.7)
     torch.testing.assert_close(found, call.output())
-    uncapped, _ = attentions._attend(module, call.query, call.key, call.value, None, scaling=0.7)
     assert not torch.allclose(found, uncapped)
 
 

@@ -57,7 +57,7 @@ def test_states_are_those_of_single_passes(mllm: MLLM, layer: int | None, scale:
         given = [((larger(image),), query) for (image,), query in given]
     passes: list[int] = []
     handle = mllm.model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
-    found = batch_states(mllm, given, layer)
+    found = batch_states(mllm.backbone, given, layer)
     handle.remove()
     assert len(passes) == 1
     for states, (pictures, query) in zip(found, given, strict=True):
@@ -70,14 +70,14 @@ def test_answers_and_their_states_are_those_of_single_prompts(mllm: MLLM) -> Non
     given = [(pictures, replace(query, answer_ids=())) for pictures, query in prompts(mllm)]
     options: dict[str, Any] = {"max_new_tokens": 6, "logits_processor": [EndEarly(mllm, 3)]}
     with mllm.remember():
-        answers = answer_prompts(mllm, given, options)
+        answers = answer_prompts(mllm.backbone, given, options)
         for (pictures, query), answer in zip(given, answers, strict=True):
-            alone = answer_prompts(mllm, [(pictures, query)], {"max_new_tokens": 6})[0]
+            alone = answer_prompts(mllm.backbone, [(pictures, query)], {"max_new_tokens": 6})[0]
             assert alone[: len(answer)] == answer
             full = replace(query, answer_ids=answer)
             assert mllm.knows(*pictures, full)
             kept = mllm.states(*pictures, full)
-            assert_close(kept, batch_states(mllm, [(pictures, full)])[0][None])
+            assert_close(kept, batch_states(mllm.backbone, [(pictures, full)])[0][None])
     assert len(answers[0]) == 3
     assert max(map(len, answers)) == 6
 

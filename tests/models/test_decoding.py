@@ -128,7 +128,9 @@ def test_nothing_is_watched_where_nothing_is_remembered(monkeypatch: pytest.Monk
     base = mllm.model.base_model
     register = base.register_forward_hook
     monkeypatch.setattr(
-        base, "register_forward_hook", lambda hook: hooks.append(1) or register(hook)
+        base,
+        "register_forward_hook",
+        lambda hook, **options: hooks.append(1) or register(hook, **options),
     )
     mllm.prepare(asked(), max_new_tokens=2)
     assert not hooks

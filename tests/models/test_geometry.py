@@ -9,7 +9,8 @@ import torch
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from captum_mllm import MLLM, ImageTextInput
-from captum_mllm.models.geometry import FixedSquare, Tiles
+from captum_mllm.models.squares import FixedSquare
+from captum_mllm.models.tiles import Tiles
 from tests.models.tiny_models import build, shared
 
 # Sizes that lie between two grids of tiles of 56, or on the edge of the rule for ties.

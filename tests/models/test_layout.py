@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from captum_mllm.models import Layout, Piece
+from captum_mllm.models import Layout, Piece, layout
 
 
 def slow_paint(layout: Layout, values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -121,3 +125,24 @@ def test_weights_made_in_inference_mode_serve_gradients_later() -> None:
     values = torch.rand(12, dtype=torch.float64, requires_grad=True)
     layout.paint(values, (6, 8)).sum().backward()
     assert values.grad is not None
+
+
+def test_what_is_kept_of_interpolations_is_bounded_in_bytes() -> None:
+    layout._kept.clear()
+    for side in range(300, 600):
+        whole = Layout((side, side), (Piece(20, 20, (0, 0, side, side)),))
+        assert torch.equal(whole.paint(torch.ones(400), (side, side)), torch.ones(side, side))
+    assert 0 < sum(kept.nbytes for kept in layout._kept.values()) <= layout.KEPT_BYTES
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_pictures_of_many_sizes_leave_no_memory_behind() -> None:
+    """In a process of its own, so that what other tests leave behind does not count."""
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.models.many_sizes"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert float(found.stdout) < 50

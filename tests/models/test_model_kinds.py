@@ -13,7 +13,6 @@ from captum.attr import Attribution
 from torch import nn
 
 from captum_mllm import ARC, MLLM, MSEA, TAM, LogitLens, MLLMAttribution, MLLMAttributionResult
-from captum_mllm.models.states import hidden_states
 from captum_mllm.models.vocabulary import Vocabulary
 from tests.models.test_decoding import asked
 from tests.models.tiny_models import FAMILIES, build, save, shared
@@ -180,7 +179,7 @@ def test_a_layer_that_is_not_seen_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         ),
     )
     with pytest.raises(RuntimeError, match="seen 0 times"):
-        hidden_states(mllm.model, inputs, 0)
+        mllm.backbone.hidden_states(inputs, 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

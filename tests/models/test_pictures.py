@@ -75,7 +75,7 @@ def test_methods_that_add_noise_run_on_a_black_and_white_picture(deviation: floa
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.5])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.filterwarnings("ignore:pictures have values outside")
+@pytest.mark.filterwarnings("ignore:images have values outside")
 def test_both_paths_cut_noise_in_the_same_way(family: str, scale: float) -> None:
     mllm = MLLM(*shared(family))
     image, query = mllm.prepare(ImageTextInput(PICTURE, "what ?"), target="a cat")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,10 @@ import torch
 import transformers
 from transformers.utils import is_torchvision_available
 
-from captum_mllm import MLLM
+from captum_mllm import MLLM, ImageTextInput
+from captum_mllm.demo import demo_folder
 from captum_mllm.models import image_only, load_processor
-from tests.models.tiny_models import FAMILIES, save, tokenizer
+from tests.models.tiny_models import FAMILIES, build, save, tokenizer
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -71,6 +74,37 @@ def test_a_processor_lies_where_its_model_lies(family: str, tmp_path: Path) -> N
     save(family, tmp_path / "inner")
     mllm = MLLM.from_pretrained(tmp_path, subfolder="inner")
     assert mllm.processor.chat_template
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "internvl", "llava-1.5"])
+def test_the_bundled_processors_load_with_torchvision_and_without(name: str) -> None:
+    processor: Any = load_processor(demo_folder(name))
+    assert processor.image_processor is not None
+    assert not hasattr(processor, "video_processor")
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="a video processor needs torchvision")
+def test_a_video_processor_that_is_there_is_kept(tmp_path: Path) -> None:
+    processor = build("qwen2_vl")[1]
+    whole = transformers.Qwen2VLProcessor(
+        processor.image_processor,
+        processor.tokenizer,
+        transformers.Qwen2VLVideoProcessor(),
+        chat_template=processor.chat_template,
+    )
+    whole.save_pretrained(tmp_path)
+    assert load_processor(tmp_path).video_processor is not None
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
+def test_a_model_with_its_processor_goes_through_pickle(family: str) -> None:
+    mllm = MLLM(*build(family))
+    image, query = mllm.prepare(
+        ImageTextInput(torch.rand(3, 56, 56), "what is in the image ?"), target="a cat"
+    )
+    for other in (pickle.loads(pickle.dumps(mllm)), copy.deepcopy(mllm)):
+        assert other.backbone.model is other.model
+        assert torch.equal(other(image, query), mllm(image, query))
 
 
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision builds the video half")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from typing import Any
 
@@ -86,8 +87,113 @@ def test_a_template_may_leave_turns_out() -> None:
     )
     messages = chat(("user", "one"), ("assistant", "two"), ("user", "two"))
     inp = ImageTextInput(PICTURE, messages=messages)
-    _, query = mllm_with(template).prepare(inp, target="no")
+    with pytest.warns(UserWarning, match="the chat template leaves out 'two', which the model"):
+        _, query = mllm_with(template).prepare(inp, target="no")
     assert said(query) == ["one", "two"]
+
+
+PARTS_ONLY = (
+    "{% for m in messages %}{{ m.role }}: "
+    "{% for p in m.content | selectattr('type', 'equalto', 'image') %}<image>{% endfor %}"
+    "{% for p in m.content | selectattr('type', 'equalto', 'text') %}{{ p.text }} {% endfor %}"
+    "{% endfor %}assistant:"
+)
+
+
+def test_plain_texts_reach_a_template_that_looks_for_parts() -> None:
+    messages = [
+        {"role": "system", "content": "answer yes or no ."},
+        {"role": "user", "content": [IMAGE]},
+        {"role": "user", "content": "is it a cat ?"},
+    ]
+    mllm = mllm_with(PARTS_ONLY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image, query = mllm.prepare(ImageTextInput(PICTURE, messages=messages), target="no")
+    assert said(query) == ["answer yes or no .", "is it a cat ?"]
+    assert words(mllm, image, query) == " answer yes or no . is it a cat ?"
+
+
+@pytest.mark.parametrize("role", ["user", "tool"])
+def test_a_question_that_the_template_leaves_out_is_refused(role: str) -> None:
+    template = chat_template("<image>\n").replace("{{ part['text'] }}", "")
+    template = template.replace("{{ message['content'] }}", "")
+    messages = [{"role": "user", "content": [IMAGE]}, {"role": role, "content": "what is it ?"}]
+    with pytest.raises(ValueError, match=f"leaves out 'what is it \\?'.* the role '{role}'"):
+        mllm_with(template).prepare(ImageTextInput(PICTURE, messages=messages), target="no")
+
+
+def test_an_image_that_the_template_leaves_out_is_named() -> None:
+    template = (
+        chat_template("<image>\n")
+        .replace(
+            "if part['type'] == 'image'", "if part['type'] == 'image' and message['role'] == 'user'"
+        )
+        .replace("{{ part['text'] }}", "{{ part['text'] | default('') }}")
+    )
+    messages = chat(("user", "one"), ("tool", "two"), ("user", "no"))
+    messages[1]["content"].append(IMAGE)
+    inp = ImageTextInput([PICTURE, PICTURE], messages=messages)
+    with pytest.raises(ValueError, match=r"leaves out image 1 of message 1 \(role 'tool'\)"):
+        mllm_with(template).prepare(inp, target="no")
+
+
+def test_a_text_with_the_placeholder_of_an_image_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the text 'what is <image> \?' has the placeholder"):
+        MLLM(*shared("llava")).prepare(ImageTextInput(PICTURE, "what is <image> ?"), target="no")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_beginning_of_an_answer_is_continued(family: str) -> None:
+    mllm = MLLM(*shared(family))
+    messages = chat(("user", "what is it ?"), ("assistant", "It is a"))
+    image, query = mllm.prepare(ImageTextInput(PICTURE, messages=messages), target=" cat")
+    assert query.prompt.endswith("assistant: It is a")
+    assert said(query) == ["what is it ?", "It is a"]
+    ids = mllm.encode((image,), query).inputs["input_ids"][0]
+    assert mllm.tokenizer.decode(ids).rpartition("assistant: ")[2].startswith("It is a")
+
+
+def test_a_template_that_closes_the_answer_is_cut_behind_it() -> None:
+    template = chat_template("<image>\n").replace("\n{% endfor %}{% if", "</s>{% endfor %}{% if")
+    messages = chat(("user", "what is it ?"), ("assistant", "It is a "))
+    _, query = mllm_with(template).prepare(ImageTextInput(PICTURE, messages=messages), target="cat")
+    assert query.prompt == "user: <image>\nwhat is it ?</s>assistant: It is a "
+
+
+def test_a_template_that_cannot_continue_an_answer_says_so() -> None:
+    template = chat_template("<image>\n").replace("part['text']", "part['text'] | reverse")
+    messages = chat(("user", "what is it ?"), ("assistant", "It is a"))
+    with pytest.raises(ValueError, match="whose answer the model is to continue"):
+        mllm_with(template).prepare(ImageTextInput(PICTURE, messages=messages), target="cat")
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('only users') }}", "{{ nothing.of() }}"])
+def test_what_a_template_raises_is_a_reasoned_error(template: str) -> None:
+    with pytest.raises(ValueError, match="the chat template cannot render the messages: "):
+        mllm_with(template).prepare(ImageTextInput(PICTURE, "what is it ?"), target="cat")
+
+
+def test_a_processor_without_a_template_is_refused() -> None:
+    mllm = mllm_with("")
+    with pytest.raises(ValueError, match="has no chat template"):
+        mllm.prepare(ImageTextInput(PICTURE, "what is it ?"), target="cat")
+
+
+@pytest.mark.parametrize("count", [2, 30])
+def test_many_blank_texts_take_no_time(count: int) -> None:
+    mllm = mllm_with(chat_template("<image>").replace("part['text']", "part['text'] | upper"))
+    rewriting = mllm_with(
+        chat_template("<image>").replace("part['text']", "part['text'] | replace('cat', 'dog')")
+    )
+    blank = [{"type": "text", "text": " \n" * 40}] * count
+    content = [IMAGE, *blank, {"type": "text", "text": "what cat ?"}, *blank]
+    inp = ImageTextInput(PICTURE, messages=[{"role": "user", "content": content}])
+    start = time.monotonic()
+    assert said(mllm.prepare(inp, target="no")[1]) == ["WHAT CAT ?"]
+    with pytest.warns(UserWarning, match=r"rewrites the texts of the messages \('what cat \?'\)"):
+        rewriting.prepare(inp, target="no")
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("change", ["replace('is', 'was')", "reverse", "wordcount"])

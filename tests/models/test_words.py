@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from captum_mllm.models.words import group_words, token_texts
+from captum_mllm.models.words import group_runs, group_words, run_texts, token_texts
 from tests.models.tiny_models import shared
 
 
@@ -87,3 +89,38 @@ def test_words_do_not_depend_on_how_the_text_is_cut_into_tokens() -> None:
     for parts in (list(text), [part for word in expected for part in (word[:2], word[2:]) if part]):
         words = group_words(parts)
         assert ["".join(parts[index] for index in word) for word in words] == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "lengths", "words"),
+    [
+        ([" it", "and"], (1, 1), [(0,), (1,)]),
+        ([" this", "red", "dish", "."], (1, 3), [(0,), (1, 2), (3,)]),
+        (["a", " ", "cat"], (2, 1), [(0,), (1,), (2,)]),
+        (["3", ".", "5"], (1, 2), [(0,), (1,), (2,)]),
+        (["\U0001f468", "\u200d", "\U0001f469"], (2, 1), [(0, 1), (2,)]),
+        (["a"], (0, 1, 0), [(0,)]),
+    ],
+)
+def test_no_word_goes_over_from_one_run_into_the_next(
+    texts: list[str], lengths: tuple[int, ...], words: list[tuple[int, ...]]
+) -> None:
+    assert group_runs(texts, lengths) == words
+
+
+def test_no_character_goes_over_from_one_run_into_the_next() -> None:
+    tokenizer = shared("llava")[1].tokenizer
+    ids = tokenizer("猫", add_special_tokens=False)["input_ids"]
+    assert run_texts(tokenizer, ids, (len(ids),))[-1] == "猫"
+    first = token_texts(tokenizer, ids[:-1])
+    second = token_texts(tokenizer, ids[-1:])
+    assert run_texts(tokenizer, ids, (len(ids) - 1, 1)) == first + second
+    assert "猫" not in first + second
+
+
+def test_a_long_text_is_grouped_in_no_time() -> None:
+    texts = [" word", "'", "s", "-", "zzz", ".", "\u200d", "\u0301"] * 10_000
+    start = time.monotonic()
+    words = group_words(texts)
+    assert sum(map(len, words)) == len(texts)
+    assert time.monotonic() - start < 10

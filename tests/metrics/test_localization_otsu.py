@@ -4,7 +4,7 @@ import torch
 from skimage.filters import threshold_otsu
 
 from captum_mllm.metrics import grey_levels, otsu_threshold
-from captum_mllm.metrics import otsu as module
+from captum_mllm.metrics import localization as module
 
 
 def draw_image(generator: np.random.Generator) -> np.ndarray:

@@ -4,7 +4,7 @@ from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from captum_mllm.metrics import causal_correlation, spearman_correlation
-from captum_mllm.metrics.spearman import centered_ranks
+from captum_mllm.metrics.consistency import centered_ranks
 
 
 def draw(levels: int, seed: int = 0) -> tuple[Tensor, Tensor]:

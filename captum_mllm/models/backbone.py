@@ -1,0 +1,356 @@
+"""``Backbone``, a model with its processor and its geometry, and ``hook``, by which its passes are
+watched.
+
+Other threads may use the same model at the same time, for explanations or for passes of their own.
+So a hook fires in the thread that set it alone, and a setting of the model as a whole is made by
+the first who needs it and put back by the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import RLock, get_ident
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
+from captum_mllm.models.families import family_of, softcap
+from captum_mllm.models.pairing import complete_processor
+from captum_mllm.models.parity import check_parity
+from captum_mllm.models.passes import PassMemory
+from captum_mllm.models.precision import check_finite
+from captum_mllm.models.query import Query
+from captum_mllm.models.states import States, gather_states
+from captum_mllm.models.targets import is_integer
+from captum_mllm.models.towers import decoder_of
+from captum_mllm.models.vocabulary import Vocabulary
+
+# Held while hooks and settings of models change, never during a pass.
+_LOCK = RLock()
+
+
+@contextmanager
+def hook(
+    module: nn.Module, function: Callable[..., Any], before: bool = False, first: bool = False
+) -> Iterator[None]:
+    r"""Within it a function is called with each call of a module in this thread.
+
+    Args:
+        module (nn.Module): the module.
+        function (Callable): takes the module, its positional arguments and its output; what it
+            returns, if not None, replaces the output.
+        before (bool): call it before the module, with the module, its positional and its keyword
+            arguments. Default: False
+        first (bool): call it before all other hooks. Default: False
+    """
+    thread = get_ident()
+
+    # In other threads torch may call it while it is being registered, without keyword arguments.
+    def in_this_thread(module: nn.Module, *arguments: Any) -> Any:
+        if get_ident() == thread or torch.compiler.is_compiling():
+            return function(module, *arguments)
+        return None
+
+    options: dict[str, bool] = {"with_kwargs": True} if before else {}
+    register = module.register_forward_pre_hook if before else module.register_forward_hook
+    # Torch numbers hooks without a lock of its own.
+    with _LOCK:
+        handle = register(in_this_thread, prepend=first, **options)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            handle.remove()
+
+
+@dataclass
+class _Setting:
+    """A setting of a model: how many need it, and how it is put back."""
+
+    users: int
+    put_back: Callable[[], None]
+
+
+Settings = WeakKeyDictionary[nn.Module, _Setting]
+_evaluations: Settings = WeakKeyDictionary()
+
+
+@contextmanager
+def shared_setting(
+    settings: Settings, model: nn.Module, make: Callable[[], Callable[[], None]]
+) -> Iterator[None]:
+    r"""Within it a model has a setting, which may be needed several times at once.
+
+    Args:
+        settings (WeakKeyDictionary): the settings of this kind that are made now.
+        model (nn.Module): the model.
+        make (Callable): makes the setting, and returns what puts it back.
+    """
+    with _LOCK:
+        if model not in settings:
+            settings[model] = _Setting(0, make())
+        settings[model].users += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            settings[model].users -= 1
+            if not settings[model].users:
+                settings.pop(model).put_back()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    r"""Within it there is no dropout; afterwards each module is trained as before, on errors too.
+
+    A model that is being trained has no dropout in other threads meanwhile.
+
+    Args:
+        model (nn.Module): the model.
+    """
+
+    def evaluate() -> Callable[[], None]:
+        trained = [module for module in model.modules() if module.training]
+        if trained:
+            model.eval()
+
+        def put_back() -> None:
+            for module in trained:
+                module.training = True
+
+        return put_back
+
+    with shared_setting(_evaluations, model, evaluate):
+        yield
+
+
+class Backbone(PassMemory):
+    r"""A multimodal model with its processor and its geometry: all that makes a pass.
+
+    Args:
+        model (PreTrainedModel): a model of pictures and text of transformers.
+        processor (ProcessorMixin): its processor.
+
+    Raises:
+        ValueError: for a model of text alone, a family that is not known, and another processor.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: Any) -> None:
+        family = family_of(model.config)
+        if not hasattr(processor, "image_processor"):
+            raise ValueError(
+                f"got a {type(processor).__name__}, expected the model's processor of pictures and "
+                "text, as AutoProcessor.from_pretrained gives it"
+            )
+        super().__init__(model.parameters)
+        self.model: Any = model
+        self.processor = processor
+        self.geometry = family.make_geometry(model.config, processor)
+        self.image_token_id: int = model.config.image_token_id
+        self._tokens = TokenCache()
+        self._checked_options = ""
+        self._check_options()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs of the model go."""
+        embeddings: Any = self.model.get_input_embeddings()
+        # Where accelerate runs it, if its weights lie elsewhere until then.
+        moved = getattr(embeddings, "_hf_hook", None)
+        device = getattr(moved, "execution_device", None)
+        return embeddings.weight.device if device is None else torch.device(device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.model.get_output_embeddings(), softcap(self.model.config))
+
+    def encode(self, pictures: Sequence[Tensor], query: Query) -> Encoding:
+        r"""The model's inputs for a query; see :meth:`captum_mllm.MLLM.encode`."""
+        self._check_options()
+        encoding = encode(
+            query.all_pictures(pictures),
+            query,
+            complete_processor(self.processor, self.model.config),
+            self.geometry,
+            self.image_token_id,
+            self.dtype,
+            self._tokens if wants_gradient(pictures) else None,
+        )
+        positions = self._positions(encoding.inputs)
+        if positions is not None:
+            encoding.inputs["position_ids"] = positions
+        return encoding
+
+    @contextmanager
+    def evaluating(self, encoding: Encoding | None = None) -> Iterator[None]:
+        r"""Within it passes in this thread have no dropout, and the embeddings of the words that
+        an encoding brings along."""
+        with evaluation_mode(self.model), placed_words(self.model, encoding):
+            yield
+
+    def _check_options(self) -> None:
+        """Refuse options of the image processor that its geometry does not reflect; they may have
+        been set since."""
+        options = self.processor.image_processor.to_json_string()
+        if options != self._checked_options:
+            self.geometry.check_options()
+            check_parity(self.processor, self.geometry, self.image_token_id)
+            self._checked_options = options
+
+    def states(self, pictures: Sequence[Tensor], query: Query, layer: int | None = None) -> States:
+        r"""The states of a pass, which is remembered where passes are; see
+        :meth:`captum_mllm.MLLM.states`."""
+        passes = self.passes
+        if passes is not None and (known := passes.recall(pictures, query, layer)):
+            return known
+        for place, states in self.new_states(pictures, query, layer).items():
+            if passes is not None:
+                passes.keep(states, pictures, query, place)
+        return states
+
+    def new_states(
+        self, pictures: Sequence[Tensor], query: Query, layer: int | None = None
+    ) -> dict[int | None, States]:
+        r"""The states of a new pass, the model's own under None, then a layer's."""
+        encoding = self.encode(pictures, query)
+        with self.evaluating(encoding):
+            found = self.hidden_states(encoding.inputs, layer)
+        return {
+            place: gather_states(hidden.unflatten(0, (-1, encoding.windows)), encoding, query)
+            for place, hidden in found.items()
+        }
+
+    def hidden_states(
+        self, inputs: dict[str, Tensor], layer: int | None = None
+    ) -> dict[int | None, Tensor]:
+        r"""Hidden states of a pass after the final norm, (rows, S, d).
+
+        Args:
+            inputs (dict[str, Tensor]): inputs of the model.
+            layer (int, optional): a layer whose output is wanted; None for that of the model alone.
+
+        Returns:
+            dict[int or None, Tensor]: the model's own under None, then the layer's.
+
+        Raises:
+            RuntimeError: if the pass cannot be watched.
+            ValueError: for a layer that the model does not have.
+        """
+        model = self.model
+        if layer is None:
+            last = last_states(model, inputs)
+            check_finite(last, model, inputs)
+            return {None: last}
+        decoder = decoder_of(model)
+        count = len(decoder.layers)
+        if not is_integer(layer) or not -count <= layer < count:
+            raise ValueError(
+                f"layer={layer}, expected one of the {count} layers of the language model, "
+                f"{-count} to {count - 1}"
+            )
+        seen: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(args[0] if args else kwargs["hidden_states"])
+
+        # What the next module receives: some families add visual features between layers.
+        following = [*decoder.layers, decoder.norm][layer % count + 1]
+        with hook(following, keep, before=True):
+            last = last_states(model, inputs)
+        check_finite(last, model, inputs)
+        if len(seen) != 1:
+            raise RuntimeError(
+                f"what follows layer {layer} was seen {len(seen)} times in a pass, expected once; "
+                "is the model compiled? Its layers can be read in the model as it was"
+            )
+        return {None: last, layer: decoder.norm(seen[0])}
+
+    @torch.no_grad()
+    def _positions(self, inputs: dict[str, Tensor]) -> Tensor | None:
+        """Positions of the tokens in models that count them by the picture's grid (Qwen-VL).
+
+        Such a model would leave something of each pass behind, by which it counts on when a user's
+        own decoding goes on with a cache, maybe in another thread.
+        """
+        count: Any = getattr(self.model.base_model, "get_rope_index", None)
+        if count is None or "mm_token_type_ids" not in inputs:
+            return None
+        known = {name: value for name, value in inputs.items() if "pixel" not in name}
+        positions: Tensor = count(**known)[0]
+        return positions
+
+
+def last_states(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    r"""The hidden states of a pass after the final norm, (rows, S, d)."""
+    if model.base_model is not model:
+        return model.base_model(**inputs, use_cache=False).last_hidden_state
+    # Llama 4 has no part that makes them.
+    seen: list[Tensor] = []
+
+    def see(module: nn.Module, args: Any, output: Any) -> None:
+        seen.append(output.last_hidden_state)
+
+    with hook(decoder_of(model), see):
+        model(**inputs, logits_to_keep=1, use_cache=False)
+    return seen[0]
+
+
+@contextmanager
+def placed_words(model: PreTrainedModel, encoding: Encoding | None) -> Iterator[None]:
+    r"""Within it the embeddings that an encoding brings along take the places of the words, in the
+    passes of this thread.
+
+    Whatever the family does with its embeddings, the model does with these.
+
+    Args:
+        model (PreTrainedModel): the model.
+        encoding (Encoding, optional): its inputs; without ``word_embeddings`` nothing happens.
+
+    Raises:
+        ValueError: if there is not one embedding of the model's size for each word.
+    """
+    given = None if encoding is None else encoding.word_embeddings
+    if encoding is None or given is None:
+        yield
+        return
+    embedding: Any = model.get_input_embeddings()
+    positions = _word_positions(given, encoding, embedding.weight.shape[1])
+    shape = encoding.inputs["input_ids"].shape
+
+    def place(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        # Some models look up single tokens as well.
+        if output.shape[:-1] != shape:
+            return output
+        rows = given.repeat_interleave(len(output) // len(given), 0).to(output)
+        return output.index_copy(1, positions.to(output.device), rows)
+
+    with hook(embedding, place):
+        yield
+
+
+def _word_positions(given: Tensor, encoding: Encoding, size: int) -> Tensor:
+    """Where the embeddings stand among the tokens."""
+    choices = (encoding.word_positions, encoding.earlier_positions)
+    for positions in choices:
+        if given.is_floating_point() and given.shape[1:] == (len(positions), size):
+            return positions
+    counts = " or ".join(str(len(positions)) for positions in choices)
+    raise ValueError(
+        f"got embeddings of words of shape {tuple(given.shape)} and dtype {given.dtype}, expected "
+        f"(B, {counts}, {size}), floating point, one for each word of the prompt or of prompt and "
+        "answer; MLLM.word_embeddings(query) gives those of the tokens themselves"
+    )

@@ -1,0 +1,226 @@
+"""`estimate` tells what an explanation costs before it runs, `fit_scales` bounds it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.layout import Size, size_of
+from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.preparation import open_query
+from captum_mllm.models.query import Query
+
+ANSWER_TOKENS = 64
+# Pixels up to which an image of no more than this is put through the processor to count tokens.
+_MEASURED = 2**22
+# Scales that differ by less are the same.
+_STEP = 1.02
+_SMALLEST = 0.05
+
+
+class ScaleEstimate(NamedTuple):
+    r"""What one scale costs.
+
+    Args:
+        scale (float): size of the image relative to its own.
+        passes (int): rows that go through the model, one for each window of the image.
+        image_tokens (int): tokens of the explained image, over all passes.
+        tokens (int): tokens of each pass, those of the prompt and the answer included.
+        memory (int): bytes that a pass takes at least, beside the weights.
+    """
+
+    scale: float
+    passes: int
+    image_tokens: int
+    tokens: int
+    memory: int
+
+
+@torch.no_grad()
+def estimate(
+    mllm: MLLM,
+    inp: ImageTextInput,
+    scales: Sequence[float] = (1.0,),
+    answer_tokens: int = ANSWER_TOKENS,
+) -> tuple[ScaleEstimate, ...]:
+    r"""Tokens, passes and memory of an explanation at each scale, without a pass.
+
+    For families whose grid follows the image (Qwen-VL, GLM-4V) the tokens are those that the
+    processor states. For all others the processor prepares a blank image of the same shape, at most
+    of 4 megapixels, so that the count may be off by some tokens for larger ones.
+
+    Args:
+        mllm (MLLM): the model.
+        inp (ImageTextInput): the images and the question.
+        scales (Sequence[float]): scales of the explained image. Default: (1.0,)
+        answer_tokens (int): tokens of the answer. Default: 64
+
+    Returns:
+        tuple[ScaleEstimate, ...]: one for each scale.
+
+    Examples::
+        >>> from PIL import Image
+        >>> from captum_mllm import MLLM, ImageTextInput
+        >>> from captum_mllm.models.budget import estimate
+        >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
+        >>> inp = ImageTextInput(Image.new("RGB", (224, 224)), "Describe the image.")
+        >>> [each.image_tokens for each in estimate(mllm, inp, scales=(0.5, 1.0, 2.0))]
+        [49, 196, 784]
+    """
+    (image,), query = open_query(mllm.processor, inp, mllm.device, every_picture=False)
+    native = size_of(image)
+    at_native = _count(mllm, query, native, native)
+    context = _n_text(mllm, query, native)
+    estimates = []
+    for scale in scales:
+        size = (max(round(native[0] * scale), 1), max(round(native[1] * scale), 1))
+        passes, image_tokens = at_native if scale == 1 else _count(mllm, query, size, native)
+        tokens = math.ceil(image_tokens / passes) + context + answer_tokens
+        memory = _memory(mllm, passes, tokens, image_tokens)
+        estimates.append(ScaleEstimate(float(scale), passes, image_tokens, tokens, memory))
+    return tuple(estimates)
+
+
+def fit_scales(
+    mllm: MLLM,
+    inp: ImageTextInput,
+    scales: Sequence[float],
+    max_image_tokens: int | None = None,
+    answer_tokens: int = ANSWER_TOKENS,
+) -> tuple[float, ...]:
+    r"""The scales, each lowered to the largest that fits; equal ones are left out.
+
+    Args:
+        mllm (MLLM): the model.
+        inp (ImageTextInput): the images and the question.
+        scales (Sequence[float]): scales of the explained image.
+        max_image_tokens (int, optional): tokens of the explained image at one scale, at most.
+            Default: None, as many as the context of the model holds.
+        answer_tokens (int): tokens of the answer. Default: 64
+
+    Returns:
+        tuple[float, ...]: in the same order, with a warning where one was lowered.
+
+    Raises:
+        ValueError: if no scale fits, or the limit is below 1.
+    """
+    if max_image_tokens is not None and max_image_tokens < 1:
+        raise ValueError(f"got max_image_tokens={max_image_tokens}, expected at least 1")
+    context = context_length(mllm)
+
+    def fits(scale: float) -> bool:
+        try:
+            (found,) = estimate(mllm, inp, (scale,), answer_tokens)
+        except ValueError:
+            # At a scale this small the image has no token.
+            return False
+        cheap = max_image_tokens is None or found.image_tokens <= max_image_tokens
+        return cheap and (context is None or found.tokens <= context)
+
+    too_large = [scale for scale in scales if not fits(scale)]
+    if not too_large:
+        return tuple(scales)
+    high = min(too_large)
+    low = max((scale for scale in scales if scale < high), default=_SMALLEST)
+    if low == _SMALLEST:
+        low = next((high / 2**n for n in range(1, 8) if fits(high / 2**n)), 0.0)
+    if low == 0:
+        raise ValueError(
+            f"the image and the text do not fit {_limits(context, max_image_tokens)} at any scale; "
+            "shorten the prompt, or make the image smaller"
+        )
+    while high > low * _STEP:
+        middle = math.sqrt(high * low)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    fitting = tuple(dict.fromkeys(min(scale, low) for scale in scales))
+    warnings.warn(
+        f"scales {tuple(too_large)} make more tokens than fit "
+        f"{_limits(context, max_image_tokens)}; the scales are now "
+        f"{tuple(round(scale, 2) for scale in fitting)}",
+        stacklevel=2,
+    )
+    return fitting
+
+
+def check_context(mllm: MLLM, estimates: Sequence[ScaleEstimate]) -> None:
+    r"""Warn of passes that are longer than the context of the model."""
+    context = context_length(mllm)
+    too_long = [each for each in estimates if context is not None and each.tokens > context]
+    if too_long:
+        named = ", ".join(f"{each.tokens} at scale {each.scale:g}" for each in too_long)
+        warnings.warn(
+            f"passes have {named} tokens, beyond the model's context of {context}, where its "
+            "answers mean little; leave out large scales, or limit the image's tokens",
+            stacklevel=2,
+        )
+
+
+def context_length(mllm: MLLM) -> int | None:
+    r"""How many tokens the model was made for; None where its configuration does not tell."""
+    text = mllm.model.config.get_text_config()
+    return getattr(text, "max_position_embeddings", None)
+
+
+def _limits(context: int | None, max_image_tokens: int | None) -> str:
+    limits = [] if context is None else [f"the model's context of {context} tokens"]
+    if max_image_tokens is not None:
+        limits.append(f"max_image_tokens={max_image_tokens}")
+    return " and ".join(limits)
+
+
+def _count(mllm: MLLM, query: Query, size: Size, native: Size) -> tuple[int, int]:
+    """Passes and tokens of the explained image at a size."""
+    vision, images = mllm.model.config.vision_config, mllm.processor.image_processor
+    merge = getattr(vision, "spatial_merge_size", None)
+    counts = hasattr(images, "get_number_of_image_patches")
+    if merge is not None and counts and getattr(images, "merge_size", None) == merge:
+        options = mllm.geometry.processor_options(size, native)
+        limits = {**dict(images.size), **options.get("size", {})}
+        known = {"min_pixels": limits["shortest_edge"], "max_pixels": limits["longest_edge"]}
+        return 1, images.get_number_of_image_patches(*size, known) // merge**2
+    shrink = min(math.sqrt(_MEASURED / max(size[0] * size[1], native[0] * native[1])), 1.0)
+    small, of_small = (_shrunk(each, shrink) for each in (size, native))
+    encoding = mllm.encode((_blank(mllm, small),), _at(query, of_small))
+    (layout,) = (encoding.layouts[index] for index in query.explained)
+    return encoding.windows, layout.n_tokens
+
+
+def _n_text(mllm: MLLM, query: Query, native: Size) -> int:
+    """Tokens of the prompt that are not the explained image's, other images included."""
+    small = _shrunk(native, min(math.sqrt(_MEASURED / (native[0] * native[1])), 1.0))
+    encoding = mllm.encode((_blank(mllm, small),), _at(query, small))
+    (index,) = query.explained
+    return encoding.inputs["input_ids"].shape[1] - len(encoding.image_positions[index])
+
+
+def _shrunk(size: Size, factor: float) -> Size:
+    return max(round(size[0] * factor), 2), max(round(size[1] * factor), 2)
+
+
+def _blank(mllm: MLLM, size: Size) -> torch.Tensor:
+    return torch.zeros(1, 3, *size, device=mllm.device)
+
+
+def _at(query: Query, native: Size) -> Query:
+    """The query of an explained image of another size."""
+    sizes = [
+        native if index in query.explained else size for index, size in enumerate(query.native)
+    ]
+    return replace(query, native=tuple(sizes))
+
+
+def _memory(mllm: MLLM, passes: int, tokens: int, image_tokens: int) -> int:
+    """The pixels, the embeddings, and what one layer of the language model holds at a time."""
+    text: Any = mllm.model.config.get_text_config()
+    vision: Any = mllm.model.config.vision_config
+    patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
+    merge = getattr(vision, "spatial_merge_size", 1)
+    width = 4 * text.hidden_size + 2 * text.intermediate_size
+    numbers = passes * tokens * width + image_tokens * 3 * (patch * merge) ** 2
+    return numbers * mllm.dtype.itemsize

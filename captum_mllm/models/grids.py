@@ -1,0 +1,318 @@
+"""Encoders whose grid of tokens follows the image: NativeGrid, RowGrid, PooledGrid, NewlineGrid."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from captum_mllm.models.geometry import Geometry, spread_windows
+from captum_mllm.models.layout import Box, Layout, Piece, Size, size_of
+from captum_mllm.models.pixels import normalize, pad, resize
+
+# How far a side of a grid may be from the one that was asked for: roundings differ by family.
+_SLACK = 0.1
+# What Gemma 4 allows as `max_soft_tokens`.
+_BUDGETS = (70, 140, 280, 560, 1120)
+
+
+class NativeGrid(Geometry):
+    r"""One grid that follows the image's size, reported as ``image_grid_thw``: Qwen-VL, GLM-4V.
+
+    Args:
+        config (PretrainedConfig): the model's configuration.
+        processor (Any): the model's processor.
+        frames_count (bool): whether the limits on pixels count each frame of a still.
+            Default: False
+        blocks (bool): whether patches are listed by blocks that are merged into one token, each
+            repeated over the frames of a still. Default: True
+    """
+
+    def __init__(
+        self, config: Any, processor: Any, frames_count: bool = False, blocks: bool = True
+    ) -> None:
+        super().__init__(config, processor)
+        self.frames = self.option("temporal_patch_size", 1) if frames_count else 1
+        self.blocks = blocks
+
+    @property
+    def merge(self) -> int:
+        return self.vision.spatial_merge_size
+
+    @property
+    def cell(self) -> int:
+        """Pixels of a token along a side."""
+        return self.vision.patch_size * self.merge
+
+    def check_options(self) -> None:
+        super().check_options()
+        for name, own in (("patch_size", self.vision.patch_size), ("merge_size", self.merge)):
+            value = self.option(name, own)
+            if value != own:
+                raise ValueError(
+                    f"the image processor has {name}={value}, the model's vision tower {own}; is "
+                    "it the processor of another model?"
+                )
+
+    def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
+        if size == native:
+            return {}
+        # The limits on the number of pixels would undo the scale: they move with it.
+        zoom = (size[0] * size[1]) / (native[0] * native[1])
+        lowest, highest = self._limits(zoom)
+        area = size[0] * size[1]
+        shrink = math.sqrt(min(max(area, lowest), highest) / area)
+        if min(size) * shrink < self.cell / 2:
+            raise ValueError(
+                f"at this scale the image has {size[0]} x {size[1]} pixels, too few for one "
+                f"image token of {self.cell} x {self.cell}; use a larger scale or a larger image"
+            )
+        options: dict[str, Any] = {"size": {"shortest_edge": lowest, "longest_edge": highest}}
+        # Where they are set, they go before `size`.
+        for name, limit in (("min_pixels", lowest), ("max_pixels", highest)):
+            if self.option(name) is not None:
+                options[name] = limit
+        return options
+
+    def check_scale(self, size: Size, native: Size, layout: Layout) -> None:
+        zoom = (size[0] * size[1]) / (native[0] * native[1])
+        lowest, highest = (limit / self.frames for limit in self._limits(zoom))
+        area = size[0] * size[1]
+        shrink = math.sqrt(min(max(area, lowest), highest) / area)
+        _check_grid(self, [length * shrink / self.cell for length in size], layout)
+
+    def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
+        _, rows, columns = (int(count) for count in inputs["image_grid_thw"][index])
+        height, width = size
+        return Layout(
+            size, (Piece(rows // self.merge, columns // self.merge, (0, 0, width, height)),)
+        )
+
+    def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
+        patch, piece = self.vision.patch_size, layout.pieces[0]
+        size = (piece.rows * self.cell, piece.columns * self.cell)
+        pictures = normalize(resize(pictures, size, self.option("resample")), self.option)
+        if not self.blocks:
+            patches = pictures.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+            return patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        blocks = pictures.unflatten(3, (piece.columns, self.merge, patch)).unflatten(
+            2, (piece.rows, self.merge, patch)
+        )
+        blocks = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7)
+        frames = self.option("temporal_patch_size", 1)
+        blocks = blocks.unsqueeze(6).expand(*blocks.shape[:6], frames, patch, patch)
+        return blocks.reshape(-1, 3 * frames * patch * patch)
+
+    def _limits(self, zoom: float) -> tuple[int, int]:
+        """The least and the largest number of pixels, moved by the zoom of the area."""
+        size = self.size
+        lowest = self.option("min_pixels") or size["shortest_edge"]
+        highest = self.option("max_pixels") or size["longest_edge"]
+        return max(round(lowest * zoom), 1), max(round(highest * zoom), self.cell**2)
+
+
+class RowGrid(Geometry):
+    """One grid that follows the image's size, a break token after each row: Pixtral, Mistral 3."""
+
+    required: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "do_resize": (True,),
+        "do_center_crop": (False, None),
+    }
+
+    @property
+    def cell(self) -> int:
+        return self.vision.patch_size * (getattr(self.config, "spatial_merge_size", None) or 1)
+
+    def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
+        if size == native:
+            return {}
+        zoom = math.sqrt((size[0] * size[1]) / (native[0] * native[1]))
+        return {"size": {"longest_edge": max(round(self._longest * zoom), self.cell)}}
+
+    def check_scale(self, size: Size, native: Size, layout: Layout) -> None:
+        zoom = math.sqrt((size[0] * size[1]) / (native[0] * native[1]))
+        shrink = min(self._longest * zoom / max(size), 1)
+        _check_grid(self, [length * shrink / self.cell for length in size], layout)
+
+    def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
+        rows, columns = (int(length) // self.cell for length in inputs["image_sizes"][index])
+        return Layout(size, (Piece(rows, columns, (0, 0, size[1], size[0])),))
+
+    def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
+        piece = layout.pieces[0]
+        size = (piece.rows * self.cell, piece.columns * self.cell)
+        return normalize(resize(pictures, size, self.option("resample")), self.option)
+
+    def join(self, parts: list[Tensor], rows: int) -> Tensor:
+        # Images of a prompt are padded to the largest of them, after they were normalized.
+        height, width = (max(part.shape[side] for part in parts) for side in (-2, -1))
+        parts = [_extend(part, height, width) for part in parts]
+        return super().join(parts, rows)
+
+    @property
+    def _longest(self) -> int:
+        size = self.size
+        return (
+            size["longest_edge"] if "longest_edge" in size else max(size["height"], size["width"])
+        )
+
+
+class PooledGrid(Geometry):
+    """One grid of pooled patches that keeps the image's shape within a budget: Gemma 4."""
+
+    def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
+        if size == native:
+            return {}
+        zoom = (size[0] * size[1]) / (native[0] * native[1])
+        wanted = self.option("max_soft_tokens") * zoom
+        budget = min(_BUDGETS, key=lambda count: abs(math.log(count / wanted)))
+        if not 0.6 < budget / wanted < 1.7:
+            raise ValueError(
+                f"at this scale the image should have up to {wanted:.0f} tokens, but the model "
+                f"takes one of {_BUDGETS} as `max_soft_tokens`; use a scale between"
+            )
+        return {"max_soft_tokens": budget}
+
+    def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
+        columns, rows = (inputs["image_position_ids"][index].amax(0) + 1).tolist()
+        pool = self.option("pooling_kernel_size")
+        return Layout(size, (Piece(rows // pool, columns // pool, (0, 0, size[1], size[0])),))
+
+    def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
+        patch, pool = self.option("patch_size"), self.option("pooling_kernel_size")
+        piece = layout.pieces[0]
+        size = (piece.rows * pool * patch, piece.columns * pool * patch)
+        pictures = normalize(resize(pictures, size, self.option("resample")), self.option)
+        patches = pictures.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+        return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+    def join(self, parts: list[Tensor], rows: int) -> Tensor:
+        longest = max(self._budget(part.shape[1]) for part in parts)
+        parts = [
+            torch.nn.functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts
+        ]
+        return super().join(parts, rows)
+
+    def _budget(self, patches: int) -> int:
+        """As many patches as the processor pads an image to."""
+        pool = self.option("pooling_kernel_size") ** 2
+        return min(count * pool for count in _BUDGETS if count * pool >= patches)
+
+
+class NewlineGrid(Geometry):
+    r"""The whole image in a square, then a finer grid with a newline token after each row.
+
+    LLaVA-NeXT and LLaVA-OneVision. The image is laid in the middle of the best of some canvases,
+    which is cut into squares for the encoder; what is padding is taken away from the tokens. The
+    encoder's canvases are fixed by the model's configuration, so a larger image is seen through
+    several windows.
+    """
+
+    required: ClassVar[dict[str, tuple[Any, ...]]] = {"do_resize": (True,), "do_pad": (True,)}
+
+    def windows(self, size: Size, native: Size) -> list[Box]:
+        return spread_windows(size, native, (0, 0, native[1], native[0]))
+
+    def check_options(self) -> None:
+        super().check_options()
+        pins = [list(pin) for pin in self.option("image_grid_pinpoints")]
+        own = [list(pin) for pin in self.config.image_grid_pinpoints]
+        if pins != own:
+            raise ValueError(
+                f"the image processor has image_grid_pinpoints={pins}, the model {own}; expected "
+                "the same"
+            )
+
+    def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
+        height, width = size
+        side = self._side // self.vision.patch_size
+        rows, columns, box = self._fine(size)
+        whole = Piece(side, side, (0, 0, width, height))
+        return Layout(size, (whole, Piece(rows, columns, box)))
+
+    def drawn(self, layout: Layout, n_tokens: int) -> Tensor:
+        whole, fine = layout.pieces
+        if n_tokens != whole.n_tokens + fine.rows * (fine.columns + 1):
+            return torch.empty(0, dtype=torch.long)
+        places = torch.arange(fine.rows * (fine.columns + 1)).unflatten(0, (fine.rows, -1))
+        places = places[:, : fine.columns].flatten() + whole.n_tokens
+        return torch.cat([torch.arange(whole.n_tokens), places])
+
+    def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
+        side, resample = self._side, self.option("resample")
+        canvas, start, inner = self._canvas(size_of(pictures))
+        laid = pad(resize(pictures, inner, resample), canvas, start)
+        tiles = laid.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
+        whole = resize(pictures, (side, side), resample)
+        return normalize(
+            torch.cat([whole[:, None], tiles.flatten(1, 2)], 1).flatten(0, 1), self.option
+        ).unflatten(0, (len(pictures), -1))
+
+    def join(self, parts: list[Tensor], rows: int) -> Tensor:
+        most = max(part.shape[1] for part in parts)
+        parts = [
+            torch.nn.functional.pad(part, (0, 0) * 3 + (0, most - part.shape[1])) for part in parts
+        ]
+        return super().join(parts, rows)
+
+    @property
+    def _side(self) -> int:
+        return self.vision.image_size
+
+    def _canvas(self, size: Size) -> tuple[Size, tuple[int, int], Size]:
+        """The canvas's size, where the image starts on it, and the image's size there."""
+        height, width = size
+
+        def fit(pin: list[int]) -> tuple[int, int]:
+            zoom = min(pin[1] / width, pin[0] / height)
+            kept = int(width * zoom) * int(height * zoom)
+            return min(kept, width * height), -(pin[0] * pin[1] - min(kept, width * height))
+
+        down, across = max(self.config.image_grid_pinpoints, key=fit)
+        if across / width < down / height:
+            inner = (min(math.ceil(height * (across / width)), down), across)
+        else:
+            inner = (down, min(math.ceil(width * (down / height)), across))
+        return (down, across), ((down - inner[0]) // 2, (across - inner[1]) // 2), inner
+
+    def _fine(self, size: Size) -> tuple[int, int, Box]:
+        """Rows and columns of the finer grid, and the box of the image that it shows."""
+        (height, width), patch = size, self.vision.patch_size
+        canvas, start, inner = self._canvas(size)
+        grid = [length // patch for length in canvas]
+        skipped = [0, 0]
+        if width / height > grid[1] / grid[0]:
+            skipped[0] = (grid[0] - int(round(height * (grid[1] / width), 7))) // 2
+        else:
+            skipped[1] = (grid[1] - int(round(width * (grid[0] / height), 7))) // 2
+        kept = [count - 2 * skip for count, skip in zip(grid, skipped)]
+        edges = []
+        for length, shift, shown, skip, count in zip(size, start, inner, skipped, kept):
+            zoom = length / shown
+            edges.append(((skip * patch - shift) * zoom, ((skip + count) * patch - shift) * zoom))
+        limit = getattr(self.config, "vision_aspect_ratio", "")
+        if limit.startswith("anyres_max_"):
+            side = self._side // patch
+            ratio = math.sqrt(
+                kept[0] * kept[1] / (int(limit.removeprefix("anyres_max_")) * side**2)
+            )
+            if ratio > 1.1:
+                kept = [int(count // ratio) for count in kept]
+        (top, bottom), (left, right) = edges
+        return kept[0], kept[1], (left, top, right, bottom)
+
+
+def _check_grid(geometry: Geometry, asked: list[float], layout: Layout) -> None:
+    piece = layout.pieces[0]
+    came = (piece.rows, piece.columns)
+    if any(abs(own - want) > max(1, _SLACK * want) for own, want in zip(came, asked)):
+        rows, columns = (max(round(count), 1) for count in asked)
+        geometry._refuse_scale(f"{rows} x {columns}", f"a grid of {came[0]} x {came[1]} tokens")
+
+
+def _extend(values: Tensor, height: int, width: int) -> Tensor:
+    return torch.nn.functional.pad(
+        values, (0, width - values.shape[-1], 0, height - values.shape[-2])
+    )

@@ -1,0 +1,207 @@
+"""Every family of the table, proven on a tiny random model of the real class."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_mllm import MLLM, MSEA, ImageTextInput, LogitLens
+from captum_mllm.models import Query
+from captum_mllm.models.batches import batch_states
+from captum_mllm.models.families import FAMILIES as ROWS
+from captum_mllm.models.layout import Layout
+from captum_mllm.models.towers import decoder_layers
+from tests.models.test_model_unchanged import PICTURE, snapshot
+from tests.models.tiny_families import FAMILIES, build, shared
+from tests.models.tiny_models import FAMILIES as FIRST
+
+# Odd, wide and tall.
+SIZES = [(97, 131), (84, 196), (168, 70)]
+SCALES = (0.5, 1.0, 1.5, 2.0)
+# Cells that are tried, of each of some pieces.
+PATCHES, PIECES = 4, 4
+DRAWS = {"aya_vision": 3, "cohere2_vision": 3}
+# Its numbers of tokens are doubled at least, and no smaller ones.
+FEWER_SCALES = {"gemma4": (1.0, 1.5, 2.0)}
+NEW = [family for family in FAMILIES if family not in FIRST]
+sizes = pytest.mark.parametrize(
+    "size", [SIZES[0], *(pytest.param(size, marks=pytest.mark.slow) for size in SIZES[1:])], ids=str
+)
+
+
+def opened(family: str, size: tuple[int, int], target: Any = "a cat") -> tuple[MLLM, Tensor, Query]:
+    mllm = MLLM(*shared(family))
+    picture = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+    picture = picture.mul(255).round() / 255
+    image, query = mllm.prepare(ImageTextInput(picture, "what is it ?"), target=target)
+    return mllm, image, query
+
+
+def scaled(image: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        return image
+    size = [round(scale * length) for length in image.shape[-2:]]
+    return F.interpolate(image, size=size, mode="bilinear", antialias=True)
+
+
+def features(mllm: MLLM, pictures: Tensor, query: Query) -> tuple[Tensor, Layout]:
+    """What the decoder receives in the place of each image token, (B, N, d), and where they lie."""
+    seen: list[Tensor] = []
+
+    def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    encoding = mllm.encode((pictures,), query)
+    first = decoder_layers(mllm.model)[0]
+    handle = first.register_forward_pre_hook(keep, with_kwargs=True)
+    with torch.no_grad():
+        mllm.model(**encoding.inputs, use_cache=False)
+    handle.remove()
+    found = seen[0][:, encoding.image_positions[0]]
+    return found.unflatten(0, (-1, encoding.windows)).flatten(1, 2), encoding.layouts[0]
+
+
+def cells(layout: Layout, count: int) -> list[list[tuple[int, tuple[int, int, int, int]]]]:
+    """For each piece some of its tokens that lie in the image, with the pixels of their cells."""
+    height, width = layout.size
+    found, start = [], 0
+    for piece in layout.pieces:
+        left, top, right, bottom = piece.box
+        down, across = (bottom - top) / piece.rows, (right - left) / piece.columns
+        inside = []
+        for token in range(piece.n_tokens):
+            y, x = top + token // piece.columns * down, left + token % piece.columns * across
+            if y >= -1 and x >= -1 and y + down <= height + 1 and x + across <= width + 1:
+                edges = [max(round(edge), 0) for edge in (x, y, x + across, y + down)]
+                inside.append((start + token, tuple(edges)))
+        found.append(inside[:: max(len(inside) // count, 1)][:count])
+        start += piece.n_tokens
+    return found
+
+
+def test_every_row_of_the_table_has_a_tiny_model() -> None:
+    # A tiny model is called as its model_type is, or after its vision tower.
+    names = {name.removesuffix("2").removeprefix("llava_") for name in FAMILIES} | set(FAMILIES)
+    for model_type, vision_type in ROWS:
+        tower = (vision_type or "").removesuffix("_vision_model")
+        assert model_type in names and (tower in names or tower in ("", "clip")), model_type
+
+
+@sizes
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_changed_cell_moves_its_own_token_most(family: str, size: tuple[int, int]) -> None:
+    mllm, image, query = opened(family, size)
+    tried = 0
+    for scale in FEWER_SCALES.get(family, SCALES):
+        picture = scaled(image, scale)
+        layout = mllm.layouts(picture, query)[0]
+        start, count = 0, len(layout.pieces)
+        tried_pieces = {round(index * (count - 1) / (PIECES - 1)) for index in range(PIECES)}
+        for index, (piece, chosen) in enumerate(zip(layout.pieces, cells(layout, PATCHES))):
+            chosen = chosen if index in tried_pieces else []
+            changed = picture.repeat(len(chosen), 1, 1, 1)
+            for row, (_, (left, top, right, bottom)) in enumerate(chosen):
+                part = changed[row, :, top:bottom, left:right]
+                part.copy_(1 - part.round())
+            if chosen:
+                moved = torch.zeros(1)
+                # A projection of random weights may hardly see a change, but not each of some.
+                for shift in range(DRAWS.get(family, 1)):
+                    after, _ = features(mllm, changed.roll(shift, 1), query)
+                    before, _ = features(mllm, picture.roll(shift, 1), query)
+                    moved = moved + (after - before).norm(dim=-1)
+                moved = moved[:, start : start + piece.n_tokens]
+                own = [token - start for token, _ in chosen]
+                assert moved.argmax(1).tolist() == own, (scale, piece)
+            start += piece.n_tokens
+            tried += len(chosen)
+    assert tried >= 12
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_states_are_those_of_the_model(family: str) -> None:
+    mllm, image, query = opened(family, SIZES[0], target=list(range(5, 15)))
+    logits = mllm(image, query)
+    states = mllm.states(image, query)
+    every = torch.arange(mllm.vocabulary.size)
+    found = mllm.vocabulary.scores(states.predicting[:, -10:], every)
+    torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)
+    chosen = logits[0].softmax(-1)[torch.arange(10), list(query.answer_ids)]
+    torch.testing.assert_close(mllm.target_probability(image, query), chosen, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_teacher_forcing_equals_stepwise_generation(family: str) -> None:
+    mllm, image, query = opened(family, SIZES[0], target=[7])
+    inputs = mllm.encode((image,), query).inputs
+    with torch.no_grad():
+        said = mllm.model.generate(
+            **inputs,
+            max_new_tokens=6,
+            min_new_tokens=6,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+            suppress_tokens=[mllm.image_token_id],
+        )
+    answer = tuple(said.sequences[0, inputs["input_ids"].shape[1] :].tolist())
+    forced = mllm(image, replace(query, answer_ids=answer))
+    stepwise = torch.stack(said.logits, 1)
+    torch.testing.assert_close(forced, stepwise, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batches_equal_single_runs(family: str) -> None:
+    mllm, image, query = opened(family, SIZES[0])
+    other = 1 - image.flip(-1)
+    together = mllm.states(torch.cat([image, other]), query)
+    for row, picture in enumerate((image, other)):
+        alone = mllm.states(picture, query)
+        for name in ("words", "predicting"):
+            own, batched = getattr(alone, name)[0], getattr(together, name)[row]
+            torch.testing.assert_close(batched, own, rtol=0, atol=1e-5)
+        torch.testing.assert_close(together.image[0][row], alone.image[0][0], rtol=0, atol=1e-5)
+    # Prompts of other lengths beside each other.
+    _, shorter = mllm.prepare(ImageTextInput(image[0], "what"), target="a dog")
+    prompts = [((image,), query), ((image,), shorter)]
+    for found, prompt in zip(batch_states(mllm.backbone, prompts), prompts):
+        alone = mllm.states(*prompt[0], prompt[1])
+        torch.testing.assert_close(found[None].predicting, alone.predicting, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[None].image[0], alone.image[0], rtol=0, atol=1e-5)
+
+
+@sizes
+@pytest.mark.parametrize("family", FAMILIES)
+def test_differentiable_pixels_are_those_of_the_processor(
+    family: str, size: tuple[int, int]
+) -> None:
+    mllm, image, query = opened(family, size)
+    for scale in FEWER_SCALES.get(family, SCALES):
+        picture = scaled(image, scale)
+        own = mllm.encode((picture.clone().requires_grad_(),), query).inputs["pixel_values"]
+        with torch.no_grad():
+            processors = mllm.encode((picture,), query).inputs["pixel_values"]
+        std = torch.as_tensor(mllm.geometry.option("image_std")).max()
+        factor = std if mllm.geometry.option("do_normalize") else 1.0
+        assert own.requires_grad
+        assert ((own - processors).abs().mean() * factor) <= 1 / 255, scale
+
+
+@pytest.mark.parametrize("family", NEW)
+def test_a_family_is_explained_and_its_model_left_as_it_was(family: str) -> None:
+    model, processor = build(family)
+    mllm = MLLM(model, processor)
+    # It is set up by transformers when it first runs.
+    image, query = mllm.prepare(ImageTextInput(PICTURE, "what is it ?"), max_new_tokens=3)
+    before = snapshot(model)
+    maps = MSEA(LogitLens(mllm)).attribute(image, additional_forward_args=(query,))
+    assert maps.isfinite().all() and maps.abs().sum() > 0
+    image.requires_grad_()
+    (gradient,) = torch.autograd.grad(mllm(image, query)[0, 0, query.answer_ids[0]], image)
+    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+    assert snapshot(model) == before

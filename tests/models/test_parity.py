@@ -1,0 +1,141 @@
+"""What was asked of the processor is what came back, or is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from captum_mllm import MLLM, ImageTextInput
+from captum_mllm.models.layout import Layout
+from tests.models.tiny_families import build
+
+IMAGE = torch.rand(3, 112, 168, generator=torch.Generator().manual_seed(0))
+
+
+def on_image_processor(processor: Any, name: str, value: Any) -> None:
+    setattr(processor.image_processor, name, value)
+
+
+def on_processor(processor: Any, name: str, value: Any) -> None:
+    processor.images_kwargs = {**getattr(processor, "images_kwargs", {}), name: value}
+
+
+def on_tokenizer(processor: Any, name: str, value: Any) -> None:
+    processor.tokenizer.init_kwargs[name] = value
+
+
+PLACES = [on_image_processor, on_processor, on_tokenizer]
+places = pytest.mark.parametrize("set_option", PLACES)
+
+
+def layouts(mllm: MLLM, scales: tuple[float, ...] = (0.5, 1.0, 2.0)) -> list[Layout]:
+    image, query = mllm.prepare(ImageTextInput(IMAGE, "what ?"), target="a cat")
+    found = []
+    for scale in scales:
+        size = [round(scale * length) for length in image.shape[-2:]]
+        larger = image if scale == 1 else F.interpolate(image, size=size, mode="bilinear")
+        found += mllm.layouts(larger, query)
+        own = mllm.encode((larger.clone().requires_grad_(),), query).inputs["pixel_values"]
+        with torch.no_grad():
+            processors = mllm.encode((larger,), query).inputs["pixel_values"]
+        spread = 1 if mllm.geometry.option("do_rescale") else 255
+        assert (own - processors).abs().mean() < 0.03 * spread, scale
+    return found
+
+
+@places
+@pytest.mark.parametrize("limit", [{"max_pixels": 28 * 28 * 9}, {"min_pixels": 28 * 28 * 400}])
+@pytest.mark.filterwarnings("ignore:Passing `min_pixels`:FutureWarning")
+def test_limits_on_pixels_move_with_the_scale(
+    limit: dict[str, int], set_option: Callable[[Any, str, Any], None]
+) -> None:
+    model, processor = build("qwen2_vl")
+    set_option(processor, *next(iter(limit.items())))
+    half, native, double = (layout.n_tokens for layout in layouts(MLLM(model, processor)))
+    assert half < native < double
+    assert 2.5 < double / native < 5.5
+
+
+FROZEN = [
+    ("qwen2_vl", "do_resize", False),
+    ("llava", "do_resize", False),
+    ("internvl", "do_resize", False),
+    ("llava_next", "do_pad", False),
+    ("idefics3", "do_resize", False),
+    ("paligemma", "do_resize", False),
+    ("gemma3", "do_pan_and_scan", True),
+    ("llava", "do_center_crop", False),
+    ("llava", "crop_size", {"height": 56, "width": 84}),
+    ("llava", "crop_size", {"height": 168, "width": 168}),
+    ("deepseek_vl", "do_pad", False),
+    ("qwen2_vl", "merge_size", 1),
+    ("qwen2_vl", "patch_size", 16),
+]
+
+
+@places
+@pytest.mark.parametrize(("family", "name", "value"), FROZEN)
+def test_options_that_no_layout_reflects_are_refused_by_name(
+    family: str, name: str, value: Any, set_option: Callable[[Any, str, Any], None]
+) -> None:
+    model, processor = build(family)
+    overruled = name in getattr(processor, "images_kwargs", {})
+    set_option(processor, name, value)
+    if overruled and set_option is on_image_processor:
+        # The processor's own option goes before it, so it has no effect.
+        assert layouts(MLLM(model, processor))
+        return
+    with pytest.raises(ValueError, match=name):
+        MLLM(model, processor)
+
+
+def test_options_that_are_set_later_are_refused_too() -> None:
+    model, processor = build("llava")
+    mllm = MLLM(model, processor)
+    image, query = mllm.prepare(ImageTextInput(IMAGE, "what ?"), target="a cat")
+    processor.image_processor.do_resize = False
+    with pytest.raises(ValueError, match="do_resize"):
+        mllm(image, query)
+    processor.image_processor.do_resize = True
+    assert mllm(image, query).isfinite().all()
+
+
+HONOURED = [
+    ("llava", "do_pad", True),
+    ("llava", "do_normalize", False),
+    ("llava", "do_rescale", False),
+    ("llava", "size", {"height": 84, "width": 84}),
+    ("llava", "size", {"height": 84, "width": 112}),
+    ("llava", "size", {"shortest_edge": 112}),
+    ("internvl", "crop_to_patches", False),
+    ("internvl", "max_patches", 4),
+    ("internvl", "min_patches", 6),
+    ("ovis2", "crop_to_patches", False),
+    ("ovis2", "use_covering_area_grid", False),
+    ("ovis2", "max_patches", 4),
+    ("aya_vision", "max_patches", 2),
+    ("idefics3", "do_image_splitting", False),
+    ("idefics3", "size", {"longest_edge": 168}),
+    ("idefics3", "size", {"longest_edge": 140}),
+    ("lighton_ocr", "size", {"longest_edge": 112}),
+    ("glm4v", "size", {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 18}),
+    ("paddleocr_vl", "size", {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 9}),
+    ("deepseek_vl", "min_size", 28),
+    ("gemma3", "do_convert_rgb", False),
+    ("paligemma", "image_mean", [0.1, 0.2, 0.3]),
+]
+
+
+@places
+@pytest.mark.parametrize(("family", "name", "value"), HONOURED)
+def test_other_options_are_reflected_in_layout_and_pixels(
+    family: str, name: str, value: Any, set_option: Callable[[Any, str, Any], None]
+) -> None:
+    model, processor = build(family)
+    set_option(processor, name, value)
+    half, native, double = (layout.n_tokens for layout in layouts(MLLM(model, processor)))
+    assert half <= native < double
