@@ -80,7 +80,7 @@ def rouge_l(answer: str, references: Sequence[str], beta: float = 1.2) -> float:
     Examples::
 
         >>> round(rouge_l("a red star", ["A star.", "a red ring"]), 4)
-        0.8098
+        0.8299
     """
     words = _words(answer)
     precision = recall = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -191,9 +191,3 @@ def _tam_scores(
     words: Sequence[Word], labels: Tensor, case: Case, method: Method, maps: Tensor
 ) -> Scores:
     return compatible_scores(grey_levels(maps, method.levels), words, labels)
-
-
-def blocks_of(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    r"""The rows in blocks of a size."""
-    while block := list(islice(rows, size)):
-        yield block

@@ -31,7 +31,7 @@ from captum_mllm.metrics import (
 )
 from captum_mllm.metrics.aligned_maps import resize
 from captum_mllm.metrics.picture_baselines import PictureBaseline
-from captum_mllm.metrics.word_scores import harmonic_mean
+from captum_mllm.metrics.token_iou import harmonic_mean
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.pixels import to_tensor
 

@@ -155,7 +155,6 @@ class DataSettings(Scoring):
         max_new_tokens (int): How long an own answer may be.
         prompt (str, optional): The question where rows have none.
         limit (int, optional): How many rows are read.
-        batch_size (int): How many samples are taken together.
         threads (int): Threads of a process on the CPU.
         tags (str): What tells the tags of words for TAM's protocol: ``"nltk"``, or a digest of the
             file.
@@ -177,7 +176,6 @@ class DataSettings(Scoring):
     max_new_tokens: int = 64
     prompt: str | None = None
     limit: int | None = None
-    batch_size: int = 1
     threads: int = 1
     tags: str = "nltk"
 
@@ -187,7 +185,7 @@ class DataSettings(Scoring):
         self._check("answers", (self.answers,), get_args(Answers))
         if self.baseline == "counterfactual":
             raise ValueError("baseline 'counterfactual' is of scenes; take mean, blur or black")
-        for name in ("max_new_tokens", "batch_size", "threads"):
+        for name in ("max_new_tokens", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
 

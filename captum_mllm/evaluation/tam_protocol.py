@@ -18,8 +18,7 @@ from torch import Tensor
 
 from captum_mllm.evaluation.records import NOTHING, Score, Scores
 from captum_mllm.metrics import Word, otsu_threshold
-from captum_mllm.metrics.aligned_maps import resize
-from captum_mllm.metrics.precision import safe_ratio
+from captum_mllm.metrics.aligned_maps import resize, safe_ratio
 
 #: Tags of the Penn Treebank for words that no part of an image shows; IN and CD are not among them.
 FUNCTION_TAGS = frozenset(

@@ -96,7 +96,7 @@ def test_a_failing_method_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         {"styles": ("poem",)},
         {"metrics": ("beauty",)},
         {"split": "training"},
-        {"baseline": "black"},
+        {"baseline": "white"},
         {"methods": ("magic",)},
         {"models": ()},
         {"steps": 0},
