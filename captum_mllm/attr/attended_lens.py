@@ -55,6 +55,8 @@ class AttendedLens(TokenAttribution):
         torch.Size([3, 1, 14, 14])
     """
 
+    weighs_text = True
+
     def __init__(
         self, forward_func: MLLM, power: float = 0.75, layers: Sequence[int] | None = None
     ) -> None:
@@ -87,6 +89,11 @@ class AttendedLens(TokenAttribution):
                 for says, looks in zip(read, attended)
             )
         )
+
+    def attribute_text(
+        self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any = None
+    ) -> Tensor:
+        return self.attention.attribute_text(inputs, additional_forward_args)
 
     def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
         self.attention.prefetch(prompts)

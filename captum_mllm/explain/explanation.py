@@ -10,12 +10,13 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_mllm._captum import format_tensor_into_tuples
-from captum_mllm.attr.context_suppression import context_scores
 from captum_mllm.attr.features import find_features, to_earlier
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.segments import SegmentsLike
-from captum_mllm.attr.token_maps import token_attribution, token_maps
+from captum_mllm.attr.text_attribution import text_attribution
+from captum_mllm.attr.token_maps import token_maps
 from captum_mllm.explain.result import MLLMAttributionResult, ScaleResult
+from captum_mllm.models.answers import generation_options
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.loading import model_name
 from captum_mllm.models.mllm import MLLM
@@ -53,7 +54,7 @@ def explain(
         found = token_maps(method, (image,), query, None, features, show_progress, **kwargs)
         states = mllm.states(image, query)
         if found.text is None:
-            weights = text_weights(method, image, query, states)
+            weights = text_attribution(method, (image,), query)
         else:
             weights = to_earlier(found.text, len(states.ids))
         scales = _scale_results(found.scales)
@@ -83,16 +84,6 @@ def explain(
     )
 
 
-def text_weights(method: Attribution, image: Tensor, query: Query, states: States) -> Tensor:
-    r"""Weights of the text tokens before each explained token, (T, P + T): those that the method
-    gives, else how strongly the state of each says the explained token, in logits."""
-    weights = token_attribution(method).attribute_text(image, additional_forward_args=(query,))
-    if weights is not None:
-        return weights
-    scores = context_scores(method.forward_func, states).tril(-1)
-    return scores if query.with_prompt else scores[states.n_words :]
-
-
 def check_input(inp: Any, gen_args: dict[str, Any] | None) -> None:
     r"""Refuse what is not an input, and arguments of ``generate`` that it does not take.
 
@@ -104,7 +95,7 @@ def check_input(inp: Any, gen_args: dict[str, Any] | None) -> None:
         raise TypeError(
             f"got an input of type {type(inp).__name__}, expected ImageTextInput(picture, text)"
         )
-    clash = {"every_picture", "target"} & set(gen_args or {})
+    clash = {"every_picture", "target"} & set(generation_options(gen_args))
     if clash:
         raise ValueError(f"gen_args holds {sorted(clash)}, which generate does not take")
 

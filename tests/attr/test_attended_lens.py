@@ -84,7 +84,7 @@ def test_a_scale_takes_one_pass(scales: tuple[float, ...]) -> None:
     passes: list[int] = []
     handle = mllm.model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
     try:
-        result = MLLMAttribution(ARC(MSEA(AttendedLens(mllm)), suppress=None)).attribute(
+        result = MLLMAttribution(ARC(MSEA(AttendedLens(mllm)))).attribute(
             ImageTextInput(noise((140, 196)), "what is it ?"), target="a cat", scales=scales
         )
     finally:

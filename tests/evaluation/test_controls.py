@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_mllm import ARC, LogitLens
-from captum_mllm.attr.context_suppression import context_scores
+from captum_mllm.attr.text_attribution import context_scores
 from captum_mllm.evaluation.catalogue import METHODS
 from captum_mllm.evaluation.controls import power
 from captum_mllm.evaluation.method import Case

@@ -143,9 +143,8 @@ def _interval(scenes: list[Array], measure: int, draws: int = 1000) -> tuple[flo
         values = np.concatenate([columns[index] for index in chosen])
         return float(np.nanmedian(values))
 
-    drawn = [
-        median(generator.integers(len(scenes), size=len(scenes)).tolist()) for _ in range(draws)
-    ]
+    count = len(scenes)
+    drawn = [median(generator.integers(count, size=count).tolist()) for _ in range(draws)]
     low, high = np.percentile(drawn, [2.5, 97.5])
     return median(range(count)), float(low), float(high)
 
