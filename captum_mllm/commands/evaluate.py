@@ -6,21 +6,20 @@ import argparse
 import logging
 from pathlib import Path
 from textwrap import fill
-from typing import get_args
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from captum_mllm import MLLM
 from captum_mllm.commands.console import say, show
+from captum_mllm.commands.data_options import add_data_arguments
 from captum_mllm.commands.setup import choose_device, load_model
-from captum_mllm.datasets import FORMATS, open_samples
-from captum_mllm.datasets.formats import OnError, Samples
+from captum_mllm.datasets import Samples, open_samples
 from captum_mllm.evaluation.catalogue import METHODS, select_methods
 from captum_mllm.evaluation.data_run import fingerprint, run_data
 from captum_mllm.evaluation.ledger import Worker
 from captum_mllm.evaluation.report import write_report
-from captum_mllm.evaluation.settings import DATA_METRICS, Answers, DataSettings
+from captum_mllm.evaluation.settings import DATA_METRICS, DataSettings
 from captum_mllm.evaluation.summary import summarize
 from captum_mllm.evaluation.tam_protocol import Tagger, nltk_tagger, read_tags
 
@@ -28,26 +27,6 @@ from captum_mllm.evaluation.tam_protocol import Tagger, nltk_tagger, read_tags
 METHOD_NAMES = ("attended-lens-msea", "lens", "msea", "tam", "arc", "attention", "random", "blob")
 REFERENCE = "attended-lens-msea"
 BASELINES = ("mean", "blur", "black")
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    r"""Add the options that say what the data is and how it is read."""
-    add = parser.add_argument
-    add(
-        "--format",
-        default="auto",
-        choices=("auto", *FORMATS),
-        help="of the data (default: %(default)s, by its names or its first row)",
-    )
-    add("--images", metavar="FOLDER", help="where paths of images begin (default: beside the data)")
-    add("--limit", type=int, metavar="N", help="read the first N rows alone")
-    add(
-        "--on-error",
-        default="raise",
-        choices=get_args(OnError),
-        help="what a bad row does: end the run, or be skipped, counted and named (default: "
-        "%(default)s)",
-    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,13 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=DATA_METRICS,
         help="default: localization answers",
     )
-    add(
-        "--answers",
-        default="auto",
-        choices=get_args(Answers),
-        help="what is explained: the model's own answer or the reference (default: the reference "
-        "where there is one, except for yes/no questions and the metric tam)",
-    )
     add("--prompt", metavar="TEXT", help="the question where rows have none")
     add("--max-new-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
     add(
@@ -125,13 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the method that the others are compared with (default: %(default)s)",
     )
     add("--output", default="evaluation", metavar="FOLDER", help="default: %(default)s")
-    add("--resume", action="store_true", help="go on with the run in the folder")
     add("--device", default="auto", metavar="NAME", help="default: a GPU for each process, or cpu")
-    add(
-        "--device-map",
-        metavar="MAP",
-        help="such as auto, for models that are larger than a device; needs accelerate",
-    )
     add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     add(
         "--threads",
@@ -203,7 +169,7 @@ def open_data(options: argparse.Namespace) -> Samples:
     return open_samples(
         options.data,
         options.format,
-        images=options.images,
+        images=options.image_folder,
         on_error=options.on_error,
         prompt=options.prompt,
         limit=options.limit,

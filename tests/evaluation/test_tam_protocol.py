@@ -56,10 +56,11 @@ def otsu(levels: np.ndarray) -> int:
     cells = levels.flatten().tolist()
     best, largest = 0, Fraction(0)
     n_low = sum_low = 0
+    total = sum(cells)
     for level in range(256):
         count = cells.count(level)
         n_low, sum_low = n_low + count, sum_low + count * level
-        n_high, sum_high = len(cells) - n_low, sum(cells) - sum_low
+        n_high, sum_high = len(cells) - n_low, total - sum_low
         if count and n_high:
             gap = Fraction(sum_low, n_low) - Fraction(sum_high, n_high)
             if n_low * n_high * gap**2 > largest:
