@@ -138,10 +138,10 @@ def render_page(
     style = _asset("page.css")
     script = "\n".join(_asset(name) for name in ("page_heatmap.js", "page_tokens.js", "page.js"))
     return Template(_asset("page.html")).substitute(
-        title=escape(_UNSEEN.sub("\ufffd", title)),
+        title=shown_text(title),
         policy=(
-            f"default-src 'none'; img-src data:; style-src '{_source_hash(style)}'; "
-            f"script-src '{_source_hash(script)}'; base-uri 'none'; form-action 'none'"
+            f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; "
+            f"script-src '{source_hash(script)}'; base-uri 'none'; form-action 'none'"
         ),
         style=style,
         script=script,
@@ -201,8 +201,13 @@ def _json(data: dict[str, Any]) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _source_hash(source: str) -> str:
-    """The name by which a content security policy allows an inline style or script."""
+def shown_text(text: str) -> str:
+    r"""Text as HTML shows it, whatever it holds; what cannot be seen is shown as a sign."""
+    return escape(_UNSEEN.sub("\ufffd", text))
+
+
+def source_hash(source: str) -> str:
+    r"""The name by which a content security policy allows an inline style or script."""
     return f"sha256-{_base64(hashlib.sha256(source.encode()).digest())}"
 
 
