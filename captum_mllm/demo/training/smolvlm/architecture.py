@@ -138,7 +138,7 @@ class _LowRankProduct(torch.autograd.Function):
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, low, weight, a, b = ctx.saved_tensors
         flat = grad.flatten(0, -2)
         grad_low = (flat @ b) * ctx.scale
