@@ -13,9 +13,8 @@ from captum_mllm.attr.context_suppression import ContextSuppression
 from captum_mllm.attr.functional import rank_biased_overlap
 from captum_mllm.attr.text_attribution import context_scores, explained_rows
 from captum_mllm.models.layout import size_of
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Query, is_integer
 from captum_mllm.models.states import States
-from captum_mllm.models.targets import is_integer
 
 #: Length of the rankings in the paper.
 TOP_K = 50

@@ -10,8 +10,7 @@ from torch import Tensor
 from captum_mllm.attr.base import check_one_image
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.query import Query
-from captum_mllm.models.targets import split_target
+from captum_mllm.models.query import Query, split_target
 
 
 def explained_logits(mllm: MLLM, encoding: Encoding, query: Query) -> Tensor:

@@ -25,9 +25,8 @@ from captum_mllm.models.pairing import complete_processor
 from captum_mllm.models.parity import check_parity
 from captum_mllm.models.passes import PassMemory
 from captum_mllm.models.precision import check_finite
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Query, is_integer
 from captum_mllm.models.states import States, gather_states
-from captum_mllm.models.targets import is_integer
 from captum_mllm.models.towers import body_of, decoder_of
 from captum_mllm.models.vocabulary import Vocabulary
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from captum_mllm.models import token_scores, word_embeddings
+from captum_mllm._captum import runs_deep_lift
+from captum_mllm.models import word_embeddings
 from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.check import SCALES, Report, check
-from captum_mllm.models.deep_lift import refuse_deep_lift
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.families import Family
 from captum_mllm.models.geometry import Geometry
@@ -29,7 +29,7 @@ from captum_mllm.models.pictures import Picture
 from captum_mllm.models.preparation import find_answer, open_query
 from captum_mllm.models.probe import probe
 from captum_mllm.models.query import Query, split_arguments
-from captum_mllm.models.states import States
+from captum_mllm.models.states import States, target_probability, token_logits
 from captum_mllm.models.vocabulary import Vocabulary
 
 
@@ -256,14 +256,14 @@ class MLLM(nn.Module):
         """
         _, query = split_arguments(args, with_words=True)
         states = self.states(*args, layer=layer)
-        return token_scores.target_probability(self.vocabulary, states, query, target)
+        return target_probability(self.vocabulary, states, query, target)
 
     @torch.no_grad()
     def token_logits(self, *args: Any) -> Tensor:
         r"""Logits of the explained tokens alone, (B, T), from a pass that nothing remembers."""
         pictures, query = split_arguments(args, with_words=True)
         states = self.backbone.new_states(pictures, query)[None]
-        return token_scores.token_logits(self.vocabulary, states, query)
+        return token_logits(self.vocabulary, states, query)
 
     def word_embeddings(self, query: Query, answer: bool = False) -> Tensor:
         r"""What stands for the words in the model, an input of ``forward`` beside the picture.
@@ -336,3 +336,20 @@ class MLLM(nn.Module):
         r"""Within :meth:`remember`, take states for those of the pass with these arguments; if
         ``by_value``, also with other tensors that are equal pictures."""
         self.backbone.keep(states, *args, layer=layer, by_value=by_value)
+
+
+def refuse_deep_lift(module: nn.Module) -> None:
+    r"""Raise where DeepLift or DeepLiftShap is about to run a module.
+
+    Their rules are for rectifiers, pooling and softmax as modules. Attention, norms and gated
+    activations they would pass through as the gradient does, without a word.
+
+    Raises:
+        NotImplementedError: if so.
+    """
+    if runs_deep_lift(module):
+        raise NotImplementedError(
+            "DeepLift has no rules for the attention, the norms and the activations of a "
+            "multimodal LLM and would return gradient * (input - baseline); take InputXGradient, "
+            "which is that, or IntegratedGradients"
+        )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.layout import Layout
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Query, split_target
 from captum_mllm.models.vocabulary import Predictions, Vocabulary
 
 # The name of predictions among what is derived.
@@ -119,3 +119,31 @@ def gather_states(hidden: Tensor, encoding: Encoding, query: Query) -> States:
         ids=torch.cat([encoding.word_ids, answer]),
         runs=encoding.word_runs,
     )
+
+
+def token_logits(vocabulary: Vocabulary, states: States, query: Query) -> Tensor:
+    r"""The logit of each explained token, (B, T), float32 at least."""
+    start = 0 if query.with_prompt else states.n_words
+    scores = vocabulary.scores(states.predicting[:, start:], states.ids[start:])
+    return scores.diagonal(dim1=1, dim2=2)
+
+
+def target_probability(
+    vocabulary: Vocabulary, states: States, query: Query, target: Any = None
+) -> Tensor:
+    r"""The probability of the target of each picture, (B,), or of all tokens of one picture, (T,).
+
+    Raises:
+        ValueError: for several pictures without a target, and a target that is none.
+    """
+    start = 0 if query.with_prompt else states.n_words
+    predicting, ids = states.predicting[:, start:], states.ids[start:]
+    if target is None:
+        if len(predicting) != 1:
+            raise ValueError(
+                f"got {len(predicting)} pictures and no target; give a target, or one picture"
+            )
+        return states.predictions(vocabulary, 1, query.with_prompt).probability
+    rows, wanted = split_target(target, len(predicting), len(ids), ids.device, vocabulary.size)
+    chosen = predicting[torch.arange(len(predicting), device=rows.device), rows]
+    return vocabulary.predictions(chosen, wanted, 1).probability

@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from captum_mllm.models.backbone import Backbone
-from captum_mllm.models.query import Query
-from captum_mllm.models.targets import is_integer
+from captum_mllm.models.query import Query, is_integer
 from captum_mllm.models.words import group_runs, run_texts
 
 WordBaseline = Tensor | float | str | None
