@@ -180,7 +180,7 @@ class ARC(ContextSuppression):
         key = ("rankings after runs", self._length)
         ends = torch.tensor(states.run_ends, dtype=torch.long, device=drawn.device)
         if key not in states.of_prompt:
-            last = states.words[0, ends]
+            last = states.text[0, ends]
             states.of_prompt[key] = self.forward_func.vocabulary.rankings(last, self._length)
         following = drawn.roll(-1, 0)
         following[ends] = states.of_prompt[key]

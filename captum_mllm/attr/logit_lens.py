@@ -68,7 +68,7 @@ class LogitLens(TokenAttribution):
         of a target does not matter. See :meth:`TokenAttribution.explain_tokens`."""
         mllm = self.forward_func
         states = mllm.states(*images, query, layer=self.layer)
-        ids = states.ids if query.with_prompt else states.ids[states.n_words :]
+        ids = states.ids if query.with_prompt else states.ids[states.n_prompt :]
         if target is not None:
             _, ids = split_target(target, 1, len(ids), ids.device, mllm.vocabulary.size)
         maps = (

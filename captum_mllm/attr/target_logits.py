@@ -44,5 +44,5 @@ def target_logits(logits: Tensor, target: Any, encoding: Encoding, query: Query)
     check_one_image(count)
     ids = torch.tensor(query.answer_ids, device=logits.device)
     if query.with_prompt:
-        ids = torch.cat([encoding.word_ids, ids])
+        ids = torch.cat([encoding.text_ids, ids])
     return logits[0, torch.arange(length, device=ids.device), ids]

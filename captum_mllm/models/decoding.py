@@ -73,14 +73,14 @@ class Decoding(StoppingCriteria):
             answer_ids (Sequence[int]): the answer, or its beginning.
         """
         count = len(answer_ids)
-        steps = [hidden[row : row + 1].to(prompt.words) for hidden in self.hidden[1:count]]
+        steps = [hidden[row : row + 1].to(prompt.text) for hidden in self.hidden[1:count]]
         answer = torch.tensor(answer_ids, device=prompt.ids.device)
         said = [[part[row] for part in step] for step in self.predictions[:count]]
         predictions = Predictions(*(torch.stack(part).to(answer.device) for part in zip(*said)))
         return replace(
             prompt,
             predicting=torch.cat([prompt.predicting, *steps], dim=1),
-            ids=torch.cat([prompt.ids[: prompt.n_words], answer]),
+            ids=torch.cat([prompt.ids[: prompt.n_prompt], answer]),
             derived={PREDICTIONS: predictions},
         )
 

@@ -151,7 +151,7 @@ class MLLM(nn.Module):
             ValueError: for inputs of another shape, or pictures far outside of [0, 1].
         """
         refuse_deep_lift(self)
-        pictures, query = split_arguments(args, with_words=True)
+        pictures, query = split_arguments(args, with_text=True)
         encoding = self.encode(pictures, query)
         with self.evaluating(encoding):
             rows = encoding.explained_rows(query)
@@ -220,12 +220,12 @@ class MLLM(nn.Module):
         Raises:
             ValueError: for a layer that the model does not have.
         """
-        pictures, query = split_arguments(args, with_words=True)
+        pictures, query = split_arguments(args, with_text=True)
         return self.backbone.states(pictures, query, layer)
 
     def layouts(self, *args: Any) -> tuple[Layout, ...]:
         r"""Where the tokens of each explained picture lie, without a pass through the model."""
-        pictures, query = split_arguments(args, with_words=True)
+        pictures, query = split_arguments(args, with_text=True)
         if self._passes is not None and (known := self._passes.recall(pictures, query, None)):
             return known.layouts
         encoding = self.encode(pictures, query)
@@ -233,11 +233,11 @@ class MLLM(nn.Module):
 
     def explained_ids(self, *args: Any) -> Tensor:
         r"""Vocabulary indices of the explained tokens, without a pass through the model."""
-        pictures, query = split_arguments(args, with_words=True)
+        pictures, query = split_arguments(args, with_text=True)
         answer = torch.tensor(query.answer_ids, device=pictures[0].device)
         if not query.with_prompt:
             return answer
-        return torch.cat([self.encode(pictures, query).word_ids, answer])
+        return torch.cat([self.encode(pictures, query).text_ids, answer])
 
     @torch.no_grad()
     def target_probability(
@@ -254,14 +254,14 @@ class MLLM(nn.Module):
         Returns:
             Tensor: float32, of shape (B,), or (T,) for one picture where no target is given.
         """
-        _, query = split_arguments(args, with_words=True)
+        _, query = split_arguments(args, with_text=True)
         states = self.states(*args, layer=layer)
         return target_probability(self.vocabulary, states, query, target)
 
     @torch.no_grad()
     def token_logits(self, *args: Any) -> Tensor:
         r"""Logits of the explained tokens alone, (B, T), from a pass that nothing remembers."""
-        pictures, query = split_arguments(args, with_words=True)
+        pictures, query = split_arguments(args, with_text=True)
         states = self.backbone.new_states(pictures, query)[None]
         return token_logits(self.vocabulary, states, query)
 
@@ -270,7 +270,7 @@ class MLLM(nn.Module):
 
         Args:
             query (Query): the question and the answer.
-            answer (bool): the words of the answer but its last too. Default: False
+            answer (bool): the tokens of the answer but its last too. Default: False
 
         Returns:
             Tensor: of shape (1, P, D), or (1, P + T - 1, D) with the answer.

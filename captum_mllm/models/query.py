@@ -31,10 +31,10 @@ class Query:
             a picture of another size is that picture at another scale.
         pictures (tuple[Tensor or None, ...]): the pictures that stay fixed, (3, H, W) in [0, 1];
             None for each picture that is an input of the explained function.
-        with_prompt (bool): whether the words of the prompt are explained before those of the
+        with_prompt (bool): whether the tokens of the prompt are explained before those of the
             answer. Default: False, the answer alone.
         word_embeddings (Tensor, optional): what stands at the places of the words instead of the
-            embeddings of their tokens, (B, P, D), or with the words of the answer but its last
+            embeddings of their tokens, (B, P, D), or with the tokens of the answer but its last
             (B, P + T - 1, D). Default: None, nothing else.
     """
 
@@ -65,7 +65,7 @@ class Query:
         return (self.prompt, self.answer_ids, self.native, pictures, id(words), version)
 
     def including_prompt(self) -> Query:
-        """The same query with the words of the prompt explained too."""
+        """The same query with the tokens of the prompt explained too."""
         return replace(self, with_prompt=True)
 
     def all_pictures(self, given: Sequence[Tensor]) -> list[Tensor]:
@@ -92,14 +92,14 @@ Prompt = tuple[tuple[Tensor, ...], Query]
 
 
 def split_arguments(
-    args: tuple[Any, ...], with_words: bool = False
+    args: tuple[Any, ...], with_text: bool = False
 ) -> tuple[tuple[Tensor, ...], Query]:
     r"""The pictures and the query apart that are the arguments of an ``MLLM``.
 
     Args:
         args (tuple): the pictures, (B, 3, H, W) each; the embeddings of the words, (B, P, D), where
             they are inputs too; then the query.
-        with_words (bool): whether embeddings may be among them. Default: False
+        with_text (bool): whether embeddings may be among them. Default: False
 
     Returns:
         tuple[tuple[Tensor, ...], Query]: the pictures, and the query, which has the embeddings.
@@ -115,9 +115,9 @@ def split_arguments(
         )
     *inputs, query = args
     has_words = len(inputs) > 1 and isinstance(inputs[-1], Tensor) and inputs[-1].ndim == 3
-    if has_words and with_words:
+    if has_words and with_text:
         query = replace(query, word_embeddings=inputs.pop())
-    if not with_words and (has_words or query.word_embeddings is not None):
+    if not with_text and (has_words or query.word_embeddings is not None):
         raise ValueError(
             "got embeddings of the words, which this method does not take for an input; give the "
             "picture alone"
