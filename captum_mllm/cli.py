@@ -15,6 +15,7 @@ from captum_mllm.commands.console import escaping, say
 #: so that ``--help`` and ``--version`` do not wait for PyTorch.
 COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("captum_mllm.commands.explain", "explain an answer about one or more images"),
+    "check": ("captum_mllm.commands.check", "prove that a model of yours is explained rightly"),
     "evaluate": (
         "captum_mllm.commands.evaluate",
         "measure methods on a data set, by one process or many",
@@ -29,6 +30,7 @@ EXAMPLES = """examples:
   captum-mllm explain
   captum-mllm explain street.jpg --model Qwen/Qwen2-VL-2B-Instruct
   captum-mllm explain street.jpg --model ./my-finetuned-llava --answer "A red bus."
+  captum-mllm check ./my-finetuned-llava
   captum-mllm evaluate refcoco_val.json --images train2014 --model Qwen/Qwen2-VL-2B-Instruct
   captum-mllm benchmark --scenes 20 --methods method control
 """
@@ -41,16 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments (Sequence[str], optional): the arguments. Default: those of the process.
 
     Returns:
-        int: 0, or 2 after an error of the input, which is printed.
+        int: 0, 1 if a check finds something wrong, or 2 after an error of the input, which is
+        printed.
     """
     with escaping():
         options = _parser().parse_args(arguments)
         try:
-            options.run(options)
+            return options.run(options) or 0
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             say(f"captum-mllm: error: {' '.join(str(error).split())}")
             return 2
-    return 0
 
 
 class _CommandParser(argparse.ArgumentParser):

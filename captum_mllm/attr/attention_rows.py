@@ -17,9 +17,8 @@ from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import PictureTokens, decoder_tokens
-from captum_mllm.models.query import Prompt, Query
+from captum_mllm.models.query import Prompt, Query, split_target
 from captum_mllm.models.states import States
-from captum_mllm.models.targets import split_target
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class ContextSuppression(TokenWrapper):
             )
             states = mllm.states(*images, query)
         (maps,) = found.maps
-        first = 0 if query.with_prompt else states.n_words
+        first = 0 if query.with_prompt else states.n_prompt
         rows = torch.arange(first, len(states.ids), device=states.ids.device)
         if target is not None:
             rows = rows[own_row(target, states.ids[first:])]

@@ -12,8 +12,7 @@ from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps, only_quer
 from captum_mllm.attr.text_attribution import context_scores, explained_rows
 from captum_mllm.models.batches import make_passes
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.query import Prompt, Query
-from captum_mllm.models.targets import split_target
+from captum_mllm.models.query import Prompt, Query, split_target
 from captum_mllm.models.towers import decoder_layers, pick_layers
 
 
@@ -69,7 +68,7 @@ class LogitLens(TokenAttribution):
         of a target does not matter. See :meth:`TokenAttribution.explain_tokens`."""
         mllm = self.forward_func
         states = mllm.states(*images, query, layer=self.layer)
-        ids = states.ids if query.with_prompt else states.ids[states.n_words :]
+        ids = states.ids if query.with_prompt else states.ids[states.n_prompt :]
         if target is not None:
             _, ids = split_target(target, 1, len(ids), ids.device, mllm.vocabulary.size)
         maps = (

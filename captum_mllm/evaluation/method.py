@@ -99,7 +99,7 @@ class Case:
         r"""Logits of the tokens of the caption at a scale, (T, V)."""
         states = self.states(scale)
         everything = torch.arange(self.mllm.vocabulary.size)
-        return self.mllm.vocabulary.scores(states.predicting[0, states.n_words :], everything)
+        return self.mllm.vocabulary.scores(states.predicting[0, states.n_prompt :], everything)
 
     @contextmanager
     def sharing(self) -> Iterator[Case]:

@@ -58,7 +58,7 @@ def explain(
         else:
             weights = to_earlier(found.text, len(states.ids))
         scales = _scale_results(found.scales)
-    start = 0 if query.with_prompt else states.n_words
+    start = 0 if query.with_prompt else states.n_prompt
     predicted = states.predictions(mllm.vocabulary, max(top_predictions, 1), query.with_prompt)
     texts = _texts(mllm.tokenizer, states)
     return MLLMAttributionResult(
@@ -67,14 +67,14 @@ def explain(
         image_attr=found.maps[0][:, 0].float().cpu(),
         token_attr=weights.float().cpu(),
         output_probs=predicted.probability.cpu(),
-        n_prompt=states.n_words,
+        n_prompt=states.n_prompt,
         words=_words(texts, states, query.with_prompt),
         top_predictions=_rankings(mllm.tokenizer, predicted, top_predictions),
         scales=scales,
         images=[to_pil(each) for each in inp.images],
         image_index=inp.explained,
         prompt_parts=prompt_parts(
-            inp.messages, texts[: states.n_words], states.runs or (states.n_words,)
+            inp.messages, texts[: states.n_prompt], states.runs or (states.n_prompt,)
         ),
         segments=None if features.segments is None else features.segments.regions,
         prompt="\n".join(inp.texts),
@@ -166,13 +166,13 @@ def _scale_results(scales: Sequence[ScaleAttribution]) -> list[ScaleResult]:
 def _texts(tokenizer: Any, states: States) -> list[str]:
     """Texts of the tokens of the prompt, then of the answer."""
     ids = states.ids.tolist()
-    prompt, answer = ids[: states.n_words], ids[states.n_words :]
+    prompt, answer = ids[: states.n_prompt], ids[states.n_prompt :]
     return token_texts(tokenizer, prompt) + token_texts(tokenizer, answer)
 
 
 def _words(texts: Sequence[str], states: States, with_prompt: bool) -> list[Word]:
     """Words of the explained tokens; none crosses the border of the answer or of an image."""
-    n_prompt = states.n_words
+    n_prompt = states.n_prompt
     if not with_prompt:
         return group_words(texts[n_prompt:])
     runs = (n_prompt,) if states.runs is None else states.runs

@@ -607,7 +607,7 @@ class MLLMAttributionResult(LLMAttributionResult):
             )
         except KeyError as error:
             raise ValueError(f"{str(path)!r} lacks a part of a result: {error}") from error
-        except (TypeError, AttributeError, ValueError) as error:
+        except (TypeError, AttributeError, ValueError, LookupError, OverflowError) as error:
             raise ValueError(f"{str(path)!r} is not a whole result: {error}") from error
 
     @property
@@ -706,7 +706,11 @@ def _check_fit(
         and [token for word in words for token in word] == list(range(n_tokens))
         and all(words)
         and all(
-            scale.image_attr.ndim == 3 and len(scale.image_attr) == n_tokens for scale in scales
+            scale.image_attr.ndim == 3
+            and scale.image_attr.numel() > 0
+            and len(scale.image_attr) == n_tokens
+            and (scale.output_probs is None or scale.output_probs.shape == (n_tokens,))
+            for scale in scales
         )
     )
     if not fits:
@@ -722,6 +726,9 @@ def _check(result: MLLMAttributionResult) -> None:
     for name in ("input_tokens", "output_tokens"):
         if not all(isinstance(token, str) for token in getattr(result, name)):
             raise TypeError(f"{name} has tokens that are not strings; give the text of each token")
+    texts = [result.unit, result.prompt, result.method, result.model]
+    if not all(isinstance(text, str) for text in [*texts, *(role for _, role in result._runs)]):
+        raise TypeError("unit, prompt, method, model and the roles of prompt_parts are strings")
     if not all(isinstance(image, Image.Image) for image in result.images):
         raise TypeError("images has an entry that is not a PIL.Image.Image")
     if not 0 <= result.image_index < len(result.images):
@@ -748,3 +755,6 @@ def _check(result: MLLMAttributionResult) -> None:
     for name, part in parts.items():
         if not part.isfinite().all():
             raise ValueError(f"{name} has numbers that are not finite, expected none")
+        # Rounding may carry a sum of probabilities past 1.
+        if name.endswith("probs") and bool(((part < -1e-6) | (part > 1 + 1e-6)).any()):
+            raise ValueError(f"{name} has numbers outside of [0, 1], expected probabilities")

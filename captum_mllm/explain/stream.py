@@ -255,8 +255,8 @@ def _explain(
             for token in word
         ]
         weights = text_attribution(method, (image,), query)
-    predicted = states.predictions(mllm.vocabulary, 1, with_words=False)
-    earlier = weights[list(word), : states.n_words + word[0]]
+    predicted = states.predictions(mllm.vocabulary, 1, with_text=False)
+    earlier = weights[list(word), : states.n_prompt + word[0]]
     return AnswerWord(
         word="".join(texts[token] for token in word).strip(),
         tokens=tuple(texts[token] for token in word),

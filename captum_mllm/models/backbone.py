@@ -20,15 +20,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
-from captum_mllm.models.families import family_of, softcap
+from captum_mllm.models.families import Family, family_of, softcap
 from captum_mllm.models.pairing import complete_processor
 from captum_mllm.models.parity import check_parity
 from captum_mllm.models.passes import PassMemory
 from captum_mllm.models.precision import check_finite
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Query, is_integer
 from captum_mllm.models.states import States, gather_states
-from captum_mllm.models.targets import is_integer
-from captum_mllm.models.towers import decoder_of
+from captum_mllm.models.towers import body_of, decoder_of
 from captum_mllm.models.vocabulary import Vocabulary
 
 # Held while hooks and settings of models change, never during a pass.
@@ -136,13 +135,16 @@ class Backbone(PassMemory):
     Args:
         model (PreTrainedModel): a model of pictures and text of transformers.
         processor (ProcessorMixin): its processor.
+        family (Family, optional): its row of facts. Default: None, that of the table.
 
     Raises:
         ValueError: for a model of text alone, a family that is not known, and another processor.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: Any) -> None:
-        family = family_of(model.config)
+    def __init__(
+        self, model: PreTrainedModel, processor: Any, family: Family | None = None
+    ) -> None:
+        family = family or family_of(model.config)
         if not hasattr(processor, "image_processor"):
             raise ValueError(
                 f"got a {type(processor).__name__}, expected the model's processor of pictures and "
@@ -151,6 +153,7 @@ class Backbone(PassMemory):
         super().__init__(model.parameters)
         self.model: Any = model
         self.processor = processor
+        self.family = family
         self.geometry = family.make_geometry(model.config, processor)
         self.image_token_id: int = model.config.image_token_id
         self._tokens = TokenCache()
@@ -199,7 +202,7 @@ class Backbone(PassMemory):
     def evaluating(self, encoding: Encoding | None = None) -> Iterator[None]:
         r"""Within it passes in this thread have no dropout, and the embeddings of the words that
         an encoding brings along."""
-        with evaluation_mode(self.model), placed_words(self.model, encoding):
+        with evaluation_mode(self.model), placed_embeddings(self.model, encoding):
             yield
 
     def _check_options(self) -> None:
@@ -296,21 +299,21 @@ class Backbone(PassMemory):
 
 def last_states(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     r"""The hidden states of a pass after the final norm, (rows, S, d)."""
-    if model.base_model is not model:
-        return model.base_model(**inputs, use_cache=False).last_hidden_state
-    # Llama 4 has no part that makes them.
+    body = body_of(model)
+    if body is model.base_model:
+        return body(**inputs, use_cache=False).last_hidden_state
     seen: list[Tensor] = []
 
     def see(module: nn.Module, args: Any, output: Any) -> None:
         seen.append(output.last_hidden_state)
 
-    with hook(decoder_of(model), see):
+    with hook(body, see):
         model(**inputs, logits_to_keep=1, use_cache=False)
     return seen[0]
 
 
 @contextmanager
-def placed_words(model: PreTrainedModel, encoding: Encoding | None) -> Iterator[None]:
+def placed_embeddings(model: PreTrainedModel, encoding: Encoding | None) -> Iterator[None]:
     r"""Within it the embeddings that an encoding brings along take the places of the words, in the
     passes of this thread.
 
@@ -328,7 +331,7 @@ def placed_words(model: PreTrainedModel, encoding: Encoding | None) -> Iterator[
         yield
         return
     embedding: Any = model.get_input_embeddings()
-    positions = _word_positions(given, encoding, embedding.weight.shape[1])
+    positions = _text_positions(given, encoding, embedding.weight.shape[1])
     shape = encoding.inputs["input_ids"].shape
 
     def place(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -342,9 +345,9 @@ def placed_words(model: PreTrainedModel, encoding: Encoding | None) -> Iterator[
         yield
 
 
-def _word_positions(given: Tensor, encoding: Encoding, size: int) -> Tensor:
+def _text_positions(given: Tensor, encoding: Encoding, size: int) -> Tensor:
     """Where the embeddings stand among the tokens."""
-    choices = (encoding.word_positions, encoding.earlier_positions)
+    choices = (encoding.text_positions, encoding.earlier_positions)
     for positions in choices:
         if given.is_floating_point() and given.shape[1:] == (len(positions), size):
             return positions

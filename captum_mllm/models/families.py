@@ -130,7 +130,7 @@ for _family in (
 
 def softcap(config: Any) -> float | None:
     r"""The value that a model's logits are capped at; None where they are not."""
-    family = _find(config)
+    family = find_family(config)
     if family is None or not family.capped:
         return None
     return getattr(config.get_text_config(), "final_logit_softcapping", None)
@@ -143,23 +143,25 @@ def family_of(config: Any) -> Family:
         ValueError: for a family that is not in the table, and for a model without images.
     """
     model_type, vision = config.model_type, getattr(config, "vision_config", None)
-    known = ", ".join(sorted({name for name, _ in FAMILIES}))
+    known = ", ".join(dict.fromkeys(name for name, _ in FAMILIES))
     if vision is None:
         raise ValueError(
             f"{model_type!r} is a model of text alone, expected one that takes images: {known}"
         )
-    family = _find(config)
+    family = find_family(config)
     if family is not None:
         return family
     vision_type = getattr(vision, "model_type", None)
     raise ValueError(
-        f"the family {model_type!r} (vision tower {vision_type!r}) is not known, expected one of "
-        f"{known}; try MLLM(model, processor, geometry='probe'), which finds where its image "
-        "tokens lie, or add a row of facts with captum_mllm.models.register_family"
+        f"the family {model_type!r} is not known, expected one of {known}; its vision tower is a "
+        f"{vision_type!r}. Try MLLM(model, processor, geometry='probe'), which finds where its "
+        "image tokens lie, or add a row of facts with "
+        "captum_mllm.models.register_family(Family(model_type, geometry))"
     )
 
 
-def _find(config: Any) -> Family | None:
+def find_family(config: Any) -> Family | None:
+    r"""The family of a model's configuration; None if it is not in the table."""
     vision_type = getattr(getattr(config, "vision_config", None), "model_type", None)
     keys = ((config.model_type, vision_type), (config.model_type, None))
     return next((FAMILIES[key] for key in keys if key in FAMILIES), None)

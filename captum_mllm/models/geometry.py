@@ -129,7 +129,8 @@ class Geometry(ABC):
             square = self.option("default_to_square", True)
             return {"height": size, "width": size} if square else {"shortest_edge": size}
         read: Any = size.get if isinstance(size, dict) else lambda part: getattr(size, part, None)
-        return {part: read(part) for part in _SIZE_NAMES if read(part) is not None}
+        named = {part: read(part) for part in _SIZE_NAMES}
+        return {part: length for part, length in named.items() if length is not None}
 
     def _refuse_scale(self, asked: str, came: str) -> None:
         raise ValueError(

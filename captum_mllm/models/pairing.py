@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Pipeline, PreTrainedModel
 
+from captum_mllm.models.families import find_family
+
 # The class token that CLIP puts before its patches, which older processors do not count.
 _CLASS_TOKENS = {"clip_vision_model": 1}
 _SIDE = 224
@@ -146,8 +148,13 @@ def _check_processor(processor: Any) -> None:
 def _check_sizes(model: Any, processor: Any) -> None:
     """Compare what both say of patches and tokens."""
     vision, images = model.config.vision_config, processor.image_processor
+    patch = _own(images, "patch_size") or _own(processor, "patch_size")
+    family, own = find_family(model.config), _own(vision, "patch_size")
+    if family is not None and own is not None and patch == own * family.merge_size(model.config):
+        # Some processors tell the pixels of a token.
+        patch = own
     pairs = {
-        "patch_size": (_own(images, "patch_size") or _own(processor, "patch_size"), "patch_size"),
+        "patch_size": (patch, "patch_size"),
         "merge_size": (_own(images, "merge_size"), "spatial_merge_size"),
         "temporal_patch_size": (_own(images, "temporal_patch_size"), "temporal_patch_size"),
     }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_mllm.models.encoding import Encoding
-from captum_mllm.models.families import Family, family_of
+from captum_mllm.models.families import Family, find_family
 from captum_mllm.models.layout import Layout, Piece
 from captum_mllm.models.query import Query
 
@@ -81,8 +81,8 @@ def vision_tokens(
     Raises:
         ValueError: if that is not the number of states of a layer of patches.
     """
-    family = family_of(config)
-    if not family.tower:
+    family = find_family(config)
+    if family is None or not family.tower:
         raise ValueError(
             f"it is not known in which order the vision tower of {config.model_type!r} holds its "
             "patches; give a layer of the language model"

@@ -19,6 +19,13 @@ def decoder_of(model: PreTrainedModel) -> Any:
     return decoder if hasattr(decoder, "layers") else decoder.model
 
 
+def body_of(model: PreTrainedModel) -> Any:
+    r"""The part of a model whose output is the hidden states after the final norm."""
+    base: Any = model.base_model
+    # Llama 4 has none for images and text together.
+    return base if base is not model else decoder_of(model)
+
+
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     r"""The layers of the language model, first to last."""
     return list(decoder_of(model).layers)

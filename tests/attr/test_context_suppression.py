@@ -243,7 +243,7 @@ def test_rankings_of_the_same_states_are_made_once() -> None:
     assert torch.equal(arc.correlation(states), first)
     # Longer ones are at hand for who asks next.
     ARC(LogitLens(mllm), top_k=3).correlation(states)
-    states.predictions(mllm.vocabulary, 1, with_words=False)
+    states.predictions(mllm.vocabulary, 1, with_text=False)
     assert len(made) == 1
 
 

@@ -12,7 +12,7 @@ import transformers as T
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import is_torchvision_available
 
-from captum_mllm.models.processors import image_only
+from captum_mllm.models.loading import image_only
 from tests.models import tiny_models
 from tests.models.tiny_models import (
     QWEN_IMAGE,
@@ -31,8 +31,8 @@ FINE_PIXELS = {"shortest_edge": 32 * 32, "longest_edge": 32 * 32 * 1280}
 
 
 def siglip(size: int, **changes: Any) -> T.SiglipVisionConfig:
-    settings = {**VISION, "vision_use_head": False, **changes}
-    return T.SiglipVisionConfig(**settings, image_size=size, patch_size=14)
+    settings = {**VISION, "vision_use_head": False, "patch_size": 14, **changes}
+    return T.SiglipVisionConfig(**settings, image_size=size)
 
 
 def clip(size: int) -> T.CLIPVisionConfig:
@@ -624,7 +624,7 @@ def aya_vision(size: int = 56) -> TinyModel:
     return T.AyaVisionForConditionalGeneration(config), processor
 
 
-def cohere2_vision(size: int = 56) -> TinyModel:
+def cohere2_vision(size: int = 32) -> TinyModel:
     tok = tokenizer(
         named={
             "image_token": "<|IMG_PATCH|>",
@@ -639,14 +639,14 @@ def cohere2_vision(size: int = 56) -> TinyModel:
             crop_to_patches=True,
             min_patches=1,
             max_patches=12,
-            # As the released processor has it: the tokens of a tile along a side.
-            patch_size=2,
+            # The tokens of a tile along a side, as many as a patch has pixels there.
+            patch_size=4,
         ),
         tokenizer=tok,
         chat_template=chat_template("<|IMG_PATCH|>"),
     )
     config = T.Cohere2VisionConfig(
-        vision_config=siglip(size),
+        vision_config=siglip(size, patch_size=4),
         text_config=T.Cohere2Config(**text_config(tok, sliding_window=4096, head_dim=8)),
         image_token_id=tok.image_token_id,
         downsample_factor=2,

@@ -8,7 +8,7 @@ before, on objects named after and on the background, against its own object.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,7 +139,7 @@ def _interval(scenes: list[Array], measure: int, draws: int = 1000) -> tuple[flo
     generator = np.random.default_rng(0)
     columns = [words[:, measure] for words in scenes]
 
-    def median(chosen: Sequence[int]) -> float:
+    def median(chosen: Iterable[int]) -> float:
         values = np.concatenate([columns[index] for index in chosen])
         return float(np.nanmedian(values))
 
