@@ -16,7 +16,7 @@ from captum_mllm.commands.data_options import add_data_arguments
 from captum_mllm.commands.setup import choose_device, load_model
 from captum_mllm.datasets import Samples, open_samples
 from captum_mllm.evaluation.catalogue import METHODS, select_methods
-from captum_mllm.evaluation.data_run import fingerprint, run_data
+from captum_mllm.evaluation.data_run import run_data
 from captum_mllm.evaluation.ledger import Worker
 from captum_mllm.evaluation.report import write_report
 from captum_mllm.evaluation.settings import DATA_METRICS, DataSettings
@@ -69,7 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: localization answers",
     )
     add("--prompt", metavar="TEXT", help="the question where rows have none")
-    add("--max-new-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
+    add(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="how long own answers may be (default: 64, with the metric tam 256)",
+    )
     add(
         "--tags",
         metavar="FILE",
@@ -126,15 +131,15 @@ def run(options: argparse.Namespace) -> None:
     samples = open_data(options)
     tagger, tags = _tagger(options)
     settings = DataSettings(
-        data=str(samples.path),
-        fingerprint=fingerprint(samples.path),
+        data=str(samples.path.resolve()),
+        fingerprint=samples.fingerprint(),
         format=samples.format,
         model=options.model,
         dtype=options.dtype,
         methods=tuple(options.methods),
         metrics=tuple(options.metrics),
         answers=options.answers,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=options.max_new_tokens or (256 if "tam" in options.metrics else 64),
         prompt=options.prompt,
         limit=options.limit,
         baseline=options.baseline,

@@ -19,7 +19,7 @@ from captum_mllm.commands.evaluate import load_for, open_data
 from captum_mllm.commands.setup import build_method
 from captum_mllm.datasets import Sample, SampleError, Samples
 from captum_mllm.datasets.formats import Row
-from captum_mllm.evaluation.data_run import fingerprint, own_progress
+from captum_mllm.evaluation.data_run import own_progress
 from captum_mllm.evaluation.ledger import Ledger, Worker, run_blocks
 from captum_mllm.evaluation.settings import claim
 from captum_mllm.explain.result_file import write_file
@@ -98,7 +98,7 @@ def explain_data(options: argparse.Namespace, method: str) -> None:
     names = ("model", "format", "answers", "prompt", "system", "scales", "batch_size", "maps")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     settings |= {"method": method, "limit": options.limit, "dtype": options.dtype}
-    settings |= {"data": str(samples.path), "fingerprint": fingerprint(samples.path)}
+    settings |= {"data": str(samples.path.resolve()), "fingerprint": samples.fingerprint()}
     claim(folder, settings, options.resume, worker.rank)
     for part in ("pages", "thumbnails", *(() if options.maps == "none" else ("maps",))):
         (folder / part).mkdir(exist_ok=True)

@@ -1,6 +1,7 @@
-r"""Methods measured against controls on scenes whose truth is known: ``captum-mllm benchmark``."""
+r"""Methods measured against controls, on scenes whose truth is known and on data sets."""
 
 from captum_mllm.evaluation.catalogue import METHODS, select_methods
+from captum_mllm.evaluation.data_run import run_data
 from captum_mllm.evaluation.method import Method
 from captum_mllm.evaluation.report import to_markdown
 from captum_mllm.evaluation.run import run_benchmark
@@ -17,6 +18,7 @@ __all__ = [
     "Settings",
     "Summary",
     "run_benchmark",
+    "run_data",
     "sample_examples",
     "select_methods",
     "summarize",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,19 +92,6 @@ def own_progress(ledger: Ledger[Any], keys: Sequence[Any]) -> Progress | None:
     missing = sum(key not in done for key in islice(keys, 0, None, worker.world))
     several = f" of the first of {worker.world} processes" if worker.world > 1 else ""
     return Progress(f"images{several}", missing)
-
-
-def fingerprint(path: Path) -> str:
-    r"""What tells the contents of a file, or the names in a folder, from others."""
-    digest = hashlib.sha256()
-    if path.is_file():
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    else:
-        for entry in sorted(path.iterdir()):
-            digest.update(f"{entry.name}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,14 @@ R = TypeVar("R", bound=Line)
 T = TypeVar("T")
 
 
+# Where launchers write the rank, the number of processes, and the rank on a machine.
+_VARIABLES = (
+    (("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK"), "0"),
+    (("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"), "1"),
+    (("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK"), "0"),
+)
+
+
 class Worker(NamedTuple):
     r"""
     One of the processes that share a run.
@@ -51,17 +59,19 @@ class Worker(NamedTuple):
     @classmethod
     def of_environment(cls) -> Worker:
         r"""
-        As ``torchrun`` and ``accelerate launch`` say it.
+        As ``torchrun``, ``accelerate launch`` and ``mpirun`` say it.
 
         Raises:
-            ValueError: If ``RANK`` and ``WORLD_SIZE`` contradict each other.
+            ValueError: If the rank and the number of processes contradict each other.
         """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        given = [os.environ.get(name, default) for name, default in zip(names, "010")]
+        given = [
+            next((os.environ[name] for name in names if name in os.environ), default)
+            for names, default in _VARIABLES
+        ]
         if not all(value.isdecimal() for value in given) or not int(given[0]) < int(given[1]):
             raise ValueError(
                 f"got RANK={given[0]} and WORLD_SIZE={given[1]} from the environment, expected a "
-                "rank from 0 up to the number of processes"
+                "rank from 0 on, below the number of processes"
             )
         return cls(*map(int, given))
 

@@ -38,6 +38,17 @@ def test_what_is_of_no_known_format_is_told(tmp_path: Path) -> None:
             open_samples(path)
 
 
+def test_a_fingerprint_tells_rows_and_not_files(tmp_path: Path) -> None:
+    rows = [{"image": "a.png", "prompt": "What?"}, {"image": "b.png", "prompt": "Why?"}]
+    path = write_json(tmp_path / "data.json", rows)
+    before = open_samples(path).fingerprint()
+    write_image(tmp_path / "a.png")
+    assert open_samples(path).fingerprint() == before
+    assert open_samples(path, limit=1).fingerprint() != before
+    write_json(path, [rows[0], {**rows[1], "prompt": "Who?"}])
+    assert open_samples(path).fingerprint() != before
+
+
 def test_a_limit_counts_rows(tmp_path: Path) -> None:
     for name in "abc":
         write_image(tmp_path / f"{name}.png")

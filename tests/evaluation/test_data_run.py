@@ -18,7 +18,7 @@ from captum_mllm import MLLM
 from captum_mllm.cli import main
 from captum_mllm.datasets import SampleError, open_samples
 from captum_mllm.evaluation import METHODS, DataSettings
-from captum_mllm.evaluation.data_run import fingerprint, run_data
+from captum_mllm.evaluation.data_run import run_data
 from captum_mllm.evaluation.method import Case
 from captum_mllm.evaluation.samples import sample_examples
 from captum_mllm.evaluation.scores import localization_scores
@@ -102,7 +102,7 @@ def test_tam_on_scenes_in_the_layout_of_coco(mllm: MLLM, tmp_path: Path) -> None
     samples = open_samples(folder)
     options: dict[str, Any] = {"methods": ("tam", "true-mask"), "metrics": ("tam", "answers")}
     settings = settings_of(
-        folder, "tam-coco", tags=digest, fingerprint=fingerprint(folder), **options
+        folder, "tam-coco", tags=digest, fingerprint=samples.fingerprint(), **options
     )
     found = run_data(settings, samples, mllm, tmp_path / "out", tagger)
     assert found is not None
