@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mllm import MLLM, MSEA, ImageTextInput, LogitLens
+from captum_mllm.attr.attention_rollout import AttentionRollout
+from captum_mllm.cli import main
 from captum_mllm.models import Query
 from captum_mllm.models.batches import batch_states
 from captum_mllm.models.families import FAMILIES as ROWS
 from captum_mllm.models.layout import Layout
+from captum_mllm.models.pixels import to_pil
 from captum_mllm.models.towers import decoder_layers
 from tests.models.test_model_unchanged import PICTURE, snapshot
 from tests.models.tiny_families import FAMILIES, build, shared
@@ -25,7 +29,7 @@ SIZES = [(97, 131), (84, 196), (168, 70)]
 SCALES = (0.5, 1.0, 1.5, 2.0)
 # Cells that are tried, of each of some pieces.
 PATCHES, PIECES = 4, 4
-DRAWS = {"aya_vision": 3, "cohere2_vision": 3}
+DRAWS = {"aya_vision": 6, "cohere2_vision": 6}
 # Its numbers of tokens are doubled at least, and no smaller ones.
 FEWER_SCALES = {"gemma4": (1.0, 1.5, 2.0)}
 NEW = [family for family in FAMILIES if family not in FIRST]
@@ -206,3 +210,30 @@ def test_a_family_is_explained_and_its_model_left_as_it_was(family: str) -> None
     (gradient,) = torch.autograd.grad(mllm(image, query)[0, 0, query.answer_ids[0]], image)
     assert gradient.isfinite().all() and gradient.abs().sum() > 0
     assert snapshot(model) == before
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in ("qwen3_5", "smolvlm") else pytest.mark.slow)
+        for family in FAMILIES
+    ],
+)
+def test_the_command_explains_a_saved_model(family: str, tmp_path: Path) -> None:
+    model, processor = build(family)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    picture = tmp_path / "picture.png"
+    to_pil(PICTURE).save(picture)
+    scales = ",".join(map(str, FEWER_SCALES.get(family, SCALES)))
+    arguments = ["explain", str(picture), "--model", str(tmp_path / "model"), "--answer", "a cat"]
+    assert main([*arguments, "--scales", scales, "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "page.html").stat().st_size > 10_000
+
+
+def test_hybrid_models_say_why_there_is_no_rollout() -> None:
+    mllm, image, query = opened("qwen3_5", SIZES[0])
+    with pytest.raises(ValueError, match="3 of 4 layers of this model have none"):
+        AttentionRollout(mllm)
+    maps = AttentionRollout(mllm, mode="raw").attribute(image, additional_forward_args=(query,))
+    assert maps.isfinite().all() and maps.sum() > 0
