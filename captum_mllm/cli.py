@@ -16,6 +16,10 @@ from captum_mllm.commands.console import escaping, say
 COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("captum_mllm.commands.explain", "explain an answer about one or more images"),
     "check": ("captum_mllm.commands.check", "prove that a model of yours is explained rightly"),
+    "evaluate": (
+        "captum_mllm.commands.evaluate",
+        "measure methods on a data set, by one process or many",
+    ),
     "benchmark": (
         "captum_mllm.commands.benchmark",
         "measure methods on scenes whose truth is known",
@@ -27,6 +31,7 @@ EXAMPLES = """examples:
   captum-mllm explain street.jpg --model Qwen/Qwen2-VL-2B-Instruct
   captum-mllm explain street.jpg --model ./my-finetuned-llava --answer "A red bus."
   captum-mllm check ./my-finetuned-llava
+  captum-mllm evaluate refcoco_val.json --images train2014 --model Qwen/Qwen2-VL-2B-Instruct
   captum-mllm benchmark --scenes 20 --methods method control
 """
 

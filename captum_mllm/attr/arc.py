@@ -9,11 +9,12 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm.attr.context_suppression import ContextSuppression, context_scores
+from captum_mllm.attr.context_suppression import ContextSuppression
 from captum_mllm.attr.functional import rank_biased_overlap
+from captum_mllm.attr.text_attribution import context_scores, explained_rows
 from captum_mllm.models.layout import size_of
+from captum_mllm.models.query import Query, is_integer
 from captum_mllm.models.states import States
-from captum_mllm.models.targets import is_integer
 
 #: Length of the rankings in the paper.
 TOP_K = 50
@@ -34,8 +35,8 @@ class ARC(ContextSuppression):
         w_{tj} = (1 - \rho_{tj})^q \quad\text{or}\quad w_{tj} = \rho_{tj}^q
 
     The paper's abstract suppresses what is irrelevant and keeps what coheres (the first); the
-    second takes tokens that compete for the same place as the interference. On the text, ARC
-    weighs the text attribution of the method that it wraps by :math:`\rho_{tj}`.
+    second takes tokens that compete for the same place as the interference. On the text, ARC can
+    multiply the text attribution of the method that it wraps by :math:`a + \rho_{tj}`.
 
     Args:
         attribution_method (Attribution): the base, such as MSEA around AttendedLens or LogitLens.
@@ -52,6 +53,9 @@ class ARC(ContextSuppression):
             [0, 1]. Default: 1.0
         by_activation (bool): also weigh the interference of a token by how strongly its state says
             token t, :math:`\mathrm{relu}(h_j^\top w_t)`, as TAM does. Default: False
+        text_floor (float, optional): what :math:`a` adds to the correlation that weighs text, at
+            least 0; 0.2 puts more of the weight on the tokens that matter most, and ranks all of
+            them a little worse. Default: None, the text attribution stays as it is
         image_agreement (bool): also weigh each image token by the overlap of its own top-k
             predictions with those of the token. It computes, in chunks, the logits of every image
             token. Default: False
@@ -86,6 +90,7 @@ class ARC(ContextSuppression):
         power: float = 1.0,
         strength: float = 1.0,
         by_activation: bool = False,
+        text_floor: float | None = None,
         image_agreement: bool = False,
         normalize: bool = False,
         filter_size: int | None = None,
@@ -107,7 +112,10 @@ class ARC(ContextSuppression):
         self.suppress = suppress
         self.reading = reading
         self.power = power
+        if text_floor is not None and not 0 <= text_floor < math.inf:
+            raise ValueError(f"text_floor={text_floor}, expected a finite number of at least 0")
         self.by_activation = by_activation
+        self.text_floor = text_floor
         self.image_agreement = image_agreement
 
     @property
@@ -125,8 +133,11 @@ class ARC(ContextSuppression):
             weights = weights * context_scores(self.forward_func, states)
         return weights
 
-    def relevance(self, states: States) -> Tensor:
-        return context_scores(self.forward_func, states) * self.correlation(states)
+    def weigh_text(self, weights: Tensor, states: States, query: Query) -> Tensor:
+        if self.text_floor is None:
+            return weights
+        correlation = explained_rows(self.correlation(states), query)[:, : weights.shape[1]]
+        return weights * (self.text_floor + correlation).to(weights)
 
     def correlation(self, states: States) -> Tensor:
         r"""The rank-biased overlap of the ranking from which each of N tokens was drawn (rows)
@@ -169,7 +180,7 @@ class ARC(ContextSuppression):
         key = ("rankings after runs", self._length)
         ends = torch.tensor(states.run_ends, dtype=torch.long, device=drawn.device)
         if key not in states.of_prompt:
-            last = states.words[0, ends]
+            last = states.text[0, ends]
             states.of_prompt[key] = self.forward_func.vocabulary.rankings(last, self._length)
         following = drawn.roll(-1, 0)
         following[ends] = states.of_prompt[key]

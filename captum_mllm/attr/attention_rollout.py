@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -34,6 +35,8 @@ from captum_mllm.models.query import Prompt, Query, split_arguments
 from captum_mllm.models.states import gather_states
 from captum_mllm.models.towers import attention_layers, decoder_layers, pick_layers, vision_layers
 
+#: What the token directly before gets beside its attention where attention weighs text.
+TEXT_RESIDUAL = 0.3
 Mode = Literal["raw", "rollout", "gradient"]
 HeadFusion = Literal["mean", "max", "min"]
 Tower = Literal["decoder", "vision"]
@@ -85,6 +88,9 @@ class AttentionRollout(TokenAttribution):
         relative (bool): give weights times the number of image tokens in a row, or of patches
             where it ends there: 1 is what each would get from a row that looks at pictures alone,
             and evenly. So maps at different scales compare, as MSEA wants it. Default: False
+        text_residual (float): in mode "raw", what the text weights of a token get at the place from
+            which it was predicted, that is the token directly before, beside its attention: the
+            residual connection passes that token on without any attention. Default: 0.0
 
     Raises:
         TypeError: if ``forward_func`` is not an :class:`~captum_mllm.MLLM`.
@@ -113,6 +119,7 @@ class AttentionRollout(TokenAttribution):
         residual: float = 0.5,
         tower: Tower = "decoder",
         relative: bool = False,
+        text_residual: float = 0.0,
     ) -> None:
         super().__init__(forward_func)
         _check_option("mode", mode, ("raw", "rollout", "gradient"))
@@ -120,12 +127,17 @@ class AttentionRollout(TokenAttribution):
         _check_option("tower", tower, ("decoder", "vision"))
         if not 0 <= residual <= 1:
             raise ValueError(f"residual={residual}, expected a share from 0 to 1")
+        if not 0 <= text_residual < math.inf:
+            raise ValueError(
+                f"text_residual={text_residual}, expected a finite number of at least 0"
+            )
         self.mode = mode
         self.layers = layers
         self.head_fusion = head_fusion
         self.residual = residual
         self.tower = tower
         self.relative = relative
+        self.text_residual = text_residual
         self.decoder_layers = decoder_layers(forward_func.model)
         attentive = attention_layers(forward_func.model)
         if layers is None and mode == "raw":
@@ -193,7 +205,10 @@ class AttentionRollout(TokenAttribution):
         query = only_query(additional_forward_args)
         pictures = format_tensor_into_tuples(inputs)
         rows = self._rows(pictures, query, None, [])
-        text = rows.weights.unflatten(1, (rows.encoding.windows, -1)).mean(1)
+        weights = rows.weights
+        if self.mode == "raw" and self.text_residual:
+            weights = weights + self.text_residual * predicting_rows(rows.encoding, query, None)
+        text = weights.unflatten(1, (rows.encoding.windows, -1)).mean(1)
         earlier = text[:, rows.encoding.earlier_positions.to(text.device)]
         return to_earlier(earlier, earlier.shape[1] + 1)
 

@@ -17,9 +17,8 @@ from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import PictureTokens, decoder_tokens
-from captum_mllm.models.query import Prompt, Query
+from captum_mllm.models.query import Prompt, Query, split_target
 from captum_mllm.models.states import States
-from captum_mllm.models.targets import split_target
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,15 @@ class RawAttention:
     def _recall(self, prompt: Prompt) -> AttentionRows | None:
         pictures, query = prompt
         states = self.mllm.recall(*pictures, query)
-        return None if states is None else states.derived.get((self._name, query.with_prompt))
+        if states is None:
+            return None
+        known = states.derived.get((self._name, query.with_prompt))
+        if known is None and not query.with_prompt:
+            # The rows of the answer are the last of those of prompt and answer.
+            whole = states.derived.get((self._name, True))
+            if whole is not None:
+                known = replace(whole, weights=whole.weights[-len(query.answer_ids) :])
+        return known
 
     def _keep(self, rows: AttentionRows, prompt: Prompt) -> None:
         pictures, query = prompt

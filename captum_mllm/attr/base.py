@@ -16,8 +16,7 @@ from captum_mllm._captum import format_output, format_tensor_into_tuples
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.models.batches import make_passes
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.query import Prompt, Query, split_arguments
-from captum_mllm.models.targets import split_target
+from captum_mllm.models.query import Prompt, Query, split_arguments, split_target
 
 #: Captum's target for one token: its step among the explained tokens, and its vocabulary index.
 Target = tuple[int, int]

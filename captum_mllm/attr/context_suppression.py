@@ -26,23 +26,21 @@ from captum_mllm.attr.functional import rank_gaussian_filter, suppress_context
 from captum_mllm.attr.resizing import seen_cells
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.scale_probability import target_probability
+from captum_mllm.attr.text_attribution import context_scores, text_attribution
 from captum_mllm.attr.token_maps import TokenWrapper, token_maps
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Prompt, Query
 from captum_mllm.models.states import States
 
-# Their name among what is derived from states.
-SCORES = "context scores"
-
 
 class ContextSuppression(TokenWrapper):
     r"""
     Wrapper that cleans each word's map of the interference of the words before it.
 
-    The words of the prompt and the earlier words of the answer tempt a model to activate where
-    *they* lie in the picture. This removes their share from each map with
-    :func:`suppress_context`; subclasses weigh the words.
+    The tokens of the prompt and the earlier tokens of the answer tempt a model to activate where
+    *they* lie in the image. This removes their share from each map with
+    :func:`suppress_context`; subclasses weigh the tokens.
 
     Args:
         attribution_method (Attribution): a method on an :class:`~captum_mllm.MLLM`: LogitLens,
@@ -56,8 +54,6 @@ class ContextSuppression(TokenWrapper):
         strength (float): how much of the interference's share is taken out, in [0, 1].
             Default: 1.0
     """
-
-    weighs_text = True
 
     def __init__(
         self,
@@ -81,9 +77,10 @@ class ContextSuppression(TokenWrapper):
         r"""Interference of each token on each token, before the causal mask, (N, N) at least 0;
         None if no token interferes."""
 
-    @abstractmethod
-    def relevance(self, states: States) -> Tensor:
-        r"""What each token gives to each token as evidence of text, (N, N) at least 0."""
+    def weigh_text(self, weights: Tensor, states: States, query: Query) -> Tensor:
+        r"""The text attribution of the wrapped method, (T, n) for the first n of N tokens, weighed
+        by the method; here it stays as it is."""
+        return weights
 
     def refine(self, maps: Tensor, states: States, rows: Tensor) -> Tensor:
         r"""A last word on the cleaned maps (R, 1, h, w) of the tokens ``rows`` out of all N; here
@@ -125,7 +122,7 @@ class ContextSuppression(TokenWrapper):
             )
             states = mllm.states(*images, query)
         (maps,) = found.maps
-        first = 0 if query.with_prompt else states.n_words
+        first = 0 if query.with_prompt else states.n_prompt
         rows = torch.arange(first, len(states.ids), device=states.ids.device)
         if target is not None:
             rows = rows[own_row(target, states.ids[first:])]
@@ -135,9 +132,12 @@ class ContextSuppression(TokenWrapper):
         cleaned = self._clean(
             maps.relu(), states, rows, rows - start, cells.to(maps.device), found.in_logits
         )
+        text = found.text
+        if text is not None and not query.with_prompt:
+            text = text[len(text) - len(query.answer_ids) :]
         return TokenMaps(
             (cleaned,),
-            None if found.text is None else found.text[rows - start],
+            None if text is None else self.weigh_text(text, states, query),
             seen=(cells,),
             scales=tuple(self._explained(scale, query, rows - start) for scale in found.scales),
         )
@@ -148,9 +148,9 @@ class ContextSuppression(TokenWrapper):
         query = only_query(additional_forward_args)
         images = _check_one(format_tensor_into_tuples(inputs))
         check_one_image(len(images[0]))
-        states = self.forward_func.states(*images, query)
-        weights = self.relevance(states).tril(-1)
-        return weights if query.with_prompt else weights[states.n_words :]
+        with self.forward_func.remember():
+            weights = text_attribution(self.attribution_method, images, query)
+            return self.weigh_text(weights, self.forward_func.states(*images, query), query)
 
     def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
         if self.suppresses:
@@ -211,19 +211,3 @@ def _normalize(maps: Tensor, seen: Tensor, text: Tensor, before: Tensor) -> Tens
     span = (high - low)[:, None, None, None]
     scaled = (maps - low[:, None, None, None]) / torch.where(span > 0, span, 1.0)
     return scaled.masked_fill(span <= 0, 0)
-
-
-def context_scores(mllm: MLLM, states: States) -> Tensor:
-    r"""How strongly each token's state says each token: :math:`\mathrm{relu}(h_j^\top w_t)`.
-
-    Args:
-        mllm (MLLM): the model.
-        states (States): of one picture, with N text tokens.
-
-    Returns:
-        Tensor: of shape (N, N), row t and column j; float32.
-    """
-    if SCORES not in states.derived:
-        scores = mllm.vocabulary.scores(states.context[0], states.ids)
-        states.derived[SCORES] = scores.mT.relu()
-    return states.derived[SCORES]

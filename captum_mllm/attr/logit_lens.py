@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps
+from captum_mllm._captum import format_tensor_into_tuples
+from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps, only_query
+from captum_mllm.attr.text_attribution import context_scores, explained_rows
 from captum_mllm.models.batches import make_passes
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.query import Prompt, Query
-from captum_mllm.models.targets import split_target
+from captum_mllm.models.query import Prompt, Query, split_target
 from captum_mllm.models.towers import decoder_layers, pick_layers
 
 
@@ -50,6 +51,8 @@ class LogitLens(TokenAttribution):
         torch.Size([3, 1, 14, 14])
     """
 
+    weighs_text = True
+
     def __init__(self, forward_func: MLLM, layer: int | None = None) -> None:
         super().__init__(forward_func)
         if layer is not None:
@@ -65,7 +68,7 @@ class LogitLens(TokenAttribution):
         of a target does not matter. See :meth:`TokenAttribution.explain_tokens`."""
         mllm = self.forward_func
         states = mllm.states(*images, query, layer=self.layer)
-        ids = states.ids if query.with_prompt else states.ids[states.n_words :]
+        ids = states.ids if query.with_prompt else states.ids[states.n_prompt :]
         if target is not None:
             _, ids = split_target(target, 1, len(ids), ids.device, mllm.vocabulary.size)
         maps = (
@@ -73,6 +76,17 @@ class LogitLens(TokenAttribution):
             for image, layout in zip(states.image, states.layouts)
         )
         return TokenMaps(tuple(maps), in_logits=True)
+
+    def attribute_text(
+        self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any = None
+    ) -> Tensor:
+        r"""How strongly the state of each earlier token says the explained one, in logits, at least
+        0. That is read off the states of any pass, and tells little about which tokens the model
+        uses; attention tells more. See :meth:`TokenAttribution.attribute_text`."""
+        query = only_query(additional_forward_args)
+        mllm = self.forward_func
+        states = mllm.states(*format_tensor_into_tuples(inputs), query)
+        return explained_rows(context_scores(mllm, states), query)
 
     def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
         make_passes(self.forward_func.backbone, prompts, self.layer)

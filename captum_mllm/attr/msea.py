@@ -371,7 +371,9 @@ class MSEA(TokenWrapper):
         options = self.options.updated(scales=scales, interpolate_mode=interpolate_mode)
         for images, _ in prompts:
             options.check_inputs(images)
-        for scale in dict.fromkeys(options.scales):
+        # Text is weighed at the image as given.
+        text_scale = (1.0,) if self.weighs_text else ()
+        for scale in dict.fromkeys((*options.scales, *text_scale)):
             resized = [
                 (resize_inputs(images, scale, options.interpolate_mode), query)
                 for images, query in prompts

@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_mllm.attr.resizing import resample
 from captum_mllm.models.layout import Size, size_of
 from captum_mllm.models.pixels import to_pil
-from captum_mllm.models.targets import is_integer
+from captum_mllm.models.query import is_integer
 
 SegmentsLike = tuple[int, int] | int | Tensor | Sequence[Tensor]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm.attr.context_suppression import ContextSuppression, context_scores
+from captum_mllm.attr.context_suppression import ContextSuppression
+from captum_mllm.attr.text_attribution import context_scores, explained_rows
+from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 
 
@@ -38,6 +40,8 @@ class TAM(ContextSuppression):
         torch.Size([3, 1, 14, 14])
     """
 
+    weighs_text = True
+
     def __init__(
         self,
         attribution_method: Attribution,
@@ -49,5 +53,5 @@ class TAM(ContextSuppression):
     def weights(self, states: States) -> Tensor:
         return context_scores(self.forward_func, states)
 
-    def relevance(self, states: States) -> Tensor:
-        return context_scores(self.forward_func, states)
+    def weigh_text(self, weights: Tensor, states: States, query: Query) -> Tensor:
+        return explained_rows(context_scores(self.forward_func, states), query)

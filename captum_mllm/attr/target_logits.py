@@ -10,8 +10,7 @@ from torch import Tensor
 from captum_mllm.attr.base import check_one_image
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.query import Query
-from captum_mllm.models.targets import split_target
+from captum_mllm.models.query import Query, split_target
 
 
 def explained_logits(mllm: MLLM, encoding: Encoding, query: Query) -> Tensor:
@@ -45,5 +44,5 @@ def target_logits(logits: Tensor, target: Any, encoding: Encoding, query: Query)
     check_one_image(count)
     ids = torch.tensor(query.answer_ids, device=logits.device)
     if query.with_prompt:
-        ids = torch.cat([encoding.word_ids, ids])
+        ids = torch.cat([encoding.text_ids, ids])
     return logits[0, torch.arange(length, device=ids.device), ids]

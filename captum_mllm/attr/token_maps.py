@@ -218,6 +218,10 @@ class TokenWrapper(TokenAttribution):
         return token_attribution(self.attribution_method)
 
     @property
+    def reads_states_only(self) -> bool:
+        return self.wrapped.reads_states_only
+
+    @property
     def weighs_text(self) -> bool:
         return self.wrapped.weighs_text
 

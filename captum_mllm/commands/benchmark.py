@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from textwrap import fill
 from typing import get_args
@@ -12,10 +11,11 @@ from captum_mllm import MLLM
 from captum_mllm.commands.console import show
 from captum_mllm.datasets import CAPTION_STYLES
 from captum_mllm.evaluation.catalogue import METHODS, select_methods
-from captum_mllm.evaluation.report import plot_bars, plot_maps, save, to_markdown
-from captum_mllm.evaluation.run import METRICS, Settings, run_benchmark
+from captum_mllm.evaluation.report import plot_maps, save, write_report
+from captum_mllm.evaluation.run import run_benchmark
 from captum_mllm.evaluation.samples import Split
 from captum_mllm.evaluation.scores import Baseline
+from captum_mllm.evaluation.settings import METRICS, Settings
 from captum_mllm.evaluation.summary import summarize
 
 #: The method that the others are compared with, unless another is asked for.
@@ -143,12 +143,7 @@ def run(options: argparse.Namespace) -> None:
     if options.reference not in {method.name for method in select_methods(settings.methods)}:
         show(f"{options.reference} is not among the methods, so that none is compared with it")
     summaries = summarize(records, options.reference)
-    results = [summary.to_dict() for summary in summaries]
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (output / "report.md").write_text(to_markdown(summaries, settings), encoding="utf-8")
-    for summary in summaries:
-        name = f"{Path(summary.model).name}-{summary.style}"
-        save(plot_bars(summary), output / "figures" / f"{name}-bars.png")
+    write_report(summaries, settings, output)
     _save_sheets(settings, output / "figures", options.device)
     for path in ("report.md", "results.json", "records.jsonl", "figures"):
         show(str(output / path))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import captum_mllm
 from captum_mllm.commands.console import say, show
+from captum_mllm.commands.data_options import add_data_arguments, is_data
 from captum_mllm.commands.methods import DEFAULT_METHOD, DEFAULT_STREAMED, METHODS, ONE_SCALE
 
 DEMO_MODEL = "demo/qwen2-vl"
@@ -17,6 +18,7 @@ EXAMPLES = """examples:
   captum-mllm explain street.jpg --model Qwen/Qwen2-VL-2B-Instruct
   captum-mllm explain street.jpg --model ./my-finetuned-llava --answer "A red bus."
   captum-mllm explain before.jpg after.jpg --prompt "What has changed?" --explained 1
+  captum-mllm explain photos/ --batch-size 8 --on-error skip
   captum-mllm explain --messages chat.json --system "Answer in one word." --device cuda:1
 """
 
@@ -35,7 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("images", nargs="*", metavar="IMAGE", help="image files (default: the bundled scene)")
+    add(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="image files, or one data set: a folder, or a file that ends in .json, .jsonl or .csv "
+        "(default: the bundled scene)",
+    )
     add("--prompt", metavar="TEXT", help="the question (default: 'Describe the image.')")
     add("--system", metavar="TEXT", help="the system's message before the question")
     add(
@@ -102,6 +110,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where the page, the maps and the result go (default: %(default)s)",
     )
+    data = parser.add_argument_group("options for data sets")
+    add_data_arguments(data)
+    data.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many images are explained together (default: %(default)s)",
+    )
+    data.add_argument(
+        "--maps",
+        default="safetensors",
+        choices=("safetensors", "png", "none"),
+        help="how maps are kept beside the pages: whole results, or a 16-bit PNG for each word "
+        "(default: %(default)s)",
+    )
     add(
         "--quiet",
         action="store_true",
@@ -126,6 +150,11 @@ def run(options: argparse.Namespace) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     _check(options)
+    if is_data(options.images):
+        from captum_mllm.commands.explain_data import explain_data
+
+        explain_data(options, options.method or DEFAULT_METHOD)
+        return
     device = choose_device(options.device)
     inp = read_input(options)
     # A folder that cannot be written is better found out before a large model is loaded.

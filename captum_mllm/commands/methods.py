@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 ONE_SCALE = (1.0,)
 FOUR_SCALES = (0.5, 1.0, 1.5, 2.0)
@@ -15,29 +15,25 @@ class Recipe(NamedTuple):
     Args:
         base (str): The attribution of a model.
         wrapper (str, optional): What is around it, or around MSEA of it. Default: None
-        options (dict): Arguments of the wrapper. Default: none.
         scales (tuple[float, ...]): The scales where none are given. Default: 1 alone.
         streams (bool): Whether it explains words while the model answers. Default: True
     """
 
     base: str
     wrapper: str | None = None
-    options: dict[str, Any] = {}  # noqa: RUF012
     scales: tuple[float, ...] = ONE_SCALE
     streams: bool = True
 
 
-# Maps stay as they are, and ARC says which earlier words count.
-_WEIGH_WORDS = {"suppress": None}
 METHODS: dict[str, Recipe] = {
     # While a model answers, nothing keeps its attention.
-    "attended-lens": Recipe("AttendedLens", "ARC", _WEIGH_WORDS, FOUR_SCALES, streams=False),
-    "msea": Recipe("LogitLens", "ARC", _WEIGH_WORDS, FOUR_SCALES),
+    "attended-lens": Recipe("AttendedLens", "ARC", scales=FOUR_SCALES, streams=False),
     "arc": Recipe("LogitLens", "ARC", scales=FOUR_SCALES),
+    "msea": Recipe("LogitLens", scales=FOUR_SCALES),
     "tam": Recipe("LogitLens", "TAM"),
     "logit-lens": Recipe("LogitLens"),
     "rollout": Recipe("AttentionRollout", streams=False),
     "grad-cam": Recipe("TokenGradCam", streams=False),
 }
 DEFAULT_METHOD = "attended-lens"
-DEFAULT_STREAMED = "msea"
+DEFAULT_STREAMED = "arc"

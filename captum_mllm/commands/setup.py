@@ -184,5 +184,5 @@ def build_method(
     if scales != ONE_SCALE:
         method, arguments = MSEA(method), {"scales": scales}
     if recipe.wrapper is not None:
-        method = getattr(captum_mllm, recipe.wrapper)(method, **recipe.options)
+        method = getattr(captum_mllm, recipe.wrapper)(method)
     return method, arguments

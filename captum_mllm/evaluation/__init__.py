@@ -3,14 +3,17 @@ r"""Methods measured against controls on scenes whose truth is known: ``captum-m
 from captum_mllm.evaluation.catalogue import METHODS, select_methods
 from captum_mllm.evaluation.method import Method
 from captum_mllm.evaluation.report import to_markdown
-from captum_mllm.evaluation.run import Settings, run_benchmark
-from captum_mllm.evaluation.samples import Example, sample_examples
+from captum_mllm.evaluation.run import run_benchmark
+from captum_mllm.evaluation.samples import Example, SceneExample, sample_examples
+from captum_mllm.evaluation.settings import DataSettings, Settings
 from captum_mllm.evaluation.summary import Summary, summarize
 
 __all__ = [
     "METHODS",
+    "DataSettings",
     "Example",
     "Method",
+    "SceneExample",
     "Settings",
     "Summary",
     "run_benchmark",

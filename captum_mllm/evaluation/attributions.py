@@ -133,7 +133,7 @@ class LensProbability(TokenAttribution):
     ) -> TokenMaps:
         mllm: MLLM = self.forward_func
         states = mllm.states(*images, query)
-        ids = states.ids if query.with_prompt else states.ids[states.n_words :]
+        ids = states.ids if query.with_prompt else states.ids[states.n_prompt :]
         if target is not None:
             ids = torch.tensor([target[1]], device=ids.device)
         everything = torch.arange(mllm.vocabulary.size, device=ids.device)

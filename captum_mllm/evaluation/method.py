@@ -15,7 +15,6 @@ from torch import Tensor
 from captum_mllm import MSEA
 from captum_mllm.attr.resizing import resize_inputs
 from captum_mllm.attr.token_maps import token_maps
-from captum_mllm.demo import DEMO_PROMPTS
 from captum_mllm.evaluation.attributions import MapFunction, SharedMaps, product
 from captum_mllm.evaluation.samples import Example
 from captum_mllm.models import MLLM, ImageTextInput, Query, States
@@ -31,15 +30,20 @@ class Case:
     Args:
         mllm (MLLM): The model.
         example (Example): The picture and its caption.
+        prepared (tuple[Tensor, Query], optional): What :meth:`~captum_mllm.MLLM.prepare` made of
+            them. Default: None, it is made.
     """
 
-    def __init__(self, mllm: MLLM, example: Example) -> None:
+    def __init__(
+        self, mllm: MLLM, example: Example, prepared: tuple[Tensor, Query] | None = None
+    ) -> None:
         self.mllm = mllm
         self.example = example
-        self.image: Tensor
-        self.query: Query
-        inp = ImageTextInput(example.picture, DEMO_PROMPTS[example.style])
-        self.image, self.query = mllm.prepare(inp, target=str(example.caption))
+        if prepared is None:
+            inp = ImageTextInput(example.picture, example.prompt)
+            prepared = mllm.prepare(inp, target=example.answer)
+        self.image: Tensor = prepared[0]
+        self.query: Query = prepared[1]
         self.words = example.tagged_words(mllm.tokenizer)
         self._pictures = {size_of(self.image): self.image}
         self._bases: dict[Base, SharedMaps] = {}
@@ -48,6 +52,11 @@ class Case:
     def nouns(self) -> list[int]:
         """Places of the nouns that speak of an object that can be seen."""
         return [place for place, word in enumerate(self.words) if word.category is not None]
+
+    @property
+    def content(self) -> Sequence[int]:
+        """Places of the words that say something of the image."""
+        return self.example.content_places
 
     @property
     def scored_tokens(self) -> list[int]:
@@ -90,7 +99,7 @@ class Case:
         r"""Logits of the tokens of the caption at a scale, (T, V)."""
         states = self.states(scale)
         everything = torch.arange(self.mllm.vocabulary.size)
-        return self.mllm.vocabulary.scores(states.predicting[0, states.n_words :], everything)
+        return self.mllm.vocabulary.scores(states.predicting[0, states.n_prompt :], everything)
 
     @contextmanager
     def sharing(self) -> Iterator[Case]:

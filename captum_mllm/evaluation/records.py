@@ -1,12 +1,10 @@
-"""``Score`` and ``Record``: what a run finds of one sample, and the file that keeps it."""
+"""``Score`` and ``Record``: what a run finds of one sample, as a line of a file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -52,6 +50,9 @@ class Record:
         methods (dict[str, Scores]): For each method the score of each metric.
         targets (dict[str, Scores]): For each scale what the model says of the caption there.
         agreement (dict[str, Scores]): For each base how alike its maps are at different scales.
+        id (str): What the sample is called in its data. Default: nothing
+        facts (dict[str, Any]): What the model answered, and the like. Default: nothing
+        error (str): Why the sample was not scored. Default: nothing, it was
     """
 
     model: str
@@ -60,6 +61,9 @@ class Record:
     methods: dict[str, Scores]
     targets: dict[str, Scores]
     agreement: dict[str, Scores]
+    id: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -88,36 +92,3 @@ class Record:
             return cls(**entries)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a record of the benchmark: {error!r}") from error
-
-
-def read_records(path: Path) -> list[Record]:
-    r"""
-    Read a file of records.
-
-    A last line without an end was cut off while it was written, and is left out.
-
-    Args:
-        path (Path): The file; it need not exist.
-
-    Returns:
-        list[Record]: In the order of the file.
-
-    Raises:
-        ValueError: If another line is no record.
-    """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    records = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            records.append(Record.from_json(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-    return records
-
-
-def write_records(path: Path, records: Iterable[Record]) -> None:
-    r"""Write a file of records anew."""
-    text = "".join(record.to_json() + "\n" for record in records)
-    path.write_text(text, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,24 +12,28 @@ import torch
 from captum_mllm import MLLM
 from captum_mllm.evaluation.catalogue import METHODS, select_methods
 from captum_mllm.evaluation.method import Case, Method
-from captum_mllm.evaluation.run import Settings
 from captum_mllm.evaluation.samples import Example
+from captum_mllm.evaluation.settings import Scoring
 from captum_mllm.evaluation.summary import (
     AGREEMENT,
     COMPARED,
     FAITHFULNESS,
     LOCALIZATION,
+    TAM,
     TARGETS,
     Column,
     Estimate,
     Summary,
     Table,
 )
+from captum_mllm.explain.result_file import write_file
 from captum_mllm.metrics.aligned_maps import resize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# How many of the rows that were skipped a report names.
+_SHOWN = 20
 _ROLES = {
     "method": "Methods",
     "combination": "Combinations that no paper has",
@@ -42,7 +47,7 @@ _LEVELS = {
 }
 
 
-def to_markdown(summaries: Sequence[Summary], settings: Settings) -> str:
+def to_markdown(summaries: Sequence[Summary], settings: Scoring) -> str:
     r"""
     The report of a run.
 
@@ -61,14 +66,9 @@ def to_markdown(summaries: Sequence[Summary], settings: Settings) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _introduction(summaries: Sequence[Summary], settings: Settings) -> str:
+def _introduction(summaries: Sequence[Summary], settings: Scoring) -> str:
     return (
-        "# Benchmark\n\n"
-        f"Split {settings.split}, seed {settings.seed}, language prior {settings.prior:g}, "
-        f"contact {settings.contact:g}; "
-        f"the curves of insertion and deletion have {settings.steps} steps of growing area, start "
-        f"from or end with the baseline {settings.baseline!r}, follow one noun of a picture, drawn "
-        f"at random, on one picture in {settings.curves_every}. Values in percent, with 95 % "
+        f"# Benchmark\n\n{settings.describe()} Values in percent, with 95 % "
         "intervals from a bootstrap over pictures. A number in parentheses says on how many "
         "pictures a value rests, where these are not all."
     )
@@ -76,9 +76,17 @@ def _introduction(summaries: Sequence[Summary], settings: Settings) -> str:
 
 def _sections(summary: Summary) -> Iterable[str]:
     tables = summary.tables
+    if summary.answers:
+        lines = [_line(["of the model's own answers", "value"]), _line(["---", "---"])]
+        lines += [_line([name, f"{value:.4g}"]) for name, value in summary.answers.items()]
+        yield "### Answers\n\n" + "\n".join(lines)
+    if summary.skipped:
+        shown = "\n".join(f"- `{each.replace('`', chr(39))}`" for each in summary.skipped[:_SHOWN])
+        yield f"### Skipped\n\n{len(summary.skipped)} rows were not scored, such as:\n\n{shown}"
     better = "↓: the lower, the better."
     for name, title, columns in (
         ("localization", "Localisation", LOCALIZATION),
+        ("tam", "TAM's protocol, as published", TAM),
         ("faithfulness", "Faithfulness", FAITHFULNESS),
     ):
         if tables[name]:
@@ -147,7 +155,7 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _legend(settings: Settings) -> str:
+def _legend(settings: Scoring) -> str:
     lines = [
         "## Methods",
         "",
@@ -245,9 +253,27 @@ def plot_maps(mllm: MLLM, example: Example, methods: Sequence[Method]) -> Figure
                 axis.set(xticks=[], yticks=[])
             row[0].set_ylabel(method.name, fontsize=7)
     for axis, place in zip(axes[0], nouns):
-        axis.set_title(example.caption.words[place], fontsize=8)
-    figure.suptitle(str(example.caption), fontsize=7)
+        axis.set_title(example.texts[place], fontsize=8)
+    figure.suptitle(example.answer, fontsize=7)
     return figure
+
+
+def write_report(summaries: Sequence[Summary], settings: Scoring, folder: Path) -> None:
+    r"""
+    Write ``results.json``, ``report.md`` and a figure of bars for each summary.
+
+    Args:
+        summaries (Sequence[Summary]): The tables.
+        settings (Scoring): What was measured.
+        folder (Path): The folder of the run.
+    """
+    results = json.dumps([summary.to_dict() for summary in summaries], indent=1) + "\n"
+    write_file(folder / "results.json", results.encode("utf-8"))
+    text = to_markdown(summaries, settings).encode("utf-8", "backslashreplace")
+    write_file(folder / "report.md", text)
+    for summary in summaries:
+        name = f"{Path(summary.model).name}-{summary.style}-bars.png"
+        save(plot_bars(summary), folder / "figures" / name)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -1,137 +1,50 @@
-"""``Settings`` and ``run_benchmark``: score methods on samples, in a file that can be resumed."""
+"""``score_case``, the scores of one sample, and ``run_benchmark``, those of scenes in a file."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.utils import logging
 
 from captum_mllm import MLLM
-from captum_mllm._captum import progress
-from captum_mllm.datasets import CAPTION_STYLES
-from captum_mllm.evaluation.catalogue import METHODS, select_methods
+from captum_mllm.evaluation.catalogue import METHODS
+from captum_mllm.evaluation.ledger import Ledger, run_blocks
 from captum_mllm.evaluation.method import Case, Method
-from captum_mllm.evaluation.records import Record, Scores, read_records, write_records
-from captum_mllm.evaluation.samples import Example, Split, sample_examples
+from captum_mllm.evaluation.progress import Progress
+from captum_mllm.evaluation.records import Record, Scores
 from captum_mllm.evaluation.scores import (
-    Baseline,
     Faithfulness,
     agreement_scores,
     localization_scores,
     target_scores,
 )
+from captum_mllm.evaluation.settings import Scoring, Settings
 
-#: Groups of metrics that can be asked for.
-METRICS = ("localization", "causal", "curves", "consistency")
-
-
-@dataclass(frozen=True)
-class Settings:
-    r"""
-    What a run measures. Its numbers follow from it and the number of scenes alone.
-
-    Args:
-        models (tuple[str, ...]): Names as for :meth:`captum_mllm.MLLM.from_pretrained`.
-        styles (tuple[str, ...]): Of :data:`~captum_mllm.datasets.CAPTION_STYLES`.
-        methods (tuple[str, ...]): Names of methods.
-        metrics (tuple[str, ...]): Of :data:`METRICS`.
-        split (str): ``"development"`` or ``"test"``.
-        seed (int): Which scenes.
-        prior (float): Strength of the language prior of the scenes, in 0 to 1.
-        contact (float): Share of the scenes in which objects touch, in 0 to 1.
-        baseline (str): What the curves of insertion and deletion start from or end with.
-        steps (int): Steps of these curves.
-        curves_every (int): They are computed for one picture of so many.
-
-    Raises:
-        ValueError: If a value is none of those that there are.
-    """
-
-    models: tuple[str, ...] = ("demo/qwen2-vl",)
-    styles: tuple[str, ...] = ("caption",)
-    methods: tuple[str, ...] = ("*",)
-    metrics: tuple[str, ...] = METRICS
-    split: Split = "test"
-    seed: int = 0
-    prior: float = 0.5
-    contact: float = 0.0
-    baseline: Baseline = "counterfactual"
-    steps: int = 10
-    curves_every: int = 15
-
-    def __post_init__(self) -> None:
-        names = tuple(method.name for method in select_methods(self.methods))
-        object.__setattr__(self, "methods", names)
-        for what, given, known in (
-            ("style", self.styles, CAPTION_STYLES),
-            ("metric", self.metrics, METRICS),
-            ("split", (self.split,), get_args(Split)),
-            ("baseline", (self.baseline,), get_args(Baseline)),
-        ):
-            for each in given:
-                if each not in known:
-                    raise ValueError(f"{what} {each!r}, expected one of {', '.join(known)}")
-        if not self.models or not self.styles or not self.metrics:
-            raise ValueError("expected at least one model, one style and one metric")
-        if self.steps < 1 or self.curves_every < 1:
-            raise ValueError(
-                f"steps={self.steps} and curves_every={self.curves_every}, expected at least 1"
-            )
-
-    def examples(self, style: str, numbers: Iterable[int]) -> list[Example]:
-        r"""Examples of the split that is measured, in a style."""
-        return sample_examples(
-            numbers, self.split, style, self.seed, prior=self.prior, contact=self.contact
-        )
-
-    def claim(self, folder: Path, resume: bool) -> None:
-        r"""
-        Take a folder for a run of these settings.
-
-        Args:
-            folder (Path): The folder; made if need be.
-            resume (bool): Whether to go on with what it holds.
-
-        Raises:
-            ValueError: If it holds a run that is not to go on, or one of other settings.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "settings.json"
-        own = json.loads(json.dumps(asdict(self)))
-        if path.exists():
-            if not resume:
-                raise ValueError(f"{folder} holds a run; add --resume or name another folder")
-            other: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            changed = [name for name, value in own.items() if other.get(name) != value]
-            if changed:
-                raise ValueError(
-                    f"{folder} holds a run with other {', '.join(changed)}; name another folder"
-                )
-        path.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
-
+# Scores of a method's maps (T, h, w).
+Further = Callable[[Case, Method, Tensor], Scores]
 
 #: The scales are compared on one picture in so many.
 CONSISTENCY_EVERY = 5
 
 
-def score_picture(mllm: MLLM, name: str, example: Example, settings: Settings) -> Record:
+def score_case(case: Case, name: str, settings: Scoring, further: Further | None = None) -> Record:
     r"""
-    Explain a captioned picture with each method, and score what they say.
+    Explain an answer with each method, and score what they say.
 
     Args:
-        mllm (MLLM): The model.
+        case (Case): The model and the captioned picture.
         name (str): The model's name.
-        example (Example): The picture and its caption.
-        settings (Settings): The methods and metrics.
+        settings (Scoring): The methods and metrics.
+        further (Callable, optional): Scores of a method's maps (T, h, w) beside the common ones.
+            Default: None
 
     Returns:
         Record: The scores.
@@ -139,7 +52,7 @@ def score_picture(mllm: MLLM, name: str, example: Example, settings: Settings) -
     Raises:
         RuntimeError: If a method fails on this picture.
     """
-    case = Case(mllm, example)
+    example = case.example
     faithfulness = Faithfulness(case, settings.baseline, settings.steps)
     methods: dict[str, Scores] = {}
     with case.sharing():
@@ -147,10 +60,10 @@ def score_picture(mllm: MLLM, name: str, example: Example, settings: Settings) -
             if example.number % method.every:
                 continue
             try:
-                methods[method.name] = _score(method, case, faithfulness, settings)
+                methods[method.name] = _score(method, case, faithfulness, settings, further)
             except Exception as error:
                 raise RuntimeError(
-                    f"{method.name} fails on {name}, {example.style} {example.number}: {error}"
+                    f"{method.name} fails on {name}, {example.style} {example.id}: {error}"
                 ) from error
         consistent = "consistency" in settings.metrics and example.number % CONSISTENCY_EVERY == 0
         return Record(
@@ -160,11 +73,22 @@ def score_picture(mllm: MLLM, name: str, example: Example, settings: Settings) -
             methods=methods,
             targets=target_scores(case) if consistent else {},
             agreement=agreement_scores(case) if consistent else {},
+            id=example.id,
         )
 
 
-def _score(method: Method, case: Case, faithfulness: Faithfulness, settings: Settings) -> Scores:
-    wanted = set(settings.metrics) - {"consistency"}
+# Metrics that look at the maps of a method; the others look at the sample alone.
+_OF_MAPS = {"localization", "causal", "curves", "tam"}
+
+
+def _score(
+    method: Method,
+    case: Case,
+    faithfulness: Faithfulness,
+    settings: Scoring,
+    further: Further | None,
+) -> Scores:
+    wanted = set(settings.metrics) & _OF_MAPS
     if method.role == "sweep" or case.example.number % settings.curves_every:
         wanted.discard("curves")
     if not wanted:
@@ -177,6 +101,8 @@ def _score(method: Method, case: Case, faithfulness: Faithfulness, settings: Set
         scores |= faithfulness.causal(maps)
     if "curves" in wanted:
         scores |= faithfulness.curves(maps)
+    if further is not None:
+        scores |= further(case, method, maps)
     return scores
 
 
@@ -218,52 +144,49 @@ def run_benchmark(
     if scenes < 1 or workers < 1:
         raise ValueError(f"scenes={scenes} and workers={workers}, expected at least 1")
     settings.claim(output, resume)
-    path = output / "records.jsonl"
-    records = {record.key: record for record in read_records(path)}
-    # Without what an interruption may have cut off at the end.
-    write_records(path, records.values())
+    ledger = Ledger(output, Record.from_json)
     tasks: list[Task] = [
         (model, style, number)
         for model in settings.models
         for style in settings.styles
         for number in range(scenes)
     ]
-    missing = [task for task in tasks if task not in records]
-    found = _score_all(settings, missing, min(workers, len(missing)), device)
-    if show_progress:
-        found = progress(found, desc="Benchmark", total=len(missing))
-    with path.open("a", encoding="utf-8") as file:
-        for record in found:
-            file.write(record.to_json() + "\n")
-            file.flush()
-            records[record.key] = record
-    ordered = [records.pop(task) for task in tasks]
-    write_records(path, [*ordered, *records.values()])
-    return ordered
+    done = ledger.done()
+    missing = len(tasks) - sum(task in done for task in tasks)
+    watch = Progress("scenes", missing) if show_progress else None
+    with _side_by_side(min(workers, missing)) as apply:
+        blocks = [[task] for task in tasks]
+        run_blocks(ledger, blocks, tuple, partial(_score_block, settings, device), watch, apply)
+    records = ledger.merge(tasks)
+    assert records is not None
+    return records
 
 
-def _score_all(
-    settings: Settings, tasks: Sequence[Task], workers: int, device: str
-) -> Iterator[Record]:
-    score = partial(_score_task, settings, device)
+@contextmanager
+def _side_by_side(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """What maps a function over blocks, in one process or several."""
     if workers <= 1:
-        with _one_thread():
-            yield from map(score, tasks)
+        with threads(1):
+            yield map
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
         workers, context, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
         try:
-            yield from pool.map(score, tasks)
+            yield pool.map
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _score_block(settings: Settings, device: str, block: Sequence[Task]) -> list[Record]:
+    return [_score_task(settings, device, task) for task in block]
 
 
 def _score_task(settings: Settings, device: str, task: Task) -> Record:
     model, style, number = task
     (example,) = settings.examples(style, [number])
-    return score_picture(_load(model, device), model, example, settings)
+    return score_case(Case(_load(model, device), example), model, settings)
 
 
 @lru_cache(maxsize=1)
@@ -273,10 +196,10 @@ def _load(name: str, device: str) -> MLLM:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums do not depend on how many threads share them."""
+def threads(count: int) -> Iterator[None]:
+    r"""Within it, sums on the CPU are shared by so many threads, on which they depend."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -1,8 +1,9 @@
-"""``Example``: a captioned scene whose words are tagged with what they speak of."""
+"""``Example``, an image and an answer whose words are tagged; ``SceneExample``, one of a scene."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -19,9 +20,11 @@ from captum_mllm.datasets import (
     RenderedScene,
     Scene,
     caption,
+    counterfactual,
     render,
     sample_scene,
 )
+from captum_mllm.demo import DEMO_PROMPTS
 from captum_mllm.metrics import Word
 
 Split = Literal["development", "test"]
@@ -30,8 +33,95 @@ Split = Literal["development", "test"]
 _STREAMS: dict[Split, int] = {"development": 4, "test": 5}
 
 
+class Example(ABC):
+    r"""
+    An image, a question, and an answer whose words are tagged with what they speak of.
+
+    Attributes:
+        number (int): Which of its data set it is.
+        style (str): The style of the answer, or the data set.
+        id (str): What it is called.
+        things (Sequence[tuple[int, ...]]): For each word, the objects that it speaks of, as indices
+            of ``masks``.
+        texts (Sequence[str]): The words.
+    """
+
+    number: int
+    style: str
+
+    @property
+    def id(self) -> str:
+        return str(self.number)
+
+    @property
+    @abstractmethod
+    def prompt(self) -> str:
+        """The question."""
+
+    @property
+    @abstractmethod
+    def answer(self) -> str:
+        """The answer that is explained."""
+
+    @property
+    @abstractmethod
+    def picture(self) -> Image.Image:
+        """The image, 8 bits a channel."""
+
+    @property
+    @abstractmethod
+    def masks(self) -> Tensor:
+        """The visible part of each object, (K, H, W), bool."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> Tensor | None:
+        """The index of the object at each pixel, (H, W), and -1 where there is none; None where
+        objects overlap."""
+
+    @property
+    @abstractmethod
+    def things(self) -> Sequence[tuple[int, ...]]:
+        """The objects that each word speaks of."""
+
+    @property
+    @abstractmethod
+    def texts(self) -> Sequence[str]:
+        """The words of the answer."""
+
+    @property
+    @abstractmethod
+    def content_places(self) -> Sequence[int]:
+        """Places of the words that say something of the image, such as nouns and attributes."""
+
+    @abstractmethod
+    def tagged_words(self, tokenizer: Any) -> tuple[Word, ...]:
+        """The words as metrics take them."""
+
+    def region(self, place: int) -> Tensor:
+        r"""What a word of the answer speaks of, (H, W), bool; empty for a word such as "and"."""
+        return self._union(self.things[place])
+
+    def earlier_objects(self, place: int) -> Tensor:
+        r"""The objects that the words before this place speak of, together, (H, W), bool."""
+        named = {thing for things in self.things[:place] for thing in things}
+        return self._union(sorted(named - {BACKGROUND}))
+
+    def without(self, thing: int) -> Image.Image:
+        r"""
+        The same image without an object.
+
+        Raises:
+            ValueError: If there is no such image.
+        """
+        raise ValueError("there are no counterfactual images of this data; take another baseline")
+
+    def _union(self, things: Sequence[int]) -> Tensor:
+        return self.masks[list(things)].any(0)
+
+
 @dataclass(frozen=True, eq=False)
-class Example:
+class SceneExample(Example):
     r"""
     A picture of a scene and its caption.
 
@@ -53,6 +143,27 @@ class Example:
         return render(self.scene)
 
     @property
+    def prompt(self) -> str:
+        return DEMO_PROMPTS[self.style]
+
+    @property
+    def answer(self) -> str:
+        return str(self.caption)
+
+    @property
+    def things(self) -> Sequence[tuple[int, ...]]:
+        return self.caption.objects
+
+    @property
+    def texts(self) -> Sequence[str]:
+        return self.caption.words
+
+    @property
+    def content_places(self) -> Sequence[int]:
+        kinds = enumerate(self.caption.kinds)
+        return [place for place, kind in kinds if kind in ("noun", "attribute")]
+
+    @property
     def picture(self) -> Image.Image:
         """The picture, 8 bits a channel."""
         return Image.fromarray(self.rendered.image)
@@ -70,14 +181,12 @@ class Example:
             labels[mask] = index
         return labels
 
-    def region(self, place: int) -> Tensor:
-        r"""What a word of the caption speaks of, (H, W), bool; empty for a word such as "and"."""
-        return torch.from_numpy(self.rendered.region(self.caption.objects[place]))
+    def without(self, thing: int) -> Image.Image:
+        return Image.fromarray(render(counterfactual(self.scene, thing)).image)
 
-    def earlier_objects(self, place: int) -> Tensor:
-        r"""The objects that the words before this place speak of, together, (H, W), bool."""
-        named = {thing for things in self.caption.objects[:place] for thing in things}
-        return torch.from_numpy(self.rendered.region(sorted(named - {BACKGROUND})))
+    def _union(self, things: Sequence[int]) -> Tensor:
+        # The background is one of them, too.
+        return torch.from_numpy(self.rendered.region(things))
 
     def tagged_words(self, tokenizer: Any) -> tuple[Word, ...]:
         r"""
@@ -133,7 +242,7 @@ def sample_examples(
     style: str = "caption",
     seed: int = 0,
     **options: Any,
-) -> list[Example]:
+) -> list[SceneExample]:
     r"""
     Examples of a split, each by its number.
 
@@ -149,7 +258,7 @@ def sample_examples(
         **options (Any): Passed on to :func:`~captum_mllm.datasets.sample_scene`.
 
     Returns:
-        list[Example]: The examples. Each depends on its own number alone.
+        list[SceneExample]: The examples. Each depends on its own number alone.
 
     Raises:
         ValueError: If there is no such split or style, or an option is out of its range.
@@ -168,5 +277,5 @@ def sample_examples(
     for number in numbers:
         generator = np.random.default_rng([_STREAMS[split], seed, number])
         scene = sample_scene(generator, **options)
-        found.append(Example(number, style, scene, caption(scene, style)))
+        found.append(SceneExample(number, style, scene, caption(scene, style)))
     return found

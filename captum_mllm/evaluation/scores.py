@@ -9,16 +9,15 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from captum_mllm import MSEA
-from captum_mllm.datasets import counterfactual, render
 from captum_mllm.evaluation.method import DEFAULT_SCALES, Base, Case, Method
 from captum_mllm.evaluation.published import ATTENTION, LENS, ROLLOUT
 from captum_mllm.evaluation.records import NOTHING, Score, Scores
 from captum_mllm.metrics import (
     ExplainedCaption,
+    Word,
     causal_correlation,
     grey_levels,
     interference_leakage,
@@ -32,6 +31,7 @@ from captum_mllm.metrics import (
 )
 from captum_mllm.metrics.aligned_maps import resize
 from captum_mllm.metrics.picture_baselines import PictureBaseline
+from captum_mllm.metrics.token_iou import harmonic_mean
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.pixels import to_tensor
 
@@ -72,22 +72,36 @@ def localization_scores(case: Case, method: Method, maps: Tensor) -> Scores:
 
 def _iou(case: Case, method: Method, maps: Tensor) -> Scores:
     levels = grey_levels(maps, method.levels)
-    found = token_iou([ExplainedCaption(levels, case.words, case.example.labels)])
-    objects = Score(float(found.objects.total), float(found.objects.n_words))
-    functions = Score(float(found.functions.total), float(found.functions.n_words))
+    labels = case.example.labels
+    captions = [ExplainedCaption(levels, case.words, _nothing(case) if labels is None else labels)]
+    if labels is None:
+        # Objects that overlap have no common label image: each noun is scored by itself.
+        for place in case.nouns:
+            noun = Word("noun", case.words[place].tokens, 0)
+            mask = case.example.region(place).long() - 1
+            captions.append(ExplainedCaption(levels, (noun,), mask))
+    found = token_iou(captions)
+    objects = Score(float(found.objects.total.sum()), float(found.objects.n_words.sum()))
+    functions = Score(float(found.functions.total.sum()), float(found.functions.n_words.sum()))
     both = float(objects.words > 0 and functions.words > 0)
+    means = [torch.tensor(score.total / max(score.words, 1.0)) for score in (objects, functions)]
     return {
         "objects": objects,
         "functions": functions,
-        "f1_per_picture": Score(float(found.f1_per_picture) * both, both),
+        "f1_per_picture": Score(float(harmonic_mean(*means)) * both, both),
     }
+
+
+def _nothing(case: Case) -> Tensor:
+    """A label image without labels."""
+    return torch.full((case.example.picture.height, case.example.picture.width), -1)
 
 
 def _stack(masks: Sequence[Tensor], case: Case) -> Tensor:
     return torch.stack(list(masks)) if masks else case.example.masks[:0]
 
 
-Baseline = Literal["blur", "mean", "counterfactual"]
+Baseline = Literal["blur", "mean", "black", "counterfactual"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +112,8 @@ class Faithfulness:
     Args:
         case (Case): The model and the captioned picture.
         baseline (str): What stands in the place of the pixels in insertion and deletion:
-            ``"blur"``, ``"mean"``, or ``"counterfactual"``, the same scene without the object that
-            the word speaks of. Default: "counterfactual"
+            ``"blur"``, ``"mean"``, ``"black"``, or ``"counterfactual"``, the same scene without
+            the object that the word speaks of. Default: "counterfactual"
         steps (int): Steps of the curves, of quadratically growing area. Default: 10
     """
 
@@ -129,7 +143,8 @@ class Faithfulness:
         r"""
         Normalised areas under the insertion and deletion curves, and their difference.
 
-        One noun of each picture is followed, by its first token if it has several. It is drawn at
+        One noun of each picture is followed, or one of the other content words where no noun has an
+        object, by its first token if it has several. It is drawn at
         random, so that later nouns, which earlier ones interfere with, are among them; the same
         one for all methods.
 
@@ -140,9 +155,10 @@ class Faithfulness:
             dict[str, Score]: Of one noun, or none where there is none.
         """
         case = self.case
-        if not case.nouns:
+        places = case.nouns or case.content
+        if not places:
             return dict.fromkeys(("insertion", "deletion", "difference"), NOTHING)
-        place = int(np.random.default_rng(case.example.number).choice(case.nouns))
+        place = int(np.random.default_rng(case.example.number).choice(places))
         maps = case.of_words(maps, [place])[:, None]
         insertion = self._area("insertion", place, maps)
         deletion = self._area("deletion", place, maps)
@@ -188,15 +204,16 @@ class Faithfulness:
         return torch.stack([drops[list(case.words[place].tokens)].sum(0) for place in case.nouns])
 
     def _picture_without(self, place: int) -> PictureBaseline:
+        if self.baseline == "black":
+            return 0.0
         if self.baseline != "counterfactual":
             return self.baseline
-        (thing,) = self.case.example.caption.objects[place]
+        (thing,) = self.case.example.things[place]
         return self._without(thing)[None]
 
     def _without(self, thing: int) -> Tensor:
         """The picture of the scene without an object, (3, H, W)."""
-        rendered = render(counterfactual(self.case.example.scene, thing))
-        return to_tensor(Image.fromarray(rendered.image)).to(self.case.image)
+        return to_tensor(self.case.example.without(thing)).to(self.case.image)
 
 
 #: The scales at which the target is looked at.
@@ -220,12 +237,7 @@ def target_scores(case: Case) -> dict[str, Scores]:
     ids = torch.tensor(case.query.answer_ids)
     logits = [case.logits(scale).cpu() for scale in SCALES]
     found = target_consistency(logits, ids)
-    content = [
-        token
-        for word, kind in zip(case.words, case.example.caption.kinds)
-        if kind in ("noun", "attribute")
-        for token in word.tokens
-    ]
+    content = [token for place in case.example.content_places for token in case.words[place].tokens]
     scores: dict[str, Scores] = {}
     for scale, probability, rank in zip(SCALES, found.probability, found.rank):
         first = (rank == 1).float()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from captum_mllm.datasets import CAPTION_STYLES
+from captum_mllm.evaluation.answers import yes_no_scores
 from captum_mllm.evaluation.records import NOTHING, Record, Scores
 from captum_mllm.metrics import paired_bootstrap
 from captum_mllm.metrics.aligned_maps import safe_ratio
@@ -54,6 +56,15 @@ LOCALIZATION: tuple[Column, ...] = (
     Column("mass", ("mass",)),
     Column("rank", ("rank",)),
     Column("leakage", ("leakage",), higher_is_better=False),
+)
+
+#: TAM's protocol as it was published.
+TAM: tuple[Column, ...] = (
+    Column("TAM Obj-IoU", ("tam_objects",)),
+    Column("TAM Func-IoU", ("tam_functions",)),
+    Column("TAM F1-IoU", ("tam_objects", "tam_functions"), _f1),
+    Column("TAM precision", ("tam_precision",)),
+    Column("TAM recall", ("tam_recall",)),
 )
 
 #: Whether the model depends on what they mark.
@@ -195,6 +206,8 @@ class Summary:
             each scale), ``"agreement"`` (a row for each base), and ``"comparison"``, how each
             method differs from the reference.
         reference (str): The method that the others are compared with.
+        answers (dict[str, float]): Scores of the model's own answers. Default: none
+        skipped (tuple[str, ...]): Why samples were not scored. Default: none
     """
 
     model: str
@@ -202,11 +215,15 @@ class Summary:
     pictures: int
     tables: dict[str, Table]
     reference: str
+    answers: dict[str, float] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
         """What it is of, for headings."""
         style = "all styles" if self.style == ALL_STYLES else f"style {self.style}"
+        if self.style not in (ALL_STYLES, *CAPTION_STYLES):
+            style = f"data {self.style}"
         return f"{self.model}, {style}, {self.pictures} pictures"
 
     def to_dict(self) -> dict[str, Any]:
@@ -240,22 +257,33 @@ def summarize(
     """
     groups: dict[str, dict[str, list[Record]]] = {}
     for record in sorted(records, key=lambda record: record.number):
+        if record.error:
+            continue
         groups.setdefault(record.model, {}).setdefault(record.style, []).append(record)
     for styles in groups.values():
         if len(styles) > 1:
             styles[ALL_STYLES] = _by_scene([each for group in styles.values() for each in group])
     summaries = []
+    skipped = tuple(record.error for record in records if record.error)
     for group in (group for styles in groups.values() for group in styles.values()):
         methods = [record.methods for record in group]
         tables = {
             "localization": _estimates(methods, LOCALIZATION, resamples),
+            "tam": _estimates(methods, TAM, resamples),
             "faithfulness": _estimates(methods, FAITHFULNESS, resamples),
             "comparison": _estimates(methods, COMPARED, resamples, reference),
             "targets": _estimates([record.targets for record in group], TARGETS, resamples),
             "agreement": _estimates([record.agreement for record in group], AGREEMENT, resamples),
         }
-        summaries.append(Summary(group[0].model, group[0].style, len(group), tables, reference))
+        of_all = group[0].model, group[0].style, len(group)
+        answers = _of_answers([record.facts for record in group])
+        summaries.append(Summary(*of_all, tables, reference, answers, skipped))
     return summaries
+
+
+def _of_answers(facts: Sequence[dict[str, Any]]) -> dict[str, float]:
+    rouge = [row["rouge_l"] for row in facts if "rouge_l" in row]
+    return yes_no_scores(facts) | ({"rouge_l": sum(rouge) / len(rouge)} if rouge else {})
 
 
 def _by_scene(records: Sequence[Record]) -> list[Record]:

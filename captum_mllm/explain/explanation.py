@@ -10,17 +10,18 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_mllm._captum import format_tensor_into_tuples
-from captum_mllm.attr.context_suppression import context_scores
 from captum_mllm.attr.features import find_features, to_earlier
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.segments import SegmentsLike
-from captum_mllm.attr.token_maps import token_attribution, token_maps
-from captum_mllm.explain.prompt_parts import prompt_parts
+from captum_mllm.attr.text_attribution import text_attribution
+from captum_mllm.attr.token_maps import token_maps
 from captum_mllm.explain.result import MLLMAttributionResult, ScaleResult
+from captum_mllm.models.answers import generation_options
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.loading import model_name
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.pixels import to_pil
+from captum_mllm.models.prompt_parts import prompt_parts
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 from captum_mllm.models.vocabulary import Predictions
@@ -53,11 +54,11 @@ def explain(
         found = token_maps(method, (image,), query, None, features, show_progress, **kwargs)
         states = mllm.states(image, query)
         if found.text is None:
-            weights = text_weights(method, image, query, states)
+            weights = text_attribution(method, (image,), query)
         else:
             weights = to_earlier(found.text, len(states.ids))
         scales = _scale_results(found.scales)
-    start = 0 if query.with_prompt else states.n_words
+    start = 0 if query.with_prompt else states.n_prompt
     predicted = states.predictions(mllm.vocabulary, max(top_predictions, 1), query.with_prompt)
     texts = _texts(mllm.tokenizer, states)
     return MLLMAttributionResult(
@@ -66,14 +67,14 @@ def explain(
         image_attr=found.maps[0][:, 0].float().cpu(),
         token_attr=weights.float().cpu(),
         output_probs=predicted.probability.cpu(),
-        n_prompt=states.n_words,
+        n_prompt=states.n_prompt,
         words=_words(texts, states, query.with_prompt),
         top_predictions=_rankings(mllm.tokenizer, predicted, top_predictions),
         scales=scales,
         images=[to_pil(each) for each in inp.images],
         image_index=inp.explained,
         prompt_parts=prompt_parts(
-            inp.messages, texts[: states.n_words], states.runs or (states.n_words,)
+            inp.messages, texts[: states.n_prompt], states.runs or (states.n_prompt,)
         ),
         segments=None if features.segments is None else features.segments.regions,
         prompt="\n".join(inp.texts),
@@ -81,16 +82,6 @@ def explain(
         model=model_name(mllm.model.config),
         inp=inp,
     )
-
-
-def text_weights(method: Attribution, image: Tensor, query: Query, states: States) -> Tensor:
-    r"""Weights of the text tokens before each explained token, (T, P + T): those that the method
-    gives, else how strongly the state of each says the explained token, in logits."""
-    weights = token_attribution(method).attribute_text(image, additional_forward_args=(query,))
-    if weights is not None:
-        return weights
-    scores = context_scores(method.forward_func, states).tril(-1)
-    return scores if query.with_prompt else scores[states.n_words :]
 
 
 def check_input(inp: Any, gen_args: dict[str, Any] | None) -> None:
@@ -104,7 +95,7 @@ def check_input(inp: Any, gen_args: dict[str, Any] | None) -> None:
         raise TypeError(
             f"got an input of type {type(inp).__name__}, expected ImageTextInput(picture, text)"
         )
-    clash = {"every_picture", "target"} & set(gen_args or {})
+    clash = {"every_picture", "target"} & set(generation_options(gen_args))
     if clash:
         raise ValueError(f"gen_args holds {sorted(clash)}, which generate does not take")
 
@@ -175,13 +166,13 @@ def _scale_results(scales: Sequence[ScaleAttribution]) -> list[ScaleResult]:
 def _texts(tokenizer: Any, states: States) -> list[str]:
     """Texts of the tokens of the prompt, then of the answer."""
     ids = states.ids.tolist()
-    prompt, answer = ids[: states.n_words], ids[states.n_words :]
+    prompt, answer = ids[: states.n_prompt], ids[states.n_prompt :]
     return token_texts(tokenizer, prompt) + token_texts(tokenizer, answer)
 
 
 def _words(texts: Sequence[str], states: States, with_prompt: bool) -> list[Word]:
     """Words of the explained tokens; none crosses the border of the answer or of an image."""
-    n_prompt = states.n_words
+    n_prompt = states.n_prompt
     if not with_prompt:
         return group_words(texts[n_prompt:])
     runs = (n_prompt,) if states.runs is None else states.runs

@@ -16,6 +16,7 @@ from captum_mllm.explain.batch import attribute_batch
 from captum_mllm.explain.explanation import check_input, explain
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.stream import stream_answer
+from captum_mllm.models.answers import generation_options
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.mllm import MLLM
 
@@ -44,7 +45,7 @@ class MLLMAttribution(Attribution):
         >>> from captum_mllm.demo import demo_picture
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
         >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
-        >>> explainer = MLLMAttribution(ARC(MSEA(AttendedLens(mllm)), suppress=None))
+        >>> explainer = MLLMAttribution(ARC(MSEA(AttendedLens(mllm))))
         >>> result = explainer.attribute(inp, target="a red circle")
         >>> result.output_tokens
         ['a', ' red', ' circle']
@@ -128,7 +129,7 @@ class MLLMAttribution(Attribution):
         mllm: MLLM = self.forward_func
         # The states by which the model says an answer of its own are those of a pass with it.
         with mllm.remember():
-            image, query = mllm.prepare(inp, target, **(gen_args or {}))
+            image, query = mllm.prepare(inp, target, **generation_options(gen_args))
             if include_prompt:
                 query = query.including_prompt()
             return explain(
@@ -201,7 +202,7 @@ class MLLMAttribution(Attribution):
             targets,
             include_prompt,
             top_predictions,
-            gen_args or {},
+            generation_options(gen_args),
             kwargs,
         )
 
@@ -236,7 +237,7 @@ class MLLMAttribution(Attribution):
             >>> from captum_mllm import ARC, MLLM, ImageTextInput, LogitLens, MLLMAttribution
             >>> from captum_mllm.demo import demo_picture
             >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
-            >>> explainer = MLLMAttribution(ARC(LogitLens(mllm), suppress=None))
+            >>> explainer = MLLMAttribution(ARC(LogitLens(mllm)))
             >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
             >>> with explainer.stream(inp, gen_args={"max_new_tokens": 3}) as stream:
             ...     shapes = [step.map.shape for step in stream]
@@ -244,7 +245,7 @@ class MLLMAttribution(Attribution):
             True
         """
         check_input(inp, gen_args)
-        return stream_answer(self.attribution_method, inp, gen_args or {}, kwargs)
+        return stream_answer(self.attribution_method, inp, generation_options(gen_args), kwargs)
 
     @classmethod
     def get_name(cls) -> str:

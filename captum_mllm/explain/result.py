@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from captum_mllm.explain.prompt_parts import PromptPart
 from captum_mllm.explain.result_file import read_result, write_file, write_result
 from captum_mllm.explain.selection import Selection, select_tokens
+from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.models.words import Word, group_runs
 from captum_mllm.visualization import plots
 from captum_mllm.visualization.page import ScaleView, embed_page, render_page
@@ -96,6 +96,7 @@ class MLLMAttributionResult(LLMAttributionResult):
         segments (Tensor, optional): a label for each pixel, integers (H, W), where the image was
             explained in segments. Default: None
         scales (Sequence[ScaleResult]): what each scale saw, where MSEA ran. Default: ()
+        unit (str): what the values of the maps are counted in, such as ``"logits"``. Default: ""
         prompt (str): the question. Default: ""
         method (str): the method, as it is written. Default: ""
         model (str): the model's name. Default: ""
@@ -146,6 +147,7 @@ class MLLMAttributionResult(LLMAttributionResult):
         prompt_parts: Sequence[PromptPart] = (),
         segments: Tensor | None = None,
         scales: Sequence[ScaleResult] = (),
+        unit: str = "",
         prompt: str = "",
         method: str = "",
         model: str = "",
@@ -186,6 +188,7 @@ class MLLMAttributionResult(LLMAttributionResult):
         ]
         self.segments = None if segments is None else segments.detach().cpu().to(torch.int32)
         self.scales = list(scales)
+        self.unit = unit
         self.prompt = prompt
         self.method = method
         self.model = model
@@ -409,10 +412,11 @@ class MLLMAttributionResult(LLMAttributionResult):
             maps (bool): with the maps, as lists of rows. Default: True
 
         Returns:
-            dict[str, Any]: ``method``, ``model``, ``prompt``, ``answer``, the ``image``'s size, and
-            ``words``. Each word has its text, the positions of its tokens, its probability (the
-            product over its tokens), the predictions in the place of its first token, the weights
-            of the earlier words, and its map (the mean over its tokens).
+            dict[str, Any]: ``method``, ``model``, ``prompt``, the ``unit`` of the maps, ``answer``,
+            the ``image``'s size, and ``words``. Each word has its text, the positions of its
+            tokens, its probability (the product over its tokens), the predictions in the place of
+            its first token, the weights of the earlier words, and its map (the mean over its
+            tokens).
         """
         width, height = self.image.size
         words = []
@@ -435,6 +439,7 @@ class MLLMAttributionResult(LLMAttributionResult):
             "method": self.method,
             "model": self.model,
             "prompt": self.prompt,
+            "unit": self.unit,
             "answer": "".join(self.input_tokens[self.n_prompt :]),
             "image": {"width": width, "height": height},
             "words": words,
@@ -493,7 +498,7 @@ class MLLMAttributionResult(LLMAttributionResult):
         # The page walks through the answer; the words of the prompt are context there.
         skipped = self.n_prompt - self._first
         words = [[token - skipped for token in word] for word in self.words if word[0] >= skipped]
-        prompt, weights = self._prompt_words(self.token_attr[skipped:])
+        prompt, parts, weights = self._prompt_words(self.token_attr[skipped:])
         image_attr = self.image_attr[skipped:]
         # Beside maps of evidence alone, evidence against a word would change the colours' meaning.
         lowest = 0.0 if image_attr.min() >= 0 else None
@@ -506,8 +511,10 @@ class MLLMAttributionResult(LLMAttributionResult):
             for scale in self.scales
         ]
         return render_page(
-            picture=self.image,
+            images=self.images,
+            image_index=self.image_index,
             prompt_tokens=prompt,
+            prompt_parts=parts,
             answer_tokens=self.output_tokens[skipped:],
             words=words,
             image_attr=image_attr.numpy(),
@@ -515,6 +522,7 @@ class MLLMAttributionResult(LLMAttributionResult):
             output_probs=self.output_probs[skipped:].numpy(),
             top_predictions=self.top_predictions[skipped:],
             scales=scales,
+            unit=self.unit,
             method=self.method,
             model=self.model,
         )
@@ -599,7 +607,7 @@ class MLLMAttributionResult(LLMAttributionResult):
             )
         except KeyError as error:
             raise ValueError(f"{str(path)!r} lacks a part of a result: {error}") from error
-        except (TypeError, AttributeError, ValueError) as error:
+        except (TypeError, AttributeError, ValueError, LookupError, OverflowError) as error:
             raise ValueError(f"{str(path)!r} is not a whole result: {error}") from error
 
     @property
@@ -634,13 +642,23 @@ class MLLMAttributionResult(LLMAttributionResult):
         share = min(1.0, longest / max(width, height))
         return max(round(height * share), 1), max(round(width * share), 1)
 
-    def _prompt_words(self, weights: Tensor) -> tuple[list[str], Tensor]:
-        """The prompt by words, each with the weights of its tokens together."""
+    def _prompt_words(self, weights: Tensor) -> tuple[list[str], list[PromptPart], Tensor]:
+        """The words of the prompt, its parts with the number of their words, and the weights by
+        words of the prompt and tokens of the answer."""
         tokens = self.input_tokens[: self.n_prompt]
         words = group_runs(tokens, self._prompt_runs)
         texts = ["".join(tokens[token] for token in word) for word in words]
-        columns = [weights[:, list(word)].sum(1) for word in words]
-        return texts, torch.column_stack([*columns, weights[:, self.n_prompt :]])
+        word_of_token = torch.tensor(
+            [index for index, word in enumerate(words) for _ in word], dtype=torch.int64
+        )
+        sums = weights.new_zeros(len(weights), len(words))
+        sums.index_add_(1, word_of_token, weights[:, : self.n_prompt])
+        parts, start = [], 0
+        for part in self.prompt_parts:
+            end = start + part.n_tokens
+            parts.append(replace(part, n_tokens=sum(start <= word[0] < end for word in words)))
+            start = end
+        return texts, parts, torch.cat([sums, weights[:, self.n_prompt :]], dim=1)
 
 
 _TENSORS = ("image_attr", "token_attr", "output_probs")
@@ -651,6 +669,7 @@ _FACTS = (
     "words",
     "top_predictions",
     "image_index",
+    "unit",
     "prompt",
     "method",
     "model",
@@ -687,7 +706,11 @@ def _check_fit(
         and [token for word in words for token in word] == list(range(n_tokens))
         and all(words)
         and all(
-            scale.image_attr.ndim == 3 and len(scale.image_attr) == n_tokens for scale in scales
+            scale.image_attr.ndim == 3
+            and scale.image_attr.numel() > 0
+            and len(scale.image_attr) == n_tokens
+            and (scale.output_probs is None or scale.output_probs.shape == (n_tokens,))
+            for scale in scales
         )
     )
     if not fits:
@@ -703,6 +726,9 @@ def _check(result: MLLMAttributionResult) -> None:
     for name in ("input_tokens", "output_tokens"):
         if not all(isinstance(token, str) for token in getattr(result, name)):
             raise TypeError(f"{name} has tokens that are not strings; give the text of each token")
+    texts = [result.unit, result.prompt, result.method, result.model]
+    if not all(isinstance(text, str) for text in [*texts, *(role for _, role in result._runs)]):
+        raise TypeError("unit, prompt, method, model and the roles of prompt_parts are strings")
     if not all(isinstance(image, Image.Image) for image in result.images):
         raise TypeError("images has an entry that is not a PIL.Image.Image")
     if not 0 <= result.image_index < len(result.images):
@@ -729,3 +755,6 @@ def _check(result: MLLMAttributionResult) -> None:
     for name, part in parts.items():
         if not part.isfinite().all():
             raise ValueError(f"{name} has numbers that are not finite, expected none")
+        # Rounding may carry a sum of probabilities past 1.
+        if name.endswith("probs") and bool(((part < -1e-6) | (part > 1 + 1e-6)).any()):
+            raise ValueError(f"{name} has numbers outside of [0, 1], expected probabilities")

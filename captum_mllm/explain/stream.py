@@ -12,9 +12,10 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
+from captum_mllm.attr.text_attribution import text_attribution
 from captum_mllm.attr.token_maps import token_attribution, token_maps
 from captum_mllm.explain.answer_stream import AnswerStream, AnswerWord
-from captum_mllm.explain.explanation import explain, text_weights
+from captum_mllm.explain.explanation import explain
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.models.answers import generate_answers, without_special
 from captum_mllm.models.decoding import Decoding
@@ -253,9 +254,9 @@ def _explain(
             token_maps(method, (image,), query, (token, query.answer_ids[token]), **kwargs).maps[0]
             for token in word
         ]
-        weights = text_weights(method, image, query, states)
-    predicted = states.predictions(mllm.vocabulary, 1, with_words=False)
-    earlier = weights[list(word), : states.n_words + word[0]]
+        weights = text_attribution(method, (image,), query)
+    predicted = states.predictions(mllm.vocabulary, 1, with_text=False)
+    earlier = weights[list(word), : states.n_prompt + word[0]]
     return AnswerWord(
         word="".join(texts[token] for token in word).strip(),
         tokens=tuple(texts[token] for token in word),

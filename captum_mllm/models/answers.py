@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from captum_mllm.models.precision import RefuseNotFinite
-from captum_mllm.models.targets import is_integer
+from captum_mllm.models.query import is_integer
 
 # Greedy decoding, without what checkpoints set to change it: each token is the most probable one.
 GREEDY: dict[str, Any] = {

@@ -1,4 +1,5 @@
-"""The attention of a pass, kept so that any of its rows can be had."""
+"""``record_attention`` records queries and keys of a pass, and ``Attention`` computes rows of
+attention weights from them on demand."""
 
 from __future__ import annotations
 

@@ -25,9 +25,8 @@ from captum_mllm.models.pairing import complete_processor
 from captum_mllm.models.parity import check_parity
 from captum_mllm.models.passes import PassMemory
 from captum_mllm.models.precision import check_finite
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Query, is_integer
 from captum_mllm.models.states import States, gather_states
-from captum_mllm.models.targets import is_integer
 from captum_mllm.models.towers import body_of, decoder_of
 from captum_mllm.models.vocabulary import Vocabulary
 
@@ -203,7 +202,7 @@ class Backbone(PassMemory):
     def evaluating(self, encoding: Encoding | None = None) -> Iterator[None]:
         r"""Within it passes in this thread have no dropout, and the embeddings of the words that
         an encoding brings along."""
-        with evaluation_mode(self.model), placed_words(self.model, encoding):
+        with evaluation_mode(self.model), placed_embeddings(self.model, encoding):
             yield
 
     def _check_options(self) -> None:
@@ -314,7 +313,7 @@ def last_states(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 
 @contextmanager
-def placed_words(model: PreTrainedModel, encoding: Encoding | None) -> Iterator[None]:
+def placed_embeddings(model: PreTrainedModel, encoding: Encoding | None) -> Iterator[None]:
     r"""Within it the embeddings that an encoding brings along take the places of the words, in the
     passes of this thread.
 
@@ -332,7 +331,7 @@ def placed_words(model: PreTrainedModel, encoding: Encoding | None) -> Iterator[
         yield
         return
     embedding: Any = model.get_input_embeddings()
-    positions = _word_positions(given, encoding, embedding.weight.shape[1])
+    positions = _text_positions(given, encoding, embedding.weight.shape[1])
     shape = encoding.inputs["input_ids"].shape
 
     def place(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -346,9 +345,9 @@ def placed_words(model: PreTrainedModel, encoding: Encoding | None) -> Iterator[
         yield
 
 
-def _word_positions(given: Tensor, encoding: Encoding, size: int) -> Tensor:
+def _text_positions(given: Tensor, encoding: Encoding, size: int) -> Tensor:
     """Where the embeddings stand among the tokens."""
-    choices = (encoding.word_positions, encoding.earlier_positions)
+    choices = (encoding.text_positions, encoding.earlier_positions)
     for positions in choices:
         if given.is_floating_point() and given.shape[1:] == (len(positions), size):
             return positions

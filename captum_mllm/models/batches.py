@@ -1,4 +1,5 @@
-"""Several prompts in one batch."""
+"""``join`` puts several prompts into one batch, and ``make_passes`` makes one pass for all of
+them."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def _check_tokens(backbone: Backbone, image: Tensor, query: Query) -> str:
     count = len(encoding.image_positions[0])
     return (
         f"{encoding.inputs['input_ids'].shape[1]} tokens, {count} of the image, "
-        f"{len(encoding.word_positions)} of the question"
+        f"{len(encoding.text_positions)} of the question"
     )
 
 

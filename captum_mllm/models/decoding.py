@@ -1,4 +1,5 @@
-"""A model's own answer, with the states by which it said it."""
+"""``Decoding`` watches a model while it answers, and ``answer_prompts`` keeps the states by
+which it did."""
 
 from __future__ import annotations
 
@@ -72,14 +73,14 @@ class Decoding(StoppingCriteria):
             answer_ids (Sequence[int]): the answer, or its beginning.
         """
         count = len(answer_ids)
-        steps = [hidden[row : row + 1].to(prompt.words) for hidden in self.hidden[1:count]]
+        steps = [hidden[row : row + 1].to(prompt.text) for hidden in self.hidden[1:count]]
         answer = torch.tensor(answer_ids, device=prompt.ids.device)
         said = [[part[row] for part in step] for step in self.predictions[:count]]
         predictions = Predictions(*(torch.stack(part).to(answer.device) for part in zip(*said)))
         return replace(
             prompt,
             predicting=torch.cat([prompt.predicting, *steps], dim=1),
-            ids=torch.cat([prompt.ids[: prompt.n_words], answer]),
+            ids=torch.cat([prompt.ids[: prompt.n_prompt], answer]),
             derived={PREDICTIONS: predictions},
         )
 

@@ -1,4 +1,5 @@
-"""From pictures and a query to the model's inputs, and back to where everything lies in them."""
+"""``encode`` turns pictures and a query into an ``Encoding``: the model's inputs, and the
+positions of its tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ class Encoding:
         windows (int): rows of each picture.
         image_positions (tuple[Tensor, ...]): positions of each picture's tokens.
         layouts (tuple[Layout, ...]): layout of each picture, over all its windows.
-        word_positions (Tensor): positions of the words of the prompt, shape (P,). Each has a
+        text_positions (Tensor): positions of the tokens of the prompt, shape (P,). Each has a
             token before it, by which it is predicted.
         answer_rows (Tensor): positions of the rows that predict the answer, shape (T,).
         word_embeddings (Tensor, optional): what stands at the places of the words instead of the
@@ -43,23 +44,23 @@ class Encoding:
     windows: int
     image_positions: tuple[Tensor, ...]
     layouts: tuple[Layout, ...]
-    word_positions: Tensor
+    text_positions: Tensor
     answer_rows: Tensor
     word_embeddings: Tensor | None = None
     fills: dict[str, int] = field(default_factory=dict)
 
     @property
     def earlier_positions(self) -> Tensor:
-        """Positions of what an answer rests on, the words of the prompt and those of the answer
+        """Positions of what an answer rests on, the tokens of the prompt and those of the answer
         but its last, which nothing follows, shape (P + T - 1,)."""
         # A word of the answer stands one behind the row that predicts it.
-        return torch.cat([self.word_positions, self.answer_rows[:-1] + 1])
+        return torch.cat([self.text_positions, self.answer_rows[:-1] + 1])
 
     @property
-    def word_runs(self) -> tuple[int, ...]:
-        """How many words of the prompt stand beside each other, run after run. Between two runs
+    def text_runs(self) -> tuple[int, ...]:
+        """How many tokens of the prompt stand beside each other, run after run. Between two runs
         stands what is none of the user's text, such as a picture."""
-        positions = self.word_positions.tolist()
+        positions = self.text_positions.tolist()
         starts = [
             place
             for place, position in enumerate(positions)
@@ -68,15 +69,15 @@ class Encoding:
         return tuple(end - start for start, end in zip(starts, [*starts[1:], len(positions)]))
 
     @property
-    def word_ids(self) -> Tensor:
-        """Vocabulary indices of the words of the prompt, shape (P,)."""
-        return self.inputs["input_ids"][0, self.word_positions]
+    def text_ids(self) -> Tensor:
+        """Vocabulary indices of the tokens of the prompt, shape (P,)."""
+        return self.inputs["input_ids"][0, self.text_positions]
 
     def explained_rows(self, query: Query) -> Tensor:
         """Positions of the rows that predict the explained tokens."""
         if not query.with_prompt:
             return self.answer_rows
-        return torch.cat([self.word_positions - 1, self.answer_rows])
+        return torch.cat([self.text_positions - 1, self.answer_rows])
 
 
 # One for all caches, so that they can be copied and pickled.
@@ -191,7 +192,7 @@ def encode(
         windows=max(len(box) for box in boxes),
         image_positions=tuple(found.to(device) for found in positions),
         layouts=tuple(map(_merge, layouts, pictures, boxes)),
-        word_positions=_word_positions(processed, query, processor.tokenizer).to(device),
+        text_positions=_text_positions(processed, query, processor.tokenizer).to(device),
         answer_rows=torch.arange(length - 1, length - 1 + n_answer, device=device),
         word_embeddings=query.word_embeddings,
         fills=geometry.answer_fills,
@@ -281,7 +282,7 @@ def _append(
     return extended
 
 
-def _word_positions(processed: Processed, query: Query, tokenizer: Any) -> Tensor:
+def _text_positions(processed: Processed, query: Query, tokenizer: Any) -> Tensor:
     """Positions of the tokens that lie in the user's own texts.
 
     The first token of all is none of them: nothing stands before it, so nothing predicts it.

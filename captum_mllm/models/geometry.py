@@ -128,7 +128,7 @@ class Geometry(ABC):
         if isinstance(size, int):
             square = self.option("default_to_square", True)
             return {"height": size, "width": size} if square else {"shortest_edge": size}
-        read = size.get if isinstance(size, dict) else lambda part: getattr(size, part, None)
+        read: Any = size.get if isinstance(size, dict) else lambda part: getattr(size, part, None)
         named = {part: read(part) for part in _SIZE_NAMES}
         return {part: length for part, length in named.items() if length is not None}
 

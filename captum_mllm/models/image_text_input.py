@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_mllm.models.pictures import Picture, read_picture
-from captum_mllm.models.targets import is_integer
+from captum_mllm.models.query import is_integer
 
 Messages = Sequence[dict[str, Any]]
 

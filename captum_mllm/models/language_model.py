@@ -1,4 +1,4 @@
-"""A multimodal LLM in the form that Captum's own attribution of language models expects."""
+"""``LanguageModel`` adapts a multimodal LLM to Captum's attribution of language models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where each image token lies in the picture."""
+"""``Layout`` tells where each image token lies in the picture."""
 
 from __future__ import annotations
 

@@ -1,13 +1,146 @@
-"""Load a model with its processor, from the hub, a folder or this package."""
+"""``load_model`` loads a model with its processor, from the hub, a folder or this package."""
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from pathlib import Path
-from typing import Any
+from types import FunctionType, SimpleNamespace
+from typing import Any, TypeVar
 
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+import transformers
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    ImageProcessingMixin,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.utils import is_torchvision_available
+from transformers.video_processing_utils import BaseVideoProcessor
 
-from captum_mllm.models.processors import HUB_ARGUMENTS, load_processor
+# Arguments of `from_pretrained` that say where and how to get files, the same for all of them.
+HUB_ARGUMENTS = (
+    "cache_dir",
+    "code_revision",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+
+ProcessorClass = TypeVar("ProcessorClass", bound=type[ProcessorMixin])
+
+
+def image_only(processor_class: ProcessorClass) -> ProcessorClass:
+    r"""The same processor without its slot for a video processor.
+
+    Video processors need torchvision, so a processor that has a slot for one (Qwen-VL, InternVL,
+    LLaVA-OneVision, SmolVLM ...) cannot be built without it, not even for pictures. What the
+    returned class saves names the original class and holds no video processor: it is loaded by
+    :func:`load_processor`, with torchvision and without it.
+
+    Args:
+        processor_class (type): a subclass of :class:`transformers.ProcessorMixin`.
+
+    Returns:
+        type: a subclass of ``processor_class``, or itself where it has no video slot.
+    """
+    if "video_processor" not in processor_class.get_attributes():
+        return processor_class
+
+    def get_attributes(cls: type[ProcessorMixin]) -> list[str]:
+        return [name for name in processor_class.get_attributes() if name != "video_processor"]
+
+    init: Any = processor_class.__init__
+    # The same code, which transformers inspects, but no argument has to be given (SmolVLM).
+    optional = FunctionType(
+        init.__code__,
+        init.__globals__,
+        init.__name__,
+        (None,) * (init.__code__.co_argcount - 1 - len(init.__defaults__ or ()))
+        + (init.__defaults__ or ()),
+        init.__closure__,
+    )
+    members: dict[str, Any] = {
+        "get_attributes": classmethod(get_attributes),
+        "__init__": optional,
+        "__module__": processor_class.__module__,
+        "__doc__": processor_class.__doc__,
+        # The name is that of the original class, so that pickle would not find this one.
+        "__reduce__": lambda self: (_restore, (processor_class, self.__dict__)),
+    }
+    if inspect.signature(init).parameters["video_processor"].default is inspect.Parameter.empty:
+        # SmolVLM cannot be without one: its chat template asks for these, also without a video.
+        members["video_processor"] = SimpleNamespace(num_frames=None, fps=None)
+    return type(processor_class.__name__, (processor_class,), members)  # type: ignore[return-value]
+
+
+def _restore(processor_class: type[ProcessorMixin], state: dict[str, Any]) -> ProcessorMixin:
+    reduced: Any = image_only(processor_class)
+    processor = reduced.__new__(reduced)
+    processor.__dict__.update(state)
+    return processor
+
+
+def load_processor(name_or_folder: str | Path, **kwargs: Any) -> ProcessorMixin:
+    r"""``AutoProcessor.from_pretrained``, for pictures alone where torchvision is missing or the
+    folder holds no video processor.
+
+    Args:
+        name_or_folder (str or Path): a name on the Hugging Face hub or a folder made by
+            ``save_pretrained``.
+        **kwargs (Any): passed on to ``from_pretrained``.
+
+    Returns:
+        ProcessorMixin: the processor of a multimodal model.
+
+    Raises:
+        ValueError: if what lies there is not a processor of pictures and text.
+    """
+    processor_class = _processor_class(name_or_folder, kwargs)
+    if processor_class is not None and not _takes_videos(name_or_folder, kwargs):
+        processor = image_only(processor_class).from_pretrained(name_or_folder, **kwargs)
+    else:
+        processor = AutoProcessor.from_pretrained(name_or_folder, **kwargs)
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise ValueError(
+            f"{str(name_or_folder)!r} holds a {type(processor).__name__}, expected a processor of "
+            "pictures and text (an image processor and a tokenizer). Is it a multimodal model?"
+        )
+    return processor
+
+
+def _processor_class(
+    name_or_folder: str | Path, kwargs: dict[str, Any]
+) -> type[ProcessorMixin] | None:
+    """The processor class with a video slot that the folder names; None if it names none."""
+    readers = (ProcessorMixin.get_processor_dict, ImageProcessingMixin.get_image_processor_dict)
+    for read in readers:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                config, _ = read(str(name_or_folder), **kwargs)
+        except OSError:
+            continue
+        found = getattr(transformers, config.get("processor_class") or "", None)
+        if found is not None:
+            return found if "video_processor" in found.get_attributes() else None
+    return None
+
+
+def _takes_videos(name_or_folder: str | Path, kwargs: dict[str, Any]) -> bool:
+    """Whether the folder holds a video processor that can be built here."""
+    if not is_torchvision_available():
+        return False
+    try:
+        BaseVideoProcessor.get_video_processor_dict(str(name_or_folder), **kwargs)
+    except OSError:
+        return False
+    return True
 
 
 def load_model(name_or_folder: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, Any]:
@@ -16,6 +149,10 @@ def load_model(name_or_folder: str | Path, **kwargs: Any) -> tuple[PreTrainedMod
         from captum_mllm.demo import demo_folder
 
         name_or_folder = demo_folder(str(name_or_folder).removeprefix("demo/"))
+        if (name_or_folder / "adapter.safetensors").is_file():
+            from captum_mllm.demo.language_model import load_adapted
+
+            return load_adapted(name_or_folder, **kwargs)
     _check_folder(str(name_or_folder))
     model = AutoModelForImageTextToText.from_pretrained(name_or_folder, **kwargs)
     access = {name: value for name, value in kwargs.items() if name in HUB_ARGUMENTS}

@@ -1,4 +1,4 @@
-"""A Hugging Face multimodal LLM as a forward function of Captum."""
+"""``MLLM`` makes a multimodal LLM of Hugging Face a forward function of Captum."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from captum_mllm.models import token_scores, word_embeddings
+from captum_mllm._captum import runs_deep_lift
+from captum_mllm.models import word_embeddings
 from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.check import SCALES, Report, check
-from captum_mllm.models.deep_lift import refuse_deep_lift
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.families import Family
 from captum_mllm.models.geometry import Geometry
@@ -24,11 +24,12 @@ from captum_mllm.models.language_model import LanguageModel
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.loading import load_model
 from captum_mllm.models.pairing import checked_pair
+from captum_mllm.models.passes import Passes
 from captum_mllm.models.pictures import Picture
 from captum_mllm.models.preparation import find_answer, open_query
 from captum_mllm.models.probe import probe
 from captum_mllm.models.query import Query, split_arguments
-from captum_mllm.models.states import States
+from captum_mllm.models.states import States, target_probability, token_logits
 from captum_mllm.models.vocabulary import Vocabulary
 
 
@@ -150,7 +151,7 @@ class MLLM(nn.Module):
             ValueError: for inputs of another shape, or pictures far outside of [0, 1].
         """
         refuse_deep_lift(self)
-        pictures, query = split_arguments(args, with_words=True)
+        pictures, query = split_arguments(args, with_text=True)
         encoding = self.encode(pictures, query)
         with self.evaluating(encoding):
             rows = encoding.explained_rows(query)
@@ -219,25 +220,24 @@ class MLLM(nn.Module):
         Raises:
             ValueError: for a layer that the model does not have.
         """
-        pictures, query = split_arguments(args, with_words=True)
+        pictures, query = split_arguments(args, with_text=True)
         return self.backbone.states(pictures, query, layer)
 
     def layouts(self, *args: Any) -> tuple[Layout, ...]:
         r"""Where the tokens of each explained picture lie, without a pass through the model."""
-        pictures, query = split_arguments(args, with_words=True)
-        passes = self.backbone.passes
-        if passes is not None and (known := passes.recall(pictures, query, None)):
+        pictures, query = split_arguments(args, with_text=True)
+        if self._passes is not None and (known := self._passes.recall(pictures, query, None)):
             return known.layouts
         encoding = self.encode(pictures, query)
         return tuple(encoding.layouts[index] for index in query.explained)
 
     def explained_ids(self, *args: Any) -> Tensor:
         r"""Vocabulary indices of the explained tokens, without a pass through the model."""
-        pictures, query = split_arguments(args, with_words=True)
+        pictures, query = split_arguments(args, with_text=True)
         answer = torch.tensor(query.answer_ids, device=pictures[0].device)
         if not query.with_prompt:
             return answer
-        return torch.cat([self.encode(pictures, query).word_ids, answer])
+        return torch.cat([self.encode(pictures, query).text_ids, answer])
 
     @torch.no_grad()
     def target_probability(
@@ -254,23 +254,23 @@ class MLLM(nn.Module):
         Returns:
             Tensor: float32, of shape (B,), or (T,) for one picture where no target is given.
         """
-        _, query = split_arguments(args, with_words=True)
+        _, query = split_arguments(args, with_text=True)
         states = self.states(*args, layer=layer)
-        return token_scores.target_probability(self.vocabulary, states, query, target)
+        return target_probability(self.vocabulary, states, query, target)
 
     @torch.no_grad()
     def token_logits(self, *args: Any) -> Tensor:
         r"""Logits of the explained tokens alone, (B, T), from a pass that nothing remembers."""
-        pictures, query = split_arguments(args, with_words=True)
+        pictures, query = split_arguments(args, with_text=True)
         states = self.backbone.new_states(pictures, query)[None]
-        return token_scores.token_logits(self.vocabulary, states, query)
+        return token_logits(self.vocabulary, states, query)
 
     def word_embeddings(self, query: Query, answer: bool = False) -> Tensor:
         r"""What stands for the words in the model, an input of ``forward`` beside the picture.
 
         Args:
             query (Query): the question and the answer.
-            answer (bool): the words of the answer but its last too. Default: False
+            answer (bool): the tokens of the answer but its last too. Default: False
 
         Returns:
             Tensor: of shape (1, P, D), or (1, P + T - 1, D) with the answer.
@@ -313,6 +313,11 @@ class MLLM(nn.Module):
         return self.backbone.remember()
 
     @property
+    def _passes(self) -> Passes | None:
+        """What is remembered here and now."""
+        return self.backbone.passes
+
+    @property
     def remembers(self) -> bool:
         r"""Whether passes are remembered here and now."""
         return self.backbone.remembers
@@ -331,3 +336,20 @@ class MLLM(nn.Module):
         r"""Within :meth:`remember`, take states for those of the pass with these arguments; if
         ``by_value``, also with other tensors that are equal pictures."""
         self.backbone.keep(states, *args, layer=layer, by_value=by_value)
+
+
+def refuse_deep_lift(module: nn.Module) -> None:
+    r"""Raise where DeepLift or DeepLiftShap is about to run a module.
+
+    Their rules are for rectifiers, pooling and softmax as modules. Attention, norms and gated
+    activations they would pass through as the gradient does, without a word.
+
+    Raises:
+        NotImplementedError: if so.
+    """
+    if runs_deep_lift(module):
+        raise NotImplementedError(
+            "DeepLift has no rules for the attention, the norms and the activations of a "
+            "multimodal LLM and would return gradient * (input - baseline); take InputXGradient, "
+            "which is that, or IntegratedGradients"
+        )

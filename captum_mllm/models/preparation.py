@@ -1,4 +1,4 @@
-"""From an input as people have it to the tensors and the query that stand for it."""
+"""``open_query`` and ``find_answer`` convert user input into tensors and a ``Query``."""
 
 from __future__ import annotations
 

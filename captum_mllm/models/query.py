@@ -1,11 +1,14 @@
-"""The question and the answer under explanation: all of a pass but the picture."""
+"""``Query`` holds the question and the answer under explanation: all inputs of a pass except the
+picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from numbers import Integral
+from typing import Any, TypeGuard
 
+import torch
 from torch import Tensor
 
 from captum_mllm.models.answers import Answer
@@ -28,10 +31,10 @@ class Query:
             a picture of another size is that picture at another scale.
         pictures (tuple[Tensor or None, ...]): the pictures that stay fixed, (3, H, W) in [0, 1];
             None for each picture that is an input of the explained function.
-        with_prompt (bool): whether the words of the prompt are explained before those of the
+        with_prompt (bool): whether the tokens of the prompt are explained before those of the
             answer. Default: False, the answer alone.
         word_embeddings (Tensor, optional): what stands at the places of the words instead of the
-            embeddings of their tokens, (B, P, D), or with the words of the answer but its last
+            embeddings of their tokens, (B, P, D), or with the tokens of the answer but its last
             (B, P + T - 1, D). Default: None, nothing else.
     """
 
@@ -62,7 +65,7 @@ class Query:
         return (self.prompt, self.answer_ids, self.native, pictures, id(words), version)
 
     def including_prompt(self) -> Query:
-        """The same query with the words of the prompt explained too."""
+        """The same query with the tokens of the prompt explained too."""
         return replace(self, with_prompt=True)
 
     def all_pictures(self, given: Sequence[Tensor]) -> list[Tensor]:
@@ -89,14 +92,14 @@ Prompt = tuple[tuple[Tensor, ...], Query]
 
 
 def split_arguments(
-    args: tuple[Any, ...], with_words: bool = False
+    args: tuple[Any, ...], with_text: bool = False
 ) -> tuple[tuple[Tensor, ...], Query]:
     r"""The pictures and the query apart that are the arguments of an ``MLLM``.
 
     Args:
         args (tuple): the pictures, (B, 3, H, W) each; the embeddings of the words, (B, P, D), where
             they are inputs too; then the query.
-        with_words (bool): whether embeddings may be among them. Default: False
+        with_text (bool): whether embeddings may be among them. Default: False
 
     Returns:
         tuple[tuple[Tensor, ...], Query]: the pictures, and the query, which has the embeddings.
@@ -112,9 +115,9 @@ def split_arguments(
         )
     *inputs, query = args
     has_words = len(inputs) > 1 and isinstance(inputs[-1], Tensor) and inputs[-1].ndim == 3
-    if has_words and with_words:
+    if has_words and with_text:
         query = replace(query, word_embeddings=inputs.pop())
-    if not with_words and (has_words or query.word_embeddings is not None):
+    if not with_text and (has_words or query.word_embeddings is not None):
         raise ValueError(
             "got embeddings of the words, which this method does not take for an input; give the "
             "picture alone"
@@ -126,3 +129,45 @@ def split_arguments(
     if len(set(sizes)) > 1:
         raise ValueError(f"got batches of {sizes} inputs, expected the same number in each")
     return tuple(inputs), query
+
+
+def split_target(
+    target: Any, batch: int, length: int, device: torch.device, vocabulary: int | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Captum's targets of answer logits as rows and tokens, a (B,) tensor each.
+
+    Args:
+        target (tuple or list of tuples): ``(t, token_id)``, for all pictures or for each; ``t``
+            counts from the end where it is negative.
+        batch (int): how many pictures there are.
+        length (int): how many tokens are explained.
+        device (torch.device): where the tensors are to be.
+        vocabulary (int, optional): how many tokens there are, to be checked. Default: None
+
+    Raises:
+        ValueError: for a target that is not ``(t, token_id)``, one for all or one for each picture.
+    """
+    pairs = target if isinstance(target, list) else [target] * batch
+    valid = len(pairs) == batch and all(
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and all(map(is_integer, pair))
+        and -length <= pair[0] < length
+        and pair[1] >= 0
+        and (vocabulary is None or pair[1] < vocabulary)
+        for pair in pairs
+    )
+    if not valid:
+        limit = "" if vocabulary is None else f" below {vocabulary}"
+        raise ValueError(
+            f"got target {target!r}, expected (t, token_id), integers, with t below {length}, the "
+            f"number of explained tokens, and a token{limit}; or a list of {batch} of them, one "
+            "for each picture"
+        )
+    rows, tokens = torch.tensor(pairs, dtype=torch.long, device=device).unbind(-1)
+    return rows, tokens
+
+
+def is_integer(value: Any) -> TypeGuard[int]:
+    r"""Whether a value is an integer, and not a truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""The hidden states of a pass that explanations need."""
+"""``States`` holds the hidden states of a pass that explanations need."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.layout import Layout
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Query, split_target
 from captum_mllm.models.vocabulary import Predictions, Vocabulary
 
 # The name of predictions among what is derived.
@@ -27,11 +27,11 @@ class States:
     Args:
         image (tuple[Tensor, ...]): the tokens of each explained picture, shape (B, N, d).
         layouts (tuple[Layout, ...]): where they lie.
-        words (Tensor): the words of the prompt at their own positions, shape (B, P, d).
-        predicting (Tensor): the rows that predict the words of the prompt, then those that
+        text (Tensor): the tokens of the prompt's text at their own positions, shape (B, P, d).
+        predicting (Tensor): the rows that predict the tokens of the prompt, then those that
             predict the answer, shape (B, P + T, d).
         ids (Tensor): vocabulary indices of those P + T tokens.
-        runs (tuple[int, ...], optional): how many of the P words stand beside each other, run
+        runs (tuple[int, ...], optional): how many of the P tokens stand beside each other, run
             after run. Default: None, all of them.
         derived (dict): what was computed from them, by names of the caller's own, to be had again
             for as long as they are kept. Default: empty
@@ -40,7 +40,7 @@ class States:
 
     image: tuple[Tensor, ...]
     layouts: tuple[Layout, ...]
-    words: Tensor
+    text: Tensor
     predicting: Tensor
     ids: Tensor
     runs: tuple[int, ...] | None = None
@@ -48,22 +48,22 @@ class States:
     of_prompt: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
-    def n_words(self) -> int:
-        return self.words.shape[1]
+    def n_prompt(self) -> int:
+        return self.text.shape[1]
 
     @property
     def run_ends(self) -> tuple[int, ...]:
         """Places of the last token of each run of the prompt's text."""
-        runs = (self.n_words,) if self.runs is None else self.runs
+        runs = (self.n_prompt,) if self.runs is None else self.runs
         return tuple(end - 1 for end, run in zip(itertools.accumulate(runs), runs) if run)
 
     @property
     def context(self) -> Tensor:
-        """What stands for each token as context, words of the prompt by their own state, words of
+        """What stands for each token as context, tokens of the prompt by their own state, tokens of
         the answer by the state that predicts them, shape (B, P + T, d)."""
-        return torch.cat([self.words, self.predicting[:, self.n_words :]], dim=1)
+        return torch.cat([self.text, self.predicting[:, self.n_prompt :]], dim=1)
 
-    def predictions(self, vocabulary: Vocabulary, k: int, with_words: bool) -> Predictions:
+    def predictions(self, vocabulary: Vocabulary, k: int, with_text: bool) -> Predictions:
         r"""What the model says in the place of each token; of one picture.
 
         All logits of a token are computed once for as long as the states are kept, unless more of
@@ -72,13 +72,13 @@ class States:
         Args:
             vocabulary (Vocabulary): the model's.
             k (int): how many tokens to rank, at least 1.
-            with_words (bool): also in the place of the words of the prompt, which come first.
+            with_text (bool): also in the place of the tokens of the prompt, which come first.
         """
         k = min(k, vocabulary.size)
-        words, answer = slice(self.n_words), slice(self.n_words, len(self.ids))
+        prompt, answer = slice(self.n_prompt), slice(self.n_prompt, len(self.ids))
         parts = [(answer, self.derived)]
-        if with_words:
-            parts.insert(0, (words, self.of_prompt))
+        if with_text:
+            parts.insert(0, (prompt, self.of_prompt))
         missing = [
             (rows, kept)
             for rows, kept in parts
@@ -114,8 +114,36 @@ def gather_states(hidden: Tensor, encoding: Encoding, query: Query) -> States:
             hidden[:, :, encoding.image_positions[index]].flatten(1, 2) for index in query.explained
         ),
         layouts=tuple(encoding.layouts[index] for index in query.explained),
-        words=text[:, encoding.word_positions],
+        text=text[:, encoding.text_positions],
         predicting=text[:, rows],
-        ids=torch.cat([encoding.word_ids, answer]),
-        runs=encoding.word_runs,
+        ids=torch.cat([encoding.text_ids, answer]),
+        runs=encoding.text_runs,
     )
+
+
+def token_logits(vocabulary: Vocabulary, states: States, query: Query) -> Tensor:
+    r"""The logit of each explained token, (B, T), float32 at least."""
+    start = 0 if query.with_prompt else states.n_prompt
+    scores = vocabulary.scores(states.predicting[:, start:], states.ids[start:])
+    return scores.diagonal(dim1=1, dim2=2)
+
+
+def target_probability(
+    vocabulary: Vocabulary, states: States, query: Query, target: Any = None
+) -> Tensor:
+    r"""The probability of the target of each picture, (B,), or of all tokens of one picture, (T,).
+
+    Raises:
+        ValueError: for several pictures without a target, and a target that is none.
+    """
+    start = 0 if query.with_prompt else states.n_prompt
+    predicting, ids = states.predicting[:, start:], states.ids[start:]
+    if target is None:
+        if len(predicting) != 1:
+            raise ValueError(
+                f"got {len(predicting)} pictures and no target; give a target, or one picture"
+            )
+        return states.predictions(vocabulary, 1, query.with_prompt).probability
+    rows, wanted = split_target(target, len(predicting), len(ids), ids.device, vocabulary.size)
+    chosen = predicting[torch.arange(len(predicting), device=rows.device), rows]
+    return vocabulary.predictions(chosen, wanted, 1).probability

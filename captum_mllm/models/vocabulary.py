@@ -1,4 +1,5 @@
-"""What hidden states say of the vocabulary, without ever holding all of it for all of them."""
+"""``Vocabulary`` computes logits and predictions from hidden states in chunks, so that not all
+logits are held at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The embeddings of words as an input of the model, beside the picture."""
+"""``own_embeddings`` and ``word_mask`` make the embeddings of the text an input beside the
+picture."""
 
 from __future__ import annotations
 
@@ -10,14 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from captum_mllm.models.backbone import Backbone
-from captum_mllm.models.query import Query
-from captum_mllm.models.targets import is_integer
+from captum_mllm.models.query import Query, is_integer
 from captum_mllm.models.words import group_runs, run_texts
 
 WordBaseline = Tensor | float | str | None
 
 
-def word_ids(backbone: Backbone, query: Query, answer: bool) -> tuple[Tensor, tuple[int, ...]]:
+def text_ids(backbone: Backbone, query: Query, answer: bool) -> tuple[Tensor, tuple[int, ...]]:
     r"""The tokens of the words, with those of the answer but its last, and how many of them stand
     beside each other: the runs of the prompt, then the answer's."""
     # They do not depend on what is to be seen.
@@ -25,8 +25,8 @@ def word_ids(backbone: Backbone, query: Query, answer: bool) -> tuple[Tensor, tu
         torch.zeros(1, 3, *query.native[index], device=backbone.device) for index in query.explained
     ]
     encoding = backbone.encode(blank, replace(query, word_embeddings=None))
-    positions = encoding.earlier_positions if answer else encoding.word_positions
-    runs = (*encoding.word_runs, len(positions) - len(encoding.word_positions))
+    positions = encoding.earlier_positions if answer else encoding.text_positions
+    runs = (*encoding.text_runs, len(positions) - len(encoding.text_positions))
     return encoding.inputs["input_ids"][0, positions], runs
 
 
@@ -39,12 +39,12 @@ def embed(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 def own_embeddings(backbone: Backbone, query: Query, answer: bool) -> Tensor:
     r"""The embeddings of the words as the model has them; see :meth:`MLLM.word_embeddings`."""
-    return embed(backbone.model, word_ids(backbone, query, answer)[0])
+    return embed(backbone.model, text_ids(backbone, query, answer)[0])
 
 
 def word_mask(backbone: Backbone, query: Query, answer: bool) -> Tensor:
     r"""The word of each token; see :meth:`MLLM.word_mask`."""
-    ids, runs = word_ids(backbone, query, answer)
+    ids, runs = text_ids(backbone, query, answer)
     texts = run_texts(backbone.tokenizer, ids.tolist(), runs)
     sizes = [len(word) for word in group_runs(texts, runs)]
     words = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))

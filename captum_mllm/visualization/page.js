@@ -18,14 +18,12 @@
   // A unit is a list of answer tokens: those of a word, or one alone.
 
   const list = element("answer-text");
-  const promptSpans = data.prompt.map((token) =>
-    tokens.appendTo(element("prompt-text"), "context", token),
-  );
+  const promptSpans = [];
   let units = [];
   let unitSpans = [];
   let current = 0;
   let pinned = false;
-  let shared = false;
+  let shared = true;
   let limits = null;
 
   const text = (unit) => unit.map((index) => data.answer[index]).join("");
@@ -67,7 +65,7 @@
 
   // Views of the current unit
 
-  function updatePicture(values) {
+  function updateImage(values) {
     const peak = largest(values);
     const limit = shared ? limits.map : peak;
     paint(element("overlay"), values, data.maps.grid, limit);
@@ -76,10 +74,21 @@
     const [low, high] = [data.signed ? -limit : 0, limit].map(number);
     element("lowest").textContent = low;
     element("highest").textContent = high;
-    element("legend").setAttribute(
+    const unit = data.unit ? `, in ${data.unit}` : "";
+    element("range-of-colours").setAttribute(
       "aria-label",
-      `Attribution to the picture, colours from ${low} to ${high}`,
+      `Attribution to the image${unit}, colours from ${low} to ${high}`,
     );
+    const sign = data.signed ? "for (red) or against (blue)" : "for";
+    const reach = peak < limit ? `, of which this word reaches ${number(peak)}` : "";
+    element("meaning").textContent =
+      `How much each place of the image speaks ${sign} the word${unit}. ` +
+      (shared
+        ? `${high} is the most of all words${reach}.`
+        : `${high} is the most of this word: weak words are coloured like strong ones.`);
+    const reached = limit > 0 ? peak / limit : 0;
+    element("reach").style.setProperty("--reach", data.signed ? (1 + reached) / 2 : reached);
+    element("reach").hidden = !shared;
   }
 
   function updateScales(unit) {
@@ -174,7 +183,7 @@
       span.setAttribute("aria-selected", index === current);
     });
     list.classList.toggle("pinned", pinned);
-    updatePicture(values);
+    updateImage(values);
     updateScales(unit);
     if (weights) updateWeights();
     if (element("detail")) updateDetail(unit);
@@ -182,7 +191,7 @@
     element("live").textContent = [
       tokens.spoken(text(unit)),
       data.probs && `probability ${probability(product(data.probs, unit))}`,
-      strongest ? `strongest in the picture: ${strongest}` : "no evidence in the picture",
+      strongest ? `strongest in the image: ${strongest}` : "no evidence in the image",
       pinned && "pinned",
     ]
       .filter(Boolean)
@@ -235,13 +244,65 @@
   });
   element("units").addEventListener("change", (event) => divide(event.target.value));
 
+  // The prompt: its turns, with thumbnails where there are several images
+
+  function addThumbnail(source, image) {
+    const item = element("thumbnail").content.cloneNode(true).firstElementChild;
+    item.classList.toggle("explained", image === data.explained);
+    item.querySelector("img").src = source;
+    item.querySelector("span").textContent =
+      `image ${image + 1}${image === data.explained ? ", explained" : ""}`;
+    element("thumbnails").append(item);
+  }
+
+  function addTurn({ role, parts }) {
+    const turn = element("turn").content.cloneNode(true).firstElementChild;
+    const [heading, text] = [turn.querySelector("h3"), turn.querySelector("p")];
+    tokens.show(heading, role);
+    if (!role || data.turns.length === 1) heading.remove();
+    for (const [place, { span, image }] of parts.entries()) {
+      if (span) {
+        // A gap, where the template or an unknown word stands between two texts.
+        if (place > 0 && parts[place - 1].span && !/^\s/.test(data.prompt[span[0]] ?? " "))
+          text.append(" ");
+        for (const token of data.prompt.slice(...span))
+          promptSpans.push(tokens.appendTo(text, "context", token));
+      } else if (data.thumbnails.length > 0) {
+        const mark = document.createElement("span");
+        mark.className = "image-mark";
+        mark.textContent = `image ${image + 1}`;
+        text.append(place > 0 ? " " : "", mark, " ");
+      }
+    }
+    // The space of the first word would indent it.
+    const first = text.firstChild;
+    if (first?.nodeType === Node.TEXT_NODE) first.textContent = first.textContent.trimStart();
+    if (text.hasChildNodes()) element("turns").append(turn);
+  }
+
+  /** Folds a prompt that is too tall to leave the answer in sight, unless the reader unfolds it. */
+  function foldPrompt(unfolded) {
+    const [turns, button] = [element("turns"), element("fold")];
+    turns.classList.add("folded");
+    const isLong = turns.scrollHeight > turns.clientHeight + 1;
+    const isFolded = isLong && !unfolded;
+    turns.classList.toggle("folded", isFolded);
+    // What scrolls can be reached by keys.
+    turns.tabIndex = isFolded ? 0 : -1;
+    // The question stands at the end of a chat.
+    if (isFolded && data.turns.length > 1) turns.scrollTop = turns.scrollHeight;
+    button.hidden = !isLong;
+    button.ariaExpanded = String(!isFolded);
+    button.textContent = isFolded ? "show all" : "show less";
+  }
+
   // What was not given leaves nothing behind.
 
   const source = [data.method, data.model].filter(Boolean).join(" · ");
   element("source").textContent = source;
   if (!source) element("source").remove();
   if (!element("title").textContent) element("title").remove();
-  if (data.prompt.length === 0) element("prompt").remove();
+  if (data.prompt.length === 0 && data.thumbnails.length === 0) element("prompt").remove();
   if (data.answer.length === 1) element("help").remove();
   if (data.words.length === 1) element("range").remove();
   if ([maps, ...scales.map((view) => view.rows)].flat().every((row) => largest(row) === 0))
@@ -254,12 +315,21 @@
   if (scales.length === 0) element("scales").remove();
 
   document.documentElement.style.setProperty("--ratio", data.ratio);
+  data.thumbnails.forEach(addThumbnail);
+  data.turns.forEach(addTurn);
+  if (element("prompt")) {
+    foldPrompt(false);
+    element("fold").addEventListener("click", (event) =>
+      foldPrompt(event.target.ariaExpanded === "false"),
+    );
+    window.addEventListener("resize", () => foldPrompt(element("fold").ariaExpanded === "true"));
+  }
   fit(element("overlay"), data.ratio, data.maps.grid, 512);
   for (const view of scales) {
     const item = element("scale").content.cloneNode(true);
     view.canvas = item.querySelector("canvas");
     view.caption = item.querySelector("span");
-    item.querySelector("img").src = element("picture").src;
+    item.querySelector("img").src = element("image").src;
     item.querySelector("b").textContent = `${view.scale}×`;
     fit(view.canvas, data.ratio, view.maps.grid, 128);
     element("scales").querySelector("ul").append(item);

@@ -1,4 +1,4 @@
-"""One self-contained HTML page that shows an explanation, with nothing to load from elsewhere."""
+"""``render_page`` and ``embed_page``: an explanation as one HTML page that loads nothing."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.visualization.page_data import ScaleView, page_data
 from captum_mllm.visualization.plots import FADE, color_table
 
 __all__ = ["ScaleView", "embed_page", "render_page"]
 
-_LONGEST_SIDE = 1600
+_LONGEST_SIDE, _THUMBNAIL_SIDE = 1600, 192
 _UNSEEN = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def render_page(
     *,
-    picture: Image.Image,
+    images: Sequence[Image.Image],
+    image_index: int = 0,
     prompt_tokens: Sequence[str],
+    prompt_parts: Sequence[PromptPart] = (),
     answer_tokens: Sequence[str],
     words: Sequence[Sequence[int]],
     image_attr: np.ndarray,
@@ -36,31 +39,37 @@ def render_page(
     output_probs: np.ndarray | None = None,
     top_predictions: Sequence[Sequence[tuple[str, float]]] | None = None,
     scales: Sequence[ScaleView] = (),
+    unit: str = "",
     method: str = "",
     model: str = "",
     title: str = "captum_mllm",
 ) -> str:
     r"""
-    Render an explanation of an answer about a picture as one HTML document.
+    Render an explanation of an answer about an image as one HTML document.
 
-    The page shows the picture under the map of the word that the reader points at, and shades every
-    earlier word by its weight. It loads nothing, and its content security policy lets nothing run
-    but its own script. Token text is shown as text, whatever it holds. What is None or empty is
-    left out of the page.
+    The page shows the image under the map of the word that the reader points at, and shades every
+    earlier word by its weight. All words share one scale of colours unless the reader gives each
+    its own. A long prompt is folded, so that the answer stays in sight. The page loads nothing, and
+    its content security policy lets nothing run but its own script. Token text is shown as text,
+    whatever it holds. What is None or empty is left out of the page.
 
     A word of several tokens shows the mean of their maps and of their weights, the product of their
     probabilities, and the predictions of its first token. The weight of an earlier word is the sum
     over its tokens. The page can be switched from words to tokens.
 
     Args:
-        picture (PIL.Image.Image): The picture that was explained. Shown with a longest side of at
-            most 1600 pixels, without its metadata.
-        prompt_tokens (Sequence[str]): The P tokens of the prompt; may be empty.
+        images (Sequence[PIL.Image.Image]): The images of the prompt. The explained one is shown
+            with a longest side of at most 1600 pixels, the others as thumbnails beside the prompt;
+            all without their metadata.
+        image_index (int): Which image was explained. Default: 0
+        prompt_tokens (Sequence[str]): The P tokens of the prompt, or its words; may be empty.
+        prompt_parts (Sequence[PromptPart]): The turns, texts and images of the prompt in their
+            order, which have P tokens together. Default: (), one text.
         answer_tokens (Sequence[str]): The T tokens of the answer, at least one.
         words (Sequence[Sequence[int]]): Indices of the answer tokens that make each word. Taken
             together they are 0, 1, ..., T - 1.
-        image_attr (np.ndarray): A map of the picture for each answer token, of shape (T, h, w), of
-            any sign and size, laid over the whole picture. Zero is drawn as nothing. The page keeps
+        image_attr (np.ndarray): A map of the image for each answer token, of shape (T, h, w), of
+            any sign and size, laid over the whole image. Zero is drawn as nothing. The page keeps
             8 bits of each value.
         token_attr (np.ndarray or None): Weight of each prompt token, then of each answer token, of
             shape (T, P + T). Row t is 0 from column P + t on. Default: None
@@ -70,6 +79,7 @@ def render_page(
             tokens that the model found most probable and their probabilities, best first; the page
             shows up to 8. Default: None
         scales (Sequence[ScaleView]): Maps and probabilities at single scales. Default: ()
+        unit (str): What the values of the maps are counted in, such as "logits". Default: ""
         method (str): The attribution method, for the reader. Default: ""
         model (str): The model's name, for the reader. Default: ""
         title (str): Title of the page. Default: "captum_mllm"
@@ -78,7 +88,7 @@ def render_page(
         str: An HTML document. It can be encoded as UTF-8 whatever the tokens hold.
 
     Raises:
-        TypeError: If tokens are not strings, ``picture`` is not a PIL image or an array is not of
+        TypeError: If tokens are not strings, an image is not a PIL image or an array is not of
             real numbers.
         ValueError: If shapes, indices or ranges are not as described, or a value is not finite.
 
@@ -87,7 +97,7 @@ def render_page(
         >>> import numpy as np
         >>> from PIL import Image
         >>> page = render_page(
-        ...     picture=Image.new("RGB", (32, 24), "teal"),
+        ...     images=[Image.new("RGB", (32, 24), "teal")],
         ...     prompt_tokens=["Describe", " it", "."],
         ...     answer_tokens=[" A", " te", "al", " wall"],
         ...     words=[[0], [1, 2], [3]],
@@ -96,12 +106,18 @@ def render_page(
         >>> page.startswith("<!doctype html>"), "://" in page
         (True, False)
     """
-    if not isinstance(picture, Image.Image):
-        raise TypeError(f"picture is a {type(picture).__name__}; give a PIL.Image.Image.")
-    if 0 in picture.size:
-        raise ValueError(f"picture has size {picture.size}; give one with at least one pixel.")
+    for index, image in enumerate(images):
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"images[{index}] is a {type(image).__name__}; give a PIL.Image.Image.")
+        if 0 in image.size:
+            raise ValueError(f"images[{index}] has size {image.size}; give at least one pixel.")
+    if not 0 <= image_index < len(images):
+        raise ValueError(f"image_index is {image_index}; expected one of {len(images)} images.")
+    explained = images[image_index]
     data = page_data(
+        n_images=len(images),
         prompt_tokens=prompt_tokens,
+        prompt_parts=prompt_parts,
         answer_tokens=answer_tokens,
         words=words,
         image_attr=image_attr,
@@ -112,19 +128,24 @@ def render_page(
     )
     data["colors"] = _base64(color_table(data["signed"]).tobytes())
     data["fade"] = FADE
-    data["ratio"] = picture.width / picture.height
-    data["method"], data["model"] = method, model
+    data["ratio"] = explained.width / explained.height
+    data["explained"] = image_index
+    # One image is on the page already.
+    data["thumbnails"] = (
+        [_data_uri(image, _THUMBNAIL_SIDE) for image in images] if len(images) > 1 else []
+    )
+    data["unit"], data["method"], data["model"] = unit, method, model
     style = _asset("page.css")
     script = "\n".join(_asset(name) for name in ("page_heatmap.js", "page_tokens.js", "page.js"))
     return Template(_asset("page.html")).substitute(
-        title=escape(_UNSEEN.sub("\ufffd", title)),
+        title=shown_text(title),
         policy=(
-            f"default-src 'none'; img-src data:; style-src '{_source_hash(style)}'; "
-            f"script-src '{_source_hash(script)}'; base-uri 'none'; form-action 'none'"
+            f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; "
+            f"script-src '{source_hash(script)}'; base-uri 'none'; form-action 'none'"
         ),
         style=style,
         script=script,
-        picture=_data_uri(picture),
+        image=_data_uri(explained, _LONGEST_SIDE),
         data=_json(data),
     )
 
@@ -156,15 +177,15 @@ def embed_page(html: str, height: int = 720) -> str:
         )
     return (
         f'<iframe srcdoc="{escape(html)}" sandbox="allow-scripts" '
-        'title="Explanation of an answer about a picture" '
+        'title="Explanation of an answer about an image" '
         f'style="width: 100%; height: {height}px; border: 0"></iframe>'
     )
 
 
-def _data_uri(picture: Image.Image) -> str:
+def _data_uri(image: Image.Image, longest: int) -> str:
     """PNG where it is the smaller (drawings, screenshots), JPEG elsewhere (photographs)."""
-    pixels = Image.fromarray(np.asarray(picture.convert("RGB")))
-    pixels.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+    pixels = Image.fromarray(np.asarray(image.convert("RGB")))
+    pixels.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=2.0)
     files = []
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 90, "subsampling": 0})):
         buffer = io.BytesIO()
@@ -180,8 +201,13 @@ def _json(data: dict[str, Any]) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _source_hash(source: str) -> str:
-    """The name by which a content security policy allows an inline style or script."""
+def shown_text(text: str) -> str:
+    r"""Text as HTML shows it, whatever it holds; what cannot be seen is shown as a sign."""
+    return escape(_UNSEEN.sub("\ufffd", text))
+
+
+def source_hash(source: str) -> str:
+    r"""The name by which a content security policy allows an inline style or script."""
     return f"sha256-{_base64(hashlib.sha256(source.encode()).digest())}"
 
 

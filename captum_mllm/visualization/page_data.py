@@ -1,4 +1,4 @@
-"""What the page shows, checked and packed for its script."""
+"""``page_data``: what the page shows, checked and packed for its script; and ``ScaleView``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from captum_mllm.models.prompt_parts import PromptPart
+
 __all__ = ["ScaleView", "page_data"]
 
 _ROUNDING = 1e-6
@@ -19,11 +21,11 @@ _ROUNDING = 1e-6
 @dataclass(frozen=True, eq=False)
 class ScaleView:
     r"""
-    The maps of one scale of the picture, to be shown beside the combined ones.
+    The maps of one scale of the image, to be shown beside the combined ones.
 
     Args:
-        scale (float): Factor by which the picture was resized; positive.
-        maps (np.ndarray): A map of the picture for each answer token, of shape (T, h, w). The grid
+        scale (float): Factor by which the image was resized; positive.
+        maps (np.ndarray): A map of the image for each answer token, of shape (T, h, w). The grid
             may differ from that of the combined maps.
         probs (np.ndarray or None): Probability of each answer token at this scale, of shape (T,),
             in [0, 1]. Default: None
@@ -36,7 +38,9 @@ class ScaleView:
 
 def page_data(
     *,
+    n_images: int,
     prompt_tokens: Sequence[str],
+    prompt_parts: Sequence[PromptPart],
     answer_tokens: Sequence[str],
     words: Sequence[Sequence[int]],
     image_attr: np.ndarray,
@@ -47,7 +51,7 @@ def page_data(
 ) -> dict[str, Any]:
     r"""
     Check the arguments of :func:`~captum_mllm.visualization.page.render_page`, named as there, and
-    pack them into values that JSON can hold.
+    pack them into values that JSON can hold. ``n_images`` is the number of images.
 
     Returns:
         dict[str, Any]: What the page's script reads. ``"signed"`` says whether a map holds negative
@@ -62,6 +66,7 @@ def page_data(
     views = [_checked_scale(f"scales[{index}]", view, count) for index, view in enumerate(scales)]
     data: dict[str, Any] = {
         "prompt": prompt,
+        "turns": _turns(prompt_parts, len(prompt), n_images),
         "answer": answer,
         "words": _checked_words(words, count),
         "maps": _quantized(maps),
@@ -99,6 +104,33 @@ def _checked_tokens(name: str, tokens: Sequence[str]) -> list[str]:
     return list(tokens)
 
 
+def _turns(parts: Sequence[PromptPart], n_tokens: int, n_images: int) -> list[dict[str, Any]]:
+    """Turns of a chat, each with the parts that it is made of: images, and spans of tokens."""
+    parts = parts or ([PromptPart("", n_tokens)] if n_tokens else [])
+    counted = sum(part.n_tokens for part in parts)
+    if counted != n_tokens:
+        raise ValueError(
+            f"prompt_parts have {counted} tokens together; expected {n_tokens}, those of "
+            "prompt_tokens"
+        )
+    turns: list[dict[str, Any]] = []
+    last, start = None, 0
+    for index, part in enumerate(parts):
+        if part.image is not None and not 0 <= part.image < n_images:
+            raise ValueError(
+                f"prompt_parts[{index}] is image {part.image}; expected one of {n_images} images"
+            )
+        if (part.turn, part.role) != last:
+            last = (part.turn, part.role)
+            turns.append({"role": part.role, "parts": []})
+        end = start + part.n_tokens
+        turns[-1]["parts"].append(
+            {"span": [start, end]} if part.image is None else {"image": part.image}
+        )
+        start = end
+    return turns
+
+
 def _checked_words(words: Sequence[Sequence[int]], count: int) -> list[list[int]]:
     groups = [[as_index(token) for token in word] for word in words]
     if [] in groups:
@@ -127,7 +159,7 @@ def _checked_maps(name: str, maps: np.ndarray, count: int) -> np.ndarray:
     array = _checked_array(name, maps)
     if array.ndim != 3 or array.shape[0] != count or array.size == 0:
         raise ValueError(
-            f"{name} has shape {array.shape}; expected ({count}, h, w), one map of the picture for "
+            f"{name} has shape {array.shape}; expected ({count}, h, w), one map of the image for "
             "each answer token, with at least one cell."
         )
     return array
@@ -191,7 +223,7 @@ def _checked_scale(name: str, view: ScaleView, count: int) -> ScaleView:
     scale = float(view.scale)
     if not 0 < scale < float("inf"):
         raise ValueError(
-            f"{name}.scale is {view.scale}; expected a positive factor of the picture's size."
+            f"{name}.scale is {view.scale}; expected a positive factor of the image's size."
         )
     probs = None if view.probs is None else _checked_probs(f"{name}.probs", view.probs, count)
     return ScaleView(scale, _checked_maps(f"{name}.maps", view.maps, count), probs)

@@ -180,9 +180,10 @@ def word_sheet(
     # All lengths are in inches. The more words, the smaller they are.
     side = min(_CELL, max(_CELL * math.sqrt(60 / count), _CELL / 2))
     longest = max(image.size)
-    width, height = (max(length / longest, 0.15) * side for length in image.size)
+    width, height = (length / longest * side for length in image.size)
     line, gap = 0.25, 0.08
-    size = columns * (width + gap), rows * (line + height + gap)
+    cell = max(width, side / 3) + gap, line + height + gap
+    size = columns * cell[0], rows * cell[1]
     figure = _figure(show, figsize=(size[0] + 1.0, max(size[1], 1.5)))
     across, down = figure.get_size_inches()
     axes = figure.add_axes((0, 1 - size[1] / down, size[0] / across, size[1] / down))
@@ -192,17 +193,17 @@ def word_sheet(
     low, high = color_limits(maps)
     table = color_table(low < 0)
     texts = PlotText(titles)
-    letters = max(round(_CELL_TITLE_LENGTH * width / _CELL), 6)
+    letters = max(round(_CELL_TITLE_LENGTH * cell[0] / _CELL), 6)
     for place, (map_, title) in enumerate(zip(maps, titles)):
-        left = place % columns * (width + gap)
-        top = place // columns * (line + height + gap) + line
+        middle = (place % columns + 0.5) * cell[0]
+        left, top = middle - width / 2, place // columns * cell[1] + line
         values = _resized(map_, (len(small), len(small[0])))
         cover = alpha * opacities(values, high)[..., None]
         tint = table[_entries(values, low, high)]
         drawn = AxesImage(axes, extent=(left, left + width, top + height, top))
         drawn.set_data((small + cover * (tint - small)).round().astype(np.uint8))
         axes.add_image(drawn)
-        text = axes.text(left + width / 2, top - gap / 2, "", ha="center", va="bottom", fontsize=10)
+        text = axes.text(middle, top - gap / 2, "", ha="center", va="bottom", fontsize=10)
         texts.write(text, title, letters)
     tall = min(0.8, 4 / down)
     bar_axes = figure.add_axes((1 - 0.9 / across, 0.9 - tall, 0.12 / across, tall))

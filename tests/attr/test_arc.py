@@ -125,12 +125,27 @@ def test_by_activation_a_token_that_does_not_say_the_other_does_not_interfere(
     assert plain[3, 0] == 1 and weights[3, 0] == 0
 
 
+def test_text_is_that_of_the_wrapped_method_or_weighed_by_the_correlation(mllm: ToyMLLM) -> None:
+    lens, query = LogitLens(mllm), (mllm.query(),)
+    own = lens.attribute_text(IMAGE, query)
+    assert torch.equal(ARC(lens, top_k=3).attribute_text(IMAGE, query), own)
+    arc = ARC(lens, top_k=3, text_floor=0.2)
+    rho = arc.correlation(mllm.states(IMAGE, *query))
+    found = arc.attribute_text(IMAGE, query)
+    for t in range(3):
+        for j in range(4):
+            # The answer begins after one token of the prompt.
+            expected = float(own[t, j]) * (0.2 + float(rho[t + 1, j])) if j <= t else 0.0
+            assert float(found[t, j]) == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"reading": "own"}, "reading='own', expected one of 'next', 'previous'"),
         ({"power": 0.0}, "power=0.0, expected a finite number above 0"),
         ({"power": float("nan")}, "power=nan"),
+        ({"text_floor": -1.0}, "text_floor=-1.0, expected a finite number of at least 0"),
         ({"strength": 1.5}, "strength=1.5, expected a number in"),
         ({"suppress": "all"}, "suppress='all', expected one of 'irrelevant', 'relevant', None"),
     ],

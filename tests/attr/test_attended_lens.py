@@ -84,7 +84,7 @@ def test_a_scale_takes_one_pass(scales: tuple[float, ...]) -> None:
     passes: list[int] = []
     handle = mllm.model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
     try:
-        result = MLLMAttribution(ARC(MSEA(AttendedLens(mllm)), suppress=None)).attribute(
+        result = MLLMAttribution(ARC(MSEA(AttendedLens(mllm)))).attribute(
             ImageTextInput(noise((140, 196)), "what is it ?"), target="a cat", scales=scales
         )
     finally:
@@ -243,3 +243,21 @@ def test_a_power_that_is_none_is_refused(power: float) -> None:
 def test_a_layer_that_the_model_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match="of the language model"):
         AttendedLens(MLLM(*shared("llava")), layers=[7])
+
+
+def test_text_weights_are_attention_and_the_token_directly_before() -> None:
+    mllm = MLLM(*shared("llava"))
+    inp = ImageTextInput(torch.rand(3, 84, 84), "what is in the image ?")
+    image, query = mllm.prepare(inp, target="a cat on a dog")
+    attention = AttentionRollout(mllm, mode="raw").attribute_text(image, query)
+    found = AttendedLens(mllm, text_residual=0.5).attribute_text(image, query)
+    residual = found - attention
+    count = len(query.answer_ids)
+    places = torch.arange(count) + attention.shape[1] - count - 1
+    # Between the question and the answer are tokens of the template, which are not the user's.
+    expected = 0.5 * torch.nn.functional.one_hot(places, attention.shape[1])
+    torch.testing.assert_close(residual[1:], expected[1:].to(residual), atol=1e-6, rtol=0)
+    assert not residual[0].any()
+    with mllm.remember():
+        whole = AttendedLens(mllm).attribute_text(image, query.including_prompt())
+        torch.testing.assert_close(AttendedLens(mllm).attribute_text(image, query), whole[-count:])

@@ -31,7 +31,7 @@ METHODS: dict[str, Callable[[MLLM], Any]] = {
     "attended lens": AttendedLens,
     "MSEA": lambda mllm: MSEA(LogitLens(mllm)),
     "TAM": lambda mllm: TAM(LogitLens(mllm)),
-    "ARC": lambda mllm: ARC(MSEA(AttendedLens(mllm)), suppress=None),
+    "ARC": lambda mllm: ARC(MSEA(AttendedLens(mllm))),
     "rollout": AttentionRollout,
     "raw attention": lambda mllm: AttentionRollout(mllm, mode="raw"),
     "gradient rollout": lambda mllm: AttentionRollout(mllm, mode="gradient"),

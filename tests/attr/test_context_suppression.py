@@ -240,11 +240,10 @@ def test_rankings_of_the_same_states_are_made_once() -> None:
     mllm.__class__ = Counted
     first = arc.correlation(states)
     assert torch.equal(arc.weights(states), arc.weights(states))
-    assert arc.relevance(states).shape == (4, 4)
     assert torch.equal(arc.correlation(states), first)
     # Longer ones are at hand for who asks next.
     ARC(LogitLens(mllm), top_k=3).correlation(states)
-    states.predictions(mllm.vocabulary, 1, with_words=False)
+    states.predictions(mllm.vocabulary, 1, with_text=False)
     assert len(made) == 1
 
 

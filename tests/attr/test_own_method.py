@@ -42,7 +42,7 @@ class SoftmaxLens(TokenAttribution):
     ) -> TokenMaps:
         mllm = self.forward_func
         states = mllm.states(*images, query)
-        ids = states.ids if query.with_prompt else states.ids[states.n_words :]
+        ids = states.ids if query.with_prompt else states.ids[states.n_prompt :]
         if target is not None:
             ids = torch.tensor([target[1]])
         maps = []

@@ -74,7 +74,7 @@ class ToyMLLM(MLLM):
         return States(
             image=(torch.stack([self.see(each).flatten(0, 1) for each in pictures.split(1)]),),
             layouts=self.layouts(pictures),
-            words=self.words.expand(count, -1, -1),
+            text=self.words.expand(count, -1, -1),
             predicting=self.predicting.expand(count, -1, -1),
             ids=torch.tensor(self.ids),
         )

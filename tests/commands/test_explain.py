@@ -89,7 +89,7 @@ def test_streamed_words_are_those_of_the_result(
     arguments += ["--quiet", "--output", str(tmp_path / "out")]
     assert main([*arguments, "--max-new-tokens", "6"]) == 0
     result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
-    assert result.method == "ARC(LogitLens, suppress=None)"
+    assert result.method == "ARC(LogitLens)"
     printed = capsys.readouterr().out.split("Answer: ")[0].splitlines()
     assert [line.rpartition("  ")[0] for line in printed] == result.output_words
     assert main([*arguments, "--scales", "0.5,1"]) == 2
@@ -113,9 +113,9 @@ def test_methods(
     assert "Answer: a cat" in out
     assert "Loading" in err
     named = {
-        None: "ARC(MSEA(AttendedLens), suppress=None)",
-        "attended-lens": "ARC(MSEA(AttendedLens), suppress=None)",
-        "msea": "ARC(MSEA(LogitLens), suppress=None)",
+        None: "ARC(MSEA(AttendedLens))",
+        "attended-lens": "ARC(MSEA(AttendedLens))",
+        "msea": "MSEA(LogitLens)",
         "arc": "ARC(MSEA(LogitLens))",
         "tam": "TAM(LogitLens)",
         "logit-lens": "LogitLens",

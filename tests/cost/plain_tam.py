@@ -67,7 +67,7 @@ def plain_pass(subject: Subject) -> tuple[PlainPass, Places]:
     places = Places(
         ids=[*ids, query.answer_ids[-1]],
         image=encoding.image_positions[0].tolist(),
-        words=encoding.word_positions.tolist(),
+        words=encoding.text_positions.tolist(),
         answer=(encoding.answer_rows + 1).tolist(),
         grid=encoding.layouts[0].grid,
     )

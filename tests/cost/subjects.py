@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.demo import DEMO_PROMPT
-from captum_mllm.models.processors import image_only
+from captum_mllm.models.loading import image_only
 from captum_mllm.models.query import Query
 from tests.models import tiny_models
 

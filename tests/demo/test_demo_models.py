@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from captum_mllm.demo import DEMO_MODELS, DEMO_PROMPT, DEMO_PROMPTS, demo_folder, demo_picture
 from captum_mllm.demo.training.evaluate import evaluate, evaluation_scenes
-from captum_mllm.models.processors import load_processor
+from captum_mllm.models.loading import load_processor
 
 
 @pytest.fixture(scope="module", params=DEMO_MODELS)

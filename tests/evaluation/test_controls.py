@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_mllm import ARC, LogitLens
-from captum_mllm.attr.context_suppression import context_scores
+from captum_mllm.attr.text_attribution import context_scores
 from captum_mllm.evaluation.catalogue import METHODS
 from captum_mllm.evaluation.controls import power
 from captum_mllm.evaluation.method import Case
@@ -63,9 +63,9 @@ def test_joint_normalisation_is_that_of_arc_without_its_suppression(case: Case) 
     found = case.maps(ARC(base, suppress=None, normalize=True))
     lens = case.maps(base).relu()
     states = case.mllm.states(case.image, case.query)
-    text = context_scores(case.mllm, states)[states.n_words :]
+    text = context_scores(case.mllm, states)[states.n_prompt :]
     for row, (token_map, weights) in enumerate(zip(lens, text)):
-        before = weights[: states.n_words + row]
+        before = weights[: states.n_prompt + row]
         everything = torch.cat([token_map.flatten(), before])
         low, high = everything.min(), everything.max()
         torch.testing.assert_close(found[row], (token_map - low) / (high - low))

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from captum_mllm.evaluation import report
 from captum_mllm.evaluation import run as runner
+from captum_mllm.evaluation.ledger import Ledger
 from captum_mllm.evaluation.method import Case, Method
 from captum_mllm.evaluation.records import Record
-from captum_mllm.evaluation.run import Settings, run_benchmark
+from captum_mllm.evaluation.run import run_benchmark
+from captum_mllm.evaluation.settings import Settings
 from captum_mllm.evaluation.summary import summarize
 
 SETTINGS = Settings(
@@ -68,7 +70,7 @@ def test_an_interrupted_run_keeps_its_pictures(
     monkeypatch.setattr(runner, "_score_task", score)
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(SETTINGS, 4, tmp_path)
-    assert [each.number for each in runner.read_records(tmp_path / "records.jsonl")] == [0, 1]
+    assert [each.number for each in Ledger(tmp_path, Record.from_json).records()] == [0, 1]
 
 
 def test_a_folder_with_another_run_is_refused(finished: Path) -> None:
@@ -94,7 +96,7 @@ def test_a_failing_method_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         {"styles": ("poem",)},
         {"metrics": ("beauty",)},
         {"split": "training"},
-        {"baseline": "black"},
+        {"baseline": "white"},
         {"methods": ("magic",)},
         {"models": ()},
         {"steps": 0},

@@ -39,7 +39,7 @@ METHODS: dict[str, Callable[[MLLM], Attribution]] = {
     "ARC around MSEA": lambda mllm: ARC(MSEA(LogitLens(mllm))),
     "AttendedLens": AttendedLens,
     "TAM of AttendedLens": lambda mllm: TAM(AttendedLens(mllm)),
-    "MSEA of AttendedLens": lambda mllm: ARC(MSEA(AttendedLens(mllm)), suppress=None),
+    "MSEA of AttendedLens": lambda mllm: ARC(MSEA(AttendedLens(mllm))),
     "raw attention": lambda mllm: AttentionRollout(mllm, "raw", head_fusion="max", relative=True),
 }
 # The passes beside those that say an answer of the model's own.

@@ -499,12 +499,12 @@ def test_bad_answers_and_inputs_are_refused(inp: ImageTextInput) -> None:
         MLLMAttribution(mllm)
     image, query = mllm.prepare(inp, target="a")
     for bad, error, message in [
-        ((image, query, query), ValueError, "expected a picture tensor"),
+        ((image, query, query), ValueError, "expected an image tensor"),
         ((image,), TypeError, "additional_forward_args"),
         ((image * 255, query), ValueError, "expected \\[0, 1\\]"),
         (((image * 255).byte(), query), ValueError, "dtype torch.uint8"),
         ((image * torch.nan, query), ValueError, "NaN"),
-        ((image[0], query), ValueError, "expected a picture tensor"),
+        ((image[0], query), ValueError, "expected an image tensor"),
         ((image[..., :1, :1], query), ValueError, "1 x 1 pixels"),
     ]:
         with pytest.raises(error, match=message):
@@ -514,7 +514,7 @@ def test_bad_answers_and_inputs_are_refused(inp: ImageTextInput) -> None:
 def test_a_template_without_a_place_for_the_picture_is_an_error(inp: ImageTextInput) -> None:
     model, processor = build("llava")
     processor.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
-    with pytest.raises(ValueError, match="0 placeholder"):
+    with pytest.raises(ValueError, match=r"leaves out '.*', all text of the last message"):
         MLLM(model, processor).prepare(inp, target="a")
 
 
@@ -535,8 +535,8 @@ def test_unknown_families_and_models_of_text_are_named() -> None:
         MLLM(text, processor)
     model, processor = build("llava")
     model.config.model_type = "my_vl"
-    with pytest.raises(ValueError, match="'my_vl' is not known, expected one of qwen2_vl"):
+    with pytest.raises(ValueError, match=r"'my_vl' .*is not known, expected one of .*qwen2_vl"):
         MLLM(model, processor)
     model, processor = build("llava")
-    with pytest.raises(ValueError, match="expected the model's processor"):
+    with pytest.raises(TypeError, match="expected the model's processor"):
         MLLM(model, processor.tokenizer)

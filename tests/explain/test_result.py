@@ -8,22 +8,26 @@ import sys
 import warnings
 import weakref
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from captum.attr import LLMAttributionResult, visualization
+from captum.attr import FeatureAblation, LLMAttributionResult, visualization
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from captum_mllm import MLLMAttributionResult
+from captum_mllm import MLLM, ImageTextInput, LogitLens, MLLMAttribution, MLLMAttributionResult
+from captum_mllm.demo import demo_picture
 from captum_mllm.explain import result_file
-from captum_mllm.explain.prompt_parts import PromptPart
 from captum_mllm.explain.result import ScaleResult, WordWeight
+from captum_mllm.models.prompt_parts import PromptPart
 
 matplotlib.use("Agg")
 
@@ -392,6 +396,9 @@ def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any]) -> None:
     ("changes", "error", "message"),
     [
         ({"images": []}, ValueError, "expected one of 0 images"),
+        ({"output_probs": torch.tensor([0.5, 0.5, 1.5])}, ValueError, r"outside of \[0, 1\]"),
+        ({"method": 3}, TypeError, "are strings"),
+        ({"prompt_parts": [PromptPart(None, 2)]}, TypeError, "are strings"),
         ({"images": [np.zeros((4, 8, 3))]}, TypeError, "PIL.Image.Image"),
         ({"image_index": 1}, ValueError, "image_index is 1"),
         ({"prompt_parts": [PromptPart("user", 3)]}, ValueError, "have 3 tokens together"),
@@ -445,3 +452,84 @@ def test_the_page_and_the_notebook_view_are_made(tmp_path: Path) -> None:
     assert page == result.to_html()
     assert "ARC(MSEA(LogitLens))" in page
     assert result._repr_html_().startswith("<iframe")
+
+
+def test_a_chat_has_its_turns_and_images() -> None:
+    mllm = MLLM.from_pretrained("demo/qwen2-vl")
+    scene = Image.open(demo_picture())
+    messages = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "a red"},
+                {"type": "image"},
+                {"type": "text", "text": "star"},
+                {"type": "image"},
+            ],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "a blue ring"}]},
+        {"role": "user", "content": [{"type": "text", "text": "describe the image"}]},
+    ]
+    inp = ImageTextInput([scene, scene.crop((0, 0, 112, 56))], messages=messages, explained=1)
+    result = MLLMAttribution(LogitLens(mllm)).attribute(inp, target="a red star")
+    assert result.prompt_parts == [
+        PromptPart("user", 2, turn=0),
+        PromptPart("user", image=0, turn=0),
+        PromptPart("user", 1, turn=0),
+        PromptPart("user", image=1, turn=0),
+        PromptPart("assistant", 3, turn=1),
+        PromptPart("user", 3, turn=2),
+    ]
+    assert [image.size for image in result.images] == [scene.size, (112, 56)]
+    assert result.image.size == (112, 56)
+    assert [(row.word, row.role) for row in result.text_weights(0)] == [
+        *[("a", "user"), ("red", "user"), ("star", "user")],
+        *[("a", "assistant"), ("blue", "assistant"), ("ring", "assistant")],
+        *[("describe", "user"), ("the", "user"), ("image", "user")],
+    ]
+    assert '"role":"assistant"' in result.to_html()
+
+
+def test_segments_of_the_method_are_those_of_the_plot() -> None:
+    mllm = MLLM.from_pretrained("demo/qwen2-vl")
+    inp = ImageTextInput(Image.open(demo_picture()), "describe the image .")
+    explainer = MLLMAttribution(FeatureAblation(mllm))
+    result = explainer.attribute(inp, target="a", segments=(2, 3), perturbations_per_eval=6)
+    assert result.segments is not None
+    assert result.segments.unique().tolist() == [0, 1, 2, 3, 4, 5]
+    _, axes = result.plot_image_heatmap()
+    assert [text.get_text() for text in axes.texts] == list("012345")
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 2**40) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_change_of_a_file_is_a_result_or_a_reasoned_error(data: st.DataObject) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "result"
+        make(prompt_parts=[PromptPart("user", 2)], segments=torch.zeros(4, 8)).save(path)
+        tensors, facts = result_file.read_result(path)
+        if data.draw(st.booleans()):
+            name = data.draw(st.sampled_from(sorted(facts)))
+            facts[name] = data.draw(values)
+        else:
+            name = data.draw(st.sampled_from(sorted(tensors)))
+            shape = data.draw(st.lists(st.integers(0, 4), max_size=4))
+            kind = data.draw(st.sampled_from([torch.uint8, torch.float16, torch.int64, torch.bool]))
+            tensors[name] = torch.zeros(shape, dtype=kind)
+        try:
+            result_file.write_result(path, tensors, facts)
+            read = MLLMAttributionResult.load(path)
+        except ValueError:
+            return
+        # What is read can be shown.
+        read.to_json()
+        read.to_html()
+        read.plot_words()
+        repr(read)

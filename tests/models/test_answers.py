@@ -227,7 +227,7 @@ def test_tokens_of_every_kind_are_read(mllm: MLLM, target: Any) -> None:
         {5, 9},
         b"\x05\x09",
         bytearray(b"\x05\x09"),
-        memoryview(b"\x05\x09"),
+        pytest.param(memoryview(b"\x05\x09"), id="memoryview"),
     ],
     ids=str,
 )

@@ -57,13 +57,13 @@ def assert_equal(found: States, expected: States, mllm: MLLM) -> None:
     assert torch.equal(found.ids, expected.ids)
     assert found.layouts == expected.layouts
     for own, other in (
-        (found.words, expected.words),
+        (found.text, expected.text),
         (found.predicting, expected.predicting),
         *zip(found.image, expected.image),
     ):
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
     predicted: list[Predictions] = [
-        states.predictions(mllm.vocabulary, 5, with_words=True) for states in (found, expected)
+        states.predictions(mllm.vocabulary, 5, with_text=True) for states in (found, expected)
     ]
     torch.testing.assert_close(predicted[0].probability, predicted[1].probability)
     torch.testing.assert_close(predicted[0].top_probability, predicted[1].top_probability)

@@ -76,7 +76,7 @@ def test_states_make_the_logits(mllm: MLLM) -> None:
     logits = states.predicting @ mllm.vocabulary.head.weight.T
     both = mllm(image, query.including_prompt())
     torch.testing.assert_close(logits, both, rtol=0, atol=1e-5)
-    torch.testing.assert_close(mllm(image, query), both[:, states.n_words :])
+    torch.testing.assert_close(mllm(image, query), both[:, states.n_prompt :])
 
 
 def test_target_probability_is_the_softmax_of_the_logits(mllm: MLLM) -> None:
@@ -113,8 +113,8 @@ def test_both_paths_to_the_pixels_give_nearly_the_same_logits(mllm: MLLM) -> Non
 def test_the_words_of_the_prompt_are_the_users(mllm: MLLM) -> None:
     image, query = prepared(mllm)
     states = mllm.states(image, query)
-    assert mllm.tokenizer.decode(states.ids[: states.n_words]).split() == PROMPT.split()
-    assert states.ids[states.n_words :].tolist() == list(query.answer_ids)
+    assert mllm.tokenizer.decode(states.ids[: states.n_prompt]).split() == PROMPT.split()
+    assert states.ids[states.n_prompt :].tolist() == list(query.answer_ids)
 
 
 def test_a_chat_history_is_context_and_several_pictures_have_a_place_each(mllm: MLLM) -> None:
@@ -128,7 +128,7 @@ def test_a_chat_history_is_context_and_several_pictures_have_a_place_each(mllm: 
     image, query = mllm.prepare(inp, target="no")
     states = mllm.states(image, query)
     assert image.shape[-2:] == (90, 70)
-    words = mllm.tokenizer.decode(states.ids[: states.n_words]).split()
+    words = mllm.tokenizer.decode(states.ids[: states.n_prompt]).split()
     assert " ".join(words).replace(" ", "") == "onecatyesandtwo?"
     assert len(states.image) == len(states.layouts) == 1
     assert states.layouts[0].size == (90, 70)

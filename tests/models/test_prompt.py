@@ -31,7 +31,7 @@ def said(query: Query) -> list[str]:
 
 def words(mllm: MLLM, image: torch.Tensor, query: Query) -> str:
     states = mllm.states(image, query)
-    return mllm.tokenizer.decode(states.ids[: states.n_words])
+    return mllm.tokenizer.decode(states.ids[: states.n_prompt])
 
 
 def chat(*turns: tuple[str, str]) -> list[dict[str, Any]]:
@@ -237,7 +237,7 @@ def test_a_first_word_that_nothing_predicts_is_left_out() -> None:
     query = query.including_prompt()
     encoding = mllm.encode((image,), query)
     assert encoding.inputs["input_ids"][0, 0] == mllm.tokenizer.convert_tokens_to_ids("what")
-    assert encoding.word_positions.tolist() == [1, 2, 3, 4]
+    assert encoding.text_positions.tolist() == [1, 2, 3, 4]
     assert encoding.explained_rows(query)[:4].tolist() == [0, 1, 2, 3]
     assert words(mllm, image, query) == " is it ?"
     # The probability of each word is that by which its predecessors predict it.

@@ -58,13 +58,13 @@ def test_states_compute_all_logits_of_a_token_once(
 
     counting = Counting(head)
     expected = Vocabulary(head).predictions(hidden, ids, 5)
-    for k, with_words in order:
-        found = states.predictions(counting, k, with_words)
+    for k, with_text in order:
+        found = states.predictions(counting, k, with_text)
         for own, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(own, other if with_words else other[3:])
+            torch.testing.assert_close(own, other if with_text else other[3:])
     assert sum(rows) == 7
     # More of them than were ranked are ranked anew.
-    assert states.predictions(counting, 80, with_words=True).top_ids.shape == (7, 80)
+    assert states.predictions(counting, 80, with_text=True).top_ids.shape == (7, 80)
     assert sum(rows) == 14
 
 

@@ -114,7 +114,7 @@ def test_tokens_of_a_word_are_one_feature() -> None:
     _, query = prepared(mllm, "what lynx is it ?")
     ids = [
         mllm.tokenizer.decode([token])
-        for token in mllm.encode((PICTURE[None],), query).word_ids.tolist()
+        for token in mllm.encode((PICTURE[None],), query).text_ids.tolist()
     ]
     assert "".join(ids) == "what lynx is it ?"
     mask = mllm.word_mask(query)

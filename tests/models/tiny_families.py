@@ -12,7 +12,7 @@ import transformers as T
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import is_torchvision_available
 
-from captum_mllm.models.processors import image_only
+from captum_mllm.models.loading import image_only
 from tests.models import tiny_models
 from tests.models.tiny_models import (
     QWEN_IMAGE,

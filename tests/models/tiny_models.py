@@ -12,7 +12,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
-from captum_mllm.models.processors import image_only
+from captum_mllm.models.loading import image_only
 
 CORPUS = [
     "user: assistant: what is in the image ? describe this picture .",

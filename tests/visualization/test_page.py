@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.visualization.page import ScaleView, embed_page, render_page
 from tests.visualization.hostile_text import HOSTILE
 
@@ -22,7 +23,7 @@ def arguments(
 ) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     return {
-        "picture": Image.new("RGB", (40, 30), "teal"),
+        "images": [Image.new("RGB", (40, 30), "teal")],
         "prompt_tokens": [f" prompt{index}" for index in range(prompt_count)],
         "answer_tokens": [f" answer{index}" for index in range(count)],
         "words": [[index] for index in range(count)],
@@ -74,7 +75,7 @@ def unpack(packed: dict[str, Any]) -> np.ndarray:
     return rows
 
 
-def picture_of(page: str) -> Image.Image:
+def image_of(page: str) -> Image.Image:
     (uri,) = [reference for reference in _Scripts(page).references if reference]
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
@@ -108,6 +109,38 @@ def test_weights_and_numbers_arrive() -> None:
     assert data["scales"][0]["probs"] == [0.5, 0.5, 0.5]
     assert np.abs(unpack(data["scales"][0]["maps"]) - given["scales"][0].maps).max() <= 1 / 255
     assert (data["method"], data["model"], data["ratio"]) == ("ARC(LogitLens)", "demo", 40 / 30)
+
+
+def test_turns_have_their_texts_and_images() -> None:
+    sizes = [(40, 30), (800, 400)]
+    parts = [
+        PromptPart("system", 1, turn=0),
+        PromptPart("user", image=0, turn=1),
+        PromptPart("user", 2, turn=1),
+        PromptPart("user", image=1, turn=1),
+        PromptPart("assistant", 1, turn=2),
+        PromptPart("assistant", 0, turn=3),
+    ]
+    given = arguments(prompt_count=4) | {"images": [Image.new("RGB", size) for size in sizes]}
+    data = page_json(render_page(**given, image_index=1, prompt_parts=parts, unit="logits"))
+    assert data["turns"] == [
+        {"role": "system", "parts": [{"span": [0, 1]}]},
+        {"role": "user", "parts": [{"image": 0}, {"span": [1, 3]}, {"image": 1}]},
+        {"role": "assistant", "parts": [{"span": [3, 4]}]},
+        {"role": "assistant", "parts": [{"span": [4, 4]}]},
+    ]
+    assert (data["explained"], data["ratio"], data["unit"]) == (1, 2.0, "logits")
+    thumbnails = [
+        Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+        for uri in data["thumbnails"]
+    ]
+    assert [image.size for image in thumbnails] == [(40, 30), (192, 96)]
+
+
+def test_one_image_has_no_thumbnail() -> None:
+    data = page_json(render_page(**arguments()))
+    assert data["thumbnails"] == []
+    assert data["turns"] == [{"role": "", "parts": [{"span": [0, 2]}]}]
 
 
 @pytest.mark.parametrize("negative", ["image_attr", "scales", None])
@@ -169,23 +202,23 @@ def test_large_explanation_stays_below_three_megabytes() -> None:
     [((40, 30), (40, 30)), ((3200, 100), (1600, 50)), ((2, 4000), (1, 1600)), ((1, 1), (1, 1))],
 )
 def test_picture_is_reduced_for_display_only(size: tuple[int, int], shown: tuple[int, int]) -> None:
-    page = render_page(**arguments() | {"picture": Image.new("RGB", size, "teal")})
-    assert picture_of(page).size == shown
+    page = render_page(**arguments() | {"images": [Image.new("RGB", size, "teal")]})
+    assert image_of(page).size == shown
     assert page_json(page)["ratio"] == size[0] / size[1]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK", "LA"])
 def test_picture_of_any_mode(mode: str) -> None:
     assert (
-        picture_of(render_page(**arguments() | {"picture": Image.new(mode, (8, 8))})).mode == "RGB"
+        image_of(render_page(**arguments() | {"images": [Image.new(mode, (8, 8))]})).mode == "RGB"
     )
 
 
 def test_picture_encoding_follows_its_content() -> None:
     noise = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     photograph = Image.fromarray(noise).resize((400, 400), Image.Resampling.BICUBIC)
-    assert picture_of(render_page(**arguments() | {"picture": photograph})).format == "JPEG"
-    drawing = picture_of(render_page(**arguments()))
+    assert image_of(render_page(**arguments() | {"images": [photograph]})).format == "JPEG"
+    drawing = image_of(render_page(**arguments()))
     assert drawing.format == "PNG"
     assert drawing.getpixel((3, 3)) == (0, 128, 128)
 
@@ -195,8 +228,8 @@ def test_picture_metadata_is_left_out() -> None:
     exif[0x010E] = "taken at home"
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "jpeg", exif=exif, comment=b"taken at home")
-    page = render_page(**arguments() | {"picture": Image.open(buffer)})
-    shown = picture_of(page)
+    page = render_page(**arguments() | {"images": [Image.open(buffer)]})
+    shown = image_of(page)
     assert not shown.getexif()
     assert "comment" not in shown.info
 
@@ -204,8 +237,16 @@ def test_picture_metadata_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"picture": np.zeros((3, 4, 3))}, TypeError, "PIL.Image.Image"),
-        ({"picture": Image.new("RGB", (0, 4))}, ValueError, r"\(0, 4\)"),
+        ({"images": [np.zeros((3, 4, 3))]}, TypeError, "PIL.Image.Image"),
+        ({"images": []}, ValueError, "expected one of 0 images"),
+        ({"image_index": -1}, ValueError, "image_index is -1"),
+        ({"prompt_parts": [PromptPart("user", 1)]}, ValueError, "have 1 tokens together; expected"),
+        (
+            {"prompt_parts": [PromptPart("user", 2), PromptPart("user", image=1)]},
+            ValueError,
+            r"prompt_parts\[1\] is image 1; expected one of 1",
+        ),
+        ({"images": [Image.new("RGB", (0, 4))]}, ValueError, r"\(0, 4\)"),
         ({"prompt_tokens": "Describe"}, TypeError, "prompt_tokens is one string"),
         ({"answer_tokens": [1, 2, 3]}, TypeError, r"answer_tokens\[0\] is a int"),
         ({"answer_tokens": []}, ValueError, "answer_tokens is empty"),

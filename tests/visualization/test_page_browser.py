@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import Normalize
 from PIL import Image
 
+from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.visualization.page import ScaleView, embed_page, render_page
-from captum_mllm.visualization.plots import color_table
+from captum_mllm.visualization.plots import color_limits, color_table, colormap
 from tests.visualization.browser import Browser
 from tests.visualization.hostile_text import HOSTILE
 
@@ -31,7 +33,7 @@ def arguments(**changes: Any) -> dict[str, Any]:
     weights = np.zeros((len(ANSWER), 2 + len(ANSWER)))
     weights[4] = [0.5, 0.0, 0.125, -0.25, 0.25, 0.5, 0.0]
     return {
-        "picture": Image.new("RGB", (240, 160), "#446688"),
+        "images": [Image.new("RGB", (240, 160), "#446688")],
         "prompt_tokens": ["What", " is"],
         "answer_tokens": ANSWER,
         "words": WORDS,
@@ -96,7 +98,7 @@ def test_overlay_is_the_interpolated_map_in_the_colors_of_the_table(browser: Bro
     values[0, 0, 0], values[0, 0, 1] = 1.0, 0.0
     browser.open(
         render_page(
-            picture=Image.new("RGB", (60, 40)),
+            images=[Image.new("RGB", (60, 40))],
             prompt_tokens=[],
             answer_tokens=["Yes"],
             words=[[0]],
@@ -135,6 +137,7 @@ def test_signed_maps_use_both_arms(browser: Browser) -> None:
 
 def test_word_of_two_tokens_shows_mean_and_product(browser: Browser) -> None:
     browser.open(render_page(**arguments()))
+    choose(browser, "own")
     hover(browser, 2)
     drawn = pixels(browser)[:, :, 3]
     height, width = drawn.shape
@@ -208,7 +211,7 @@ def test_keys_walk_through_the_answer(browser: Browser) -> None:
     assert peak(pixels(browser)) == PEAKS[4]
     assert browser.one("#pinned").is_displayed()
     assert browser.text("#live") == (
-        "bus, probability <0.01%, strongest in the picture: top right, pinned"
+        "bus, probability <0.01%, strongest in the image: top right, pinned"
     )
 
 
@@ -226,7 +229,7 @@ def test_keys_follow_the_direction_of_the_text(browser: Browser) -> None:
 def test_focused_word_is_never_covered(browser: Browser) -> None:
     count = 300
     page = render_page(
-        picture=Image.new("RGB", (200, 200)),
+        images=[Image.new("RGB", (200, 200))],
         prompt_tokens=["What"],
         answer_tokens=[f" word{index}" for index in range(count)],
         words=[[index] for index in range(count)],
@@ -273,14 +276,131 @@ def test_earlier_words_are_shaded_by_their_weight(browser: Browser) -> None:
     assert not browser.one("#earlier").is_displayed()
 
 
-def test_colour_range_of_each_word_or_of_all(browser: Browser) -> None:
-    browser.open(render_page(**arguments()))
+def test_colour_range_of_all_words_or_of_each(browser: Browser) -> None:
+    browser.open(render_page(**arguments(unit="logits")))
     hover(browser, 0)
-    assert browser.text("#highest") == "0.4"
-    assert pixels(browser)[:, :, 3].max() == 255
-    choose(browser, "shared")
+    # Weak maps look weak, and the scale says how far the word reaches.
     assert browser.text("#highest") == "1"
     assert pixels(browser)[:, :, 3].max() == round(255 * 0.4**0.8)
+    bar, reach = browser.one("#bar").rect, browser.one("#reach").rect
+    assert reach["x"] + reach["width"] / 2 == pytest.approx(bar["x"] + 0.4 * bar["width"], abs=1.5)
+    meaning = browser.text("#meaning")
+    assert "in logits" in meaning
+    assert "1 is the most of all words, of which this word reaches 0.4." in meaning
+    choose(browser, "own")
+    assert browser.text("#highest") == "0.4"
+    assert pixels(browser)[:, :, 3].max() == 255
+    assert not browser.one("#reach").is_displayed()
+    assert "0.4 is the most of this word: weak words are coloured" in browser.text("#meaning")
+    label = browser.one("#range-of-colours").get_attribute("aria-label")
+    assert label == "Attribution to the image, in logits, colours from 0 to 0.4"
+
+
+CHAT = [
+    PromptPart("system", 1, turn=0),
+    PromptPart("user", image=0, turn=1),
+    PromptPart("user", 2, turn=1),
+    PromptPart("user", image=1, turn=1),
+    PromptPart("user", 1, turn=1),
+    PromptPart("assistant", 1, turn=2),
+]
+
+
+def test_turns_and_images_of_a_chat(browser: Browser) -> None:
+    browser.open(
+        render_page(
+            **arguments(
+                images=[Image.new("RGB", (30, 20), "red"), Image.new("RGB", (240, 160), "teal")],
+                image_index=1,
+                prompt_tokens=["Brief", "What", " is", "this", " Dog"],
+                prompt_parts=CHAT,
+                token_attr=None,
+            )
+        )
+    )
+    assert [heading.text for heading in browser.all(".turn h3")] == ["system", "user", "assistant"]
+    assert [text.text for text in browser.all(".turn p")] == [
+        "Brief",
+        "image 1 What is image 2 this",
+        "Dog",
+    ]
+    assert [item.text for item in browser.all("#thumbnails li")] == [
+        "image 1",
+        "image 2, explained",
+    ]
+    (marked,) = browser.all("#thumbnails .explained")
+    assert marked.text == "image 2, explained"
+    assert browser.run("return document.querySelector('#thumbnails img').naturalWidth") == 30
+
+
+def test_roles_are_text(browser: Browser) -> None:
+    parts = [PromptPart(HOSTILE[1], 1), PromptPart("user", 1, turn=1)]
+    browser.open(render_page(**arguments(prompt_parts=parts)))
+    assert browser.one(".turn h3").text == HOSTILE[1]
+    assert browser.run("return window.hacked") is None
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("turns", [1, 30])
+def test_a_long_prompt_is_folded(browser: Browser, width: int, turns: int) -> None:
+    count = 600
+    parts = [PromptPart("user", count // turns, turn=turn) for turn in range(turns)]
+    page = render_page(
+        images=[Image.new("RGB", (240, 160))],
+        prompt_tokens=[f" word{index}" for index in range(count)],
+        prompt_parts=parts,
+        answer_tokens=ANSWER,
+        words=WORDS,
+        image_attr=arguments()["image_attr"],
+        token_attr=np.tril(np.ones((5, count + 5)), count - 1),
+    )
+    browser.open(page, width=width)
+    answer, turns_box = browser.one("#answer-text"), browser.one("#turns")
+    folded = answer.rect["y"]
+    assert folded + answer.rect["height"] < 900
+    assert turns_box.get_attribute("tabindex") == "0"
+    # The question stands at the end of a chat, and at the beginning of a text.
+    last = browser.all(".context")[-1].rect
+    inside = turns_box.rect["y"] <= last["y"] < turns_box.rect["y"] + turns_box.rect["height"]
+    assert inside is (turns > 1)
+    button = browser.one("#fold")
+    assert (button.text, button.get_attribute("aria-expanded")) == ("show all", "false")
+    button.click()
+    assert (button.text, button.get_attribute("aria-expanded")) == ("show less", "true")
+    assert answer.rect["y"] > folded + 300
+    button.click()
+    assert answer.rect["y"] == folded
+
+
+def test_a_short_prompt_is_not_folded(browser: Browser) -> None:
+    browser.open(render_page(**arguments()))
+    assert not browser.one("#fold").is_displayed()
+    assert browser.one("#turns").get_attribute("tabindex") == "-1"
+    assert browser.all(".turn h3") == []
+
+
+def test_the_colours_of_the_page_are_those_of_the_plots_to_the_byte(browser: Browser) -> None:
+    for signed in (False, True):
+        # Only opaque pixels come back unchanged, so the fading is left out.
+        values = np.linspace(-1 if signed else 0, 1, 97)[None, None]
+        page = render_page(**arguments(image_attr=np.repeat(values, 5, 0), scales=()))
+        browser.open(page)
+        drawn = browser.run(
+            """
+            const canvas = document.createElement("canvas");
+            [canvas.width, canvas.height] = [arguments[0].length, 1];
+            const data = JSON.parse(document.getElementById("data").textContent);
+            const paint = heatmap.painter({ ...data, fade: 0 });
+            paint(canvas, arguments[0], [1, canvas.width], 1);
+            return [...canvas.getContext("2d").getImageData(0, 0, canvas.width, 1).data];
+            """,
+            values[0, 0].tolist(),
+        )
+        low, high = color_limits([values])
+        expected = colormap(signed)(Normalize(low, high)(values[0, 0]), bytes=True)
+        shown = np.array(drawn).reshape(-1, 4)
+        assert np.array_equal(shown[shown[:, 3] == 255], expected[shown[:, 3] == 255])
+        assert (shown[:, 3] == 255).sum() > 90
 
 
 def test_opacity_slider(browser: Browser) -> None:
@@ -310,7 +430,7 @@ def test_hostile_tokens_are_shown_and_run_nothing(browser: Browser, mode: str) -
     tokens = [*HOSTILE, "a\nb", " ", ""]
     count = len(tokens)
     page = render_page(
-        picture=Image.new("RGB", (8, 8)),
+        images=[Image.new("RGB", (8, 8))],
         prompt_tokens=tokens,
         answer_tokens=tokens,
         words=[*[[index] for index in range(count - 2)], [count - 2, count - 1]],
@@ -359,10 +479,10 @@ def test_no_horizontal_scroll(browser: Browser, width: int) -> None:
 def test_columns_follow_the_width(browser: Browser) -> None:
     page = render_page(**arguments())
     browser.open(page, width=1280)
-    assert browser.one("#answer").rect["x"] > browser.one("#picture").rect["x"] + 400
+    assert browser.one("#answer").rect["x"] > browser.one("#image").rect["x"] + 400
     browser.open(page, width=400)
     assert browser.one("#answer").rect["x"] < 40
-    assert browser.one("#answer").rect["y"] > browser.one("#picture").rect["y"] + 100
+    assert browser.one("#answer").rect["y"] > browser.one("#image").rect["y"] + 100
 
 
 def test_dark_scheme_has_colors_of_its_own(browser: Browser) -> None:
@@ -379,7 +499,7 @@ def test_dark_scheme_has_colors_of_its_own(browser: Browser) -> None:
 
 def test_what_is_missing_leaves_nothing(browser: Browser) -> None:
     page = render_page(
-        picture=Image.new("RGB", (1000, 50)),
+        images=[Image.new("RGB", (1000, 50))],
         prompt_tokens=[],
         answer_tokens=["Yes"],
         words=[[0]],
@@ -392,15 +512,15 @@ def test_what_is_missing_leaves_nothing(browser: Browser) -> None:
     assert browser.one("#no-evidence").is_displayed()
     assert not browser.one("#legend").is_displayed()
     assert not pixels(browser).any()
-    assert browser.text("#live") == "Yes, no evidence in the picture"
-    box = browser.one("#picture").rect
+    assert browser.text("#live") == "Yes, no evidence in the image"
+    box = browser.one("#image").rect
     assert box["width"] / box["height"] == pytest.approx(20, rel=0.05)
 
 
 def test_one_cell_covers_the_whole_picture(browser: Browser) -> None:
     browser.open(render_page(**arguments(image_attr=np.full((5, 1, 1), 0.5))))
     assert (pixels(browser)[:, :, 3] == 255).all()
-    assert "strongest in the picture: centre" in browser.text("#live")
+    assert "strongest in the image: centre" in browser.text("#live")
 
 
 def test_page_opens_at_the_strongest_map(browser: Browser) -> None:

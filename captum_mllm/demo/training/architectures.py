@@ -32,7 +32,7 @@ from captum_mllm.demo.training.vocabulary import (
     chat_template,
     token_ids,
 )
-from captum_mllm.models.processors import image_only
+from captum_mllm.models.loading import image_only
 
 _PATCH = 8
 

@@ -25,7 +25,7 @@ from captum_mllm.datasets.shapes import SHAPES
 from captum_mllm.demo import DEMO_PROMPTS
 from captum_mllm.demo.training.architecture import Architecture
 from captum_mllm.demo.training.architectures import ARCHITECTURES
-from captum_mllm.models.processors import load_processor
+from captum_mllm.models.loading import load_processor
 
 _BATCH_SIZE = 25
 _HEADINGS = ("words", "shape and colour words", "captions", "shapes point", "colours point")

@@ -20,7 +20,7 @@ from captum_mllm.datasets.captions import BACKGROUND, caption
 from captum_mllm.datasets.rendering import render
 from captum_mllm.datasets.scenes import Scene, counterfactual
 from captum_mllm.demo.training.evaluate import append, ask, evaluation_scenes
-from captum_mllm.models.processors import load_processor
+from captum_mllm.models.loading import load_processor
 
 _STYLE = "caption"
 # At most "striped", a colour and a shape.

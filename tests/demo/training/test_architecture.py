@@ -22,7 +22,7 @@ from captum_mllm.demo.training.vocabulary import (
     build_tokenizer,
     token_ids,
 )
-from captum_mllm.models.processors import load_processor
+from captum_mllm.models.loading import load_processor
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

@@ -12,7 +12,7 @@ from captum_mllm.demo import demo_folder
 from captum_mllm.demo.training import hallucination as module
 from captum_mllm.demo.training.evaluate import evaluation_scenes
 from captum_mllm.demo.training.hallucination import hallucination
-from captum_mllm.models.processors import load_processor
+from captum_mllm.models.loading import load_processor
 
 STAR = SceneObject("star", "red", x=0.25, y=0.5, radius=0.12)
 RING = SceneObject("ring", "blue", x=0.75, y=0.5, radius=0.12)

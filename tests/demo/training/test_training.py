@@ -35,7 +35,7 @@ from captum_mllm.demo.training.language_stage import answer_accuracy
 from captum_mllm.demo.training.optimization import Checkpoint, StepLoss, fit, learning_rate_factor
 from captum_mllm.demo.training.vision_stage import crop_corners
 from captum_mllm.demo.training.vocabulary import VOCABULARY
-from captum_mllm.models.processors import load_processor
+from captum_mllm.models.loading import load_processor
 
 
 def _regression(model: nn.Linear, stop: int) -> StepLoss:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from captum_mllm.explain.prompt_parts import PromptPart, prompt_parts
+from captum_mllm.models.prompt_parts import PromptPart, prompt_parts
 
 IMAGE = {"type": "image"}
 
@@ -73,6 +73,19 @@ def test_small_changes_of_the_template_do_no_harm() -> None:
         "user",
         "assistant",
         "user",
+    ]
+
+
+def test_words_that_are_no_tokens_do_no_harm() -> None:
+    # All of the second user's text but "?" is unknown, most of the others too.
+    tokens = ["Be", "What", "?", "dog", ".", "?"]
+    parts = prompt_parts(CHAT, tokens, (1, 1, 1, 2, 1))
+    assert [(part.role, part.turn) for part in parts if part.image is None] == [
+        ("system", 0),
+        ("user", 1),
+        ("user", 1),
+        ("assistant", 2),
+        ("user", 3),
     ]
 
 

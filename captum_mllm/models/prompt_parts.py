@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-# More of a difference means that the tokens are not those of the texts alone.
+# A larger difference of lengths means that the tokens are not those of the texts alone.
 _TOLERANCE = 0.1
 
 
@@ -38,8 +38,9 @@ def prompt_parts(
     Give every run of prompt tokens the message that it comes from.
 
     A chat template puts marks and images between the user's texts, so that the tokens of those
-    texts come in runs. A template may trim and rewrite a little of each text; the run is assigned
-    by the place of its middle character in all texts.
+    texts come in runs. It may also trim and rewrite a little of each text, and a tokenizer may not
+    know a word; so a run is assigned by where it lies among all characters, and where characters
+    are missing it is searched for in the texts.
 
     Args:
         messages (Sequence[dict]): the chat, as :class:`~captum_mllm.ImageTextInput` has it.
@@ -51,7 +52,7 @@ def prompt_parts(
         hold more than the texts of the messages, since the template rewrote them.
 
     Examples::
-        >>> from captum_mllm.explain.prompt_parts import prompt_parts
+        >>> from captum_mllm.models.prompt_parts import prompt_parts
         >>> content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
         >>> prompt_parts([{"role": "user", "content": content}], ["What", " is", " it", "?"], (4,))
         [PromptPart(role='user', n_tokens=0, image=0, turn=0),
@@ -62,30 +63,47 @@ def prompt_parts(
         for turn, message in enumerate(messages)
         for part in _content(message)
     ]
-    ends = list(accumulate(_length(part.get("text") or "") for _, _, part in entries))
     bounds = [0, *accumulate(runs)]
-    lengths = [
-        sum(_length(token) for token in tokens[start:end]) for start, end in pairwise(bounds)
-    ]
-    total = ends[-1] if ends else 0
-    is_known = abs(sum(lengths) - total) <= max(_TOLERANCE * total, 4 * len(runs))
+    texts = [_even("".join(tokens[start:end])) for start, end in pairwise(bounds)]
+    places = _places(texts, "".join(_even(part.get("text") or "") for _, _, part in entries))
+    # Images have no text, so that no place lies in them.
+    ends = list(accumulate(len(_even(part.get("text") or "")) for _, _, part in entries))
+    last = max(
+        (i for i, (_, _, part) in enumerate(entries) if part.get("type") == "text"), default=0
+    )
     found: dict[int, list[int]] = {}
-    texts = [index for index, (_, _, part) in enumerate(entries) if part.get("type") == "text"]
-    place = 0
-    for run, length in enumerate(lengths):
-        middle = min(place + length / 2, total - 0.5)
-        entry = min(bisect_right(ends, middle), len(entries) - 1) if is_known else texts[-1]
+    for run in range(len(runs)):
+        entry = last if places is None else min(bisect_right(ends, places[run]), last)
         found.setdefault(entry, []).append(run)
-        place += length
     parts: list[PromptPart] = []
     n_images = 0
     for index, (turn, role, part) in enumerate(entries):
         if part.get("type") == "image":
             parts.append(PromptPart(role, image=n_images, turn=turn))
             n_images += 1
-        known = role if is_known else ""
+        known = "" if places is None else role
         parts += [PromptPart(known, runs[run], turn=turn) for run in found.get(index, [])]
     return parts
+
+
+def _places(runs: Sequence[str], text: str) -> list[float] | None:
+    """A place in the text for each of its runs, in order; None where they are not of this text."""
+    total = sum(map(len, runs))
+    if abs(total - len(text)) <= max(_TOLERANCE * len(text), 2 * len(runs)):
+        # The middle of a run stays where it is though a template changes a little at the edges.
+        starts = [0, *accumulate(map(len, runs))]
+        return [
+            min(start + len(run) / 2, max(len(text) - 0.5, 0)) for start, run in zip(starts, runs)
+        ]
+    # Words that the model does not know, and the template's, are no tokens of any run.
+    places, place, n_found = [], 0, 0
+    for run in runs:
+        start = text.find(run, place)
+        if start >= 0:
+            n_found += len(run)
+            place = start + len(run)
+        places.append(max(place - len(run) / 2, 0.0))
+    return places if 2 * n_found >= total else None
 
 
 def _content(message: dict[str, Any]) -> list[dict[str, Any]]:
@@ -93,5 +111,5 @@ def _content(message: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
 
 
-def _length(text: str) -> int:
-    return len("".join(text.split()))
+def _even(text: str) -> str:
+    return "".join(text.split()).casefold()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from captum_mllm.models.targets import split_target
+from captum_mllm.models.query import split_target
 
 CPU = torch.device("cpu")
 

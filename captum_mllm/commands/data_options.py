@@ -1,0 +1,53 @@
+"""Options of the commands that take a data set: what it is, and which process reads what."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DATA_ENDINGS = (".json", ".jsonl", ".csv")
+
+
+def add_data_arguments(parser: argparse._ActionsContainer) -> None:
+    r"""Add the options that say what the data is, how it is read, and where models larger than a
+    device go."""
+    add = parser.add_argument
+    add(
+        "--format",
+        default="auto",
+        help="of the data, such as jsonl or refcoco (default: by its names or its first row)",
+    )
+    add(
+        "--images",
+        metavar="FOLDER",
+        dest="image_folder",
+        help="where paths of images in the data begin (default: beside the data)",
+    )
+    add("--limit", type=int, metavar="N", help="read the first N rows of the data alone")
+    add(
+        "--on-error",
+        default="raise",
+        choices=("raise", "skip"),
+        help="what a bad row does: end the run, or be skipped, counted and named (default: "
+        "%(default)s)",
+    )
+    add(
+        "--answers",
+        default="auto",
+        choices=("auto", "model", "reference"),
+        help="what is explained: the model's own answer or the reference of the data (default: "
+        "the reference where there is one, except for yes/no questions and TAM's protocol)",
+    )
+    add("--resume", action="store_true", help="go on with the run in the folder")
+    add(
+        "--device-map",
+        metavar="MAP",
+        help="such as auto, for models that are larger than a device; needs accelerate",
+    )
+
+
+def is_data(paths: list[str]) -> bool:
+    r"""Whether the command line names a data set, and not images."""
+    if len(paths) != 1:
+        return False
+    return Path(paths[0]).is_dir() or Path(paths[0]).suffix.lower() in DATA_ENDINGS

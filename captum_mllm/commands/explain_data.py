@@ -1,0 +1,260 @@
+"""``explain_data``: a page for each sample of a data set, and an index to browse them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from captum_mllm import ImageTextInput, MLLMAttribution, MLLMAttributionResult
+from captum_mllm.commands.console import say, show
+from captum_mllm.commands.evaluate import load_for, open_data
+from captum_mllm.commands.setup import build_method
+from captum_mllm.datasets import Sample, SampleError, Samples
+from captum_mllm.datasets.formats import Row
+from captum_mllm.evaluation.data_run import fingerprint, own_progress
+from captum_mllm.evaluation.ledger import Ledger, Worker, run_blocks
+from captum_mllm.evaluation.settings import claim
+from captum_mllm.explain.result_file import write_file
+from captum_mllm.visualization.index_page import Entry, render_index
+
+_PER_PAGE = 1000
+_THUMBNAIL = 128
+_REFUSED = ("messages", "answer", "stream")
+
+
+@dataclass(frozen=True)
+class Explained:
+    r"""
+    A line of ``explained.jsonl``.
+
+    Args:
+        number (int): Which row of the data.
+        id (str): What the sample is called.
+        question (str): The question.
+        answer (str): The answer that was explained.
+        error (str): Why there is no page; empty where there is one.
+    """
+
+    number: int
+    id: str
+    question: str = ""
+    answer: str = ""
+    error: str = ""
+
+    @property
+    def key(self) -> int:
+        return self.number
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.number:06d}"
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Explained:
+        try:
+            return cls(**json.loads(line))
+        except TypeError as error:
+            raise ValueError(f"not a line of an explained data set: {error}") from error
+
+
+def explain_data(options: argparse.Namespace, method: str) -> None:
+    r"""
+    Explain the samples of a data set, and write ``index.html``, ``pages/``, and maps.
+
+    Args:
+        options (argparse.Namespace): What the command's parser gave.
+        method (str): One of the methods of the command.
+
+    Raises:
+        ValueError: If an option is of single images alone or out of its range, or the folder holds
+            another run.
+        SampleError: For a bad row, if ``--on-error`` is ``raise``.
+    """
+    for name in _REFUSED:
+        if getattr(options, name):
+            raise ValueError(
+                f"--{name} is for single images, and {options.images[0]} is a data set"
+            )
+    if options.explained:
+        raise ValueError("--explained is for several images of one question")
+    if options.batch_size < 1:
+        raise ValueError(f"got --batch-size {options.batch_size}, expected at least 1")
+    worker = Worker.of_environment()
+    options.data = options.images[0]
+    samples = open_data(options)
+    folder = Path(options.output)
+    names = ("model", "format", "answers", "prompt", "system", "scales", "batch_size", "maps")
+    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
+    settings |= {"method": method, "limit": options.limit, "dtype": options.dtype}
+    settings |= {"data": str(samples.path), "fingerprint": fingerprint(samples.path)}
+    claim(folder, settings, options.resume, worker.rank)
+    for part in ("pages", "thumbnails", *(() if options.maps == "none" else ("maps",))):
+        (folder / part).mkdir(exist_ok=True)
+    mllm = load_for(options, worker)
+    attribution, arguments = build_method(mllm, method, options.scales)
+    explain = _Explainer(options, samples, MLLMAttribution(attribution), arguments, folder)
+    ledger = Ledger(folder, Explained.from_json, worker, "explained")
+    numbers = [row.number for row in samples.rows()]
+    watch = None if options.quiet else own_progress(ledger, numbers)
+    rows = samples.rows()
+    blocks = iter(lambda: list(islice(rows, options.batch_size)), [])
+    run_blocks(ledger, blocks, lambda row: row.number, explain, watch)
+    found = ledger.merge(numbers)
+    if samples.n_bad:
+        say(f"captum-mllm: {samples.n_bad} bad rows were skipped")
+    if found is None:
+        show(f"process {worker.rank} is done; the last one writes {folder / 'index.html'}")
+        return
+    write_index(folder, found, title=f"{samples.path.name}, {method}, {options.model}")
+    show(f"{sum(not each.error for each in found)} answers are explained. Look at them:")
+    show(f"  {folder / 'index.html'}")
+
+
+def write_index(folder: Path, found: Sequence[Explained], title: str) -> None:
+    r"""
+    Write ``index.html``, and ``index-2.html`` and so on where there are more than 1,000.
+
+    Args:
+        folder (Path): The folder with ``pages`` and ``thumbnails``.
+        found (Sequence[Explained]): What was explained; errors are left out.
+        title (str): The title.
+    """
+    entries = [
+        Entry(
+            page=f"pages/{each.name}.html",
+            thumbnail=folder / "thumbnails" / f"{each.name}.jpg",
+            title=each.id,
+            question=each.question,
+            answer=each.answer,
+        )
+        for each in found
+        if not each.error
+    ]
+    count = max(-(-len(entries) // _PER_PAGE), 1)
+    names = ["index.html", *(f"index-{number}.html" for number in range(2, count + 1))]
+    for place, name in enumerate(names):
+        part = entries[place * _PER_PAGE : (place + 1) * _PER_PAGE]
+        page = render_index(part, title, names, place, skipped=len(found) - len(entries))
+        write_file(folder / name, page.encode("utf-8"))
+
+
+@dataclass(frozen=True)
+class _Explainer:
+    """From rows to their pages."""
+
+    options: argparse.Namespace
+    samples: Samples
+    explainer: MLLMAttribution
+    arguments: dict[str, Any]
+    folder: Path
+
+    def __call__(self, rows: Sequence[Row]) -> list[Explained]:
+        found: dict[int, Explained] = {}
+        inputs: list[tuple[Sample, ImageTextInput, str | None]] = []
+        for row in rows:
+            try:
+                inputs.append(self._open(row))
+            except SampleError as error:
+                self._refuse(error, row.number, found)
+        if inputs:
+            results = self._explain(inputs)
+            for (sample, _, _), result in zip(inputs, results):
+                if isinstance(result, SampleError):
+                    self._refuse(result, sample.number, found)
+                else:
+                    found[sample.number] = self._write(sample, result)
+        return [found[row.number] for row in rows]
+
+    def _refuse(self, error: SampleError, number: int, found: dict[int, Explained]) -> None:
+        self.samples.refuse(error)
+        found[number] = Explained(number, error.id, error=str(error))
+
+    def _open(self, row: Row) -> tuple[Sample, ImageTextInput, str | None]:
+        sample, options = row.make(), self.options
+        if options.answers == "reference" and sample.answer is None:
+            raise sample.error("there is no reference answer; explain the model's own")
+        is_own = options.answers == "model" or (
+            options.answers == "auto" and sample.label is not None
+        )
+        content = [{"type": "image"}, {"type": "text", "text": sample.question}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if options.system is not None:
+            system = {"role": "system", "content": [{"type": "text", "text": options.system}]}
+            messages.insert(0, system)
+        image = sample.image
+        try:
+            inp = ImageTextInput([image], messages=messages)
+        except (TypeError, ValueError) as error:
+            raise sample.error(str(error)) from error
+        return sample, inp, None if is_own else sample.answer
+
+    def _explain(
+        self, inputs: Sequence[tuple[Sample, ImageTextInput, str | None]]
+    ) -> Sequence[MLLMAttributionResult | SampleError]:
+        """One result for each input, together where the model takes them so."""
+        targets = [target for _, _, target in inputs]
+        generation = {"max_new_tokens": self.options.max_new_tokens} if None in targets else None
+        if len(inputs) > 1:
+            try:
+                return self.explainer.attribute_batch(
+                    [inp for _, inp, _ in inputs], targets, gen_args=generation, **self.arguments
+                )
+            except ValueError:
+                # One of them cannot be explained, or not together with the others.
+                return [self._explain([each])[0] for each in inputs]
+        ((sample, inp, target),) = inputs
+        try:
+            return [
+                self.explainer.attribute(inp, target=target, gen_args=generation, **self.arguments)
+            ]
+        except ValueError as error:
+            return [sample.error(str(error))]
+
+    def _write(self, sample: Sample, result: MLLMAttributionResult) -> Explained:
+        answer = "".join(result.input_tokens[result.n_prompt :]).strip()
+        found = Explained(sample.number, sample.id, sample.question, answer)
+        result.save_html(self.folder / "pages" / f"{found.name}.html")
+        thumbnail = result.image.convert("RGB")
+        thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        thumbnail.save(self.folder / "thumbnails" / f"{found.name}.jpg", quality=70)
+        _WRITERS[self.options.maps](result, self.folder / "maps" / found.name)
+        return found
+
+
+def _save_whole(result: MLLMAttributionResult, path: Path) -> None:
+    result.save(path.with_suffix(".safetensors"))
+
+
+def _save_images(result: MLLMAttributionResult, path: Path) -> None:
+    r"""A 16-bit PNG for each word; the value of a level is the level times the ``step``."""
+    path.mkdir(exist_ok=True)
+    maps = np.stack([result.map(list(word)) for word in result.words]).clip(0, None)
+    step = float(maps.max()) / 65535 or 1.0
+    names = [f"{place:03d}.png" for place in range(len(maps))]
+    for name, values in zip(names, maps):
+        levels = np.rint(values / step).clip(0, 65535).astype(np.uint16)
+        Image.fromarray(levels).save(path / name)
+    words = [
+        {"word": word, "file": name} for word, name in zip(result.output_words, names, strict=True)
+    ]
+    facts = {"step": step, "method": result.method, "model": result.model, "words": words}
+    write_file(path / "maps.json", json.dumps(facts, indent=1).encode("ascii"))
+
+
+_WRITERS: dict[str, Callable[[MLLMAttributionResult, Path], None]] = {
+    "safetensors": _save_whole,
+    "png": _save_images,
+    "none": lambda result, path: None,
+}

@@ -1,0 +1,134 @@
+"""``DataExample``, a sample of a data set with the answer that is explained, word by word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captum_mllm.datasets import Sample
+from captum_mllm.datasets.entries import find_phrase
+from captum_mllm.evaluation.samples import Example
+from captum_mllm.metrics import Word
+from captum_mllm.models.words import group_words, token_texts
+
+# The closed classes of English: conjunctions, determiners, pronouns, modal verbs, "there" and
+# words of questions. No part of an image shows what they say.
+_CLOSED_CLASSES = (
+    "a an the this that these those each every either neither some any no another and or but nor "
+    "yet so both i me my mine myself you your yours yourself he him his himself she her hers "
+    "herself it its itself we us our ours ourselves they them their theirs themselves can could "
+    "may might must shall should will would there who whom whose which what when where why how 's"
+)
+FUNCTION_WORDS = frozenset(_CLOSED_CLASSES.split())
+
+
+class DataExample(Example):
+    r"""
+    A sample and an answer to its question.
+
+    Words of labelled phrases are nouns with the phrase's region; a phrase that the answer does not
+    say is left out. Other words are function words where English has them in a closed class.
+
+    Args:
+        sample (Sample): The sample.
+        data (str): The name of its data set.
+        tokenizer (PreTrainedTokenizerBase): The model's.
+        ids (Sequence[int]): The tokens of the answer.
+    """
+
+    def __init__(self, sample: Sample, data: str, tokenizer: Any, ids: Sequence[int]) -> None:
+        self.sample = sample
+        self.number = sample.number
+        self.style = data
+        token_strings = token_texts(tokenizer, ids)
+        self._answer = "".join(token_strings)
+        ends = list(accumulate(map(len, token_strings)))
+        self._spans = list(zip([0, *ends[:-1]], ends))
+        self.token_words = group_words(token_strings)
+        self._words, self._things = self._tag()
+
+    @property
+    def id(self) -> str:
+        return self.sample.id
+
+    @property
+    def prompt(self) -> str:
+        return self.sample.question
+
+    @property
+    def answer(self) -> str:
+        return self._answer
+
+    @property
+    def picture(self) -> Image.Image:
+        return self.sample.image
+
+    @cached_property
+    def masks(self) -> Tensor:
+        return torch.from_numpy(self.sample.masks)
+
+    @property
+    def labels(self) -> Tensor | None:
+        return None
+
+    @property
+    def things(self) -> Sequence[tuple[int, ...]]:
+        return self._things
+
+    @property
+    def texts(self) -> Sequence[str]:
+        return [self.text_of(word.tokens) for word in self._words]
+
+    @property
+    def content_places(self) -> Sequence[int]:
+        return [
+            place
+            for place, (word, text) in enumerate(zip(self._words, self.texts))
+            if word.kind != "function" and any(map(str.isalnum, text))
+        ]
+
+    def tagged_words(self, tokenizer: Any) -> tuple[Word, ...]:
+        return self._words
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        r"""What some tokens say, without the spaces around it."""
+        return self._answer[self._spans[tokens[0]][0] : self._spans[tokens[-1]][1]].strip()
+
+    def _tag(self) -> tuple[tuple[Word, ...], tuple[tuple[int, ...], ...]]:
+        """Phrases and the words between them, in their order, with the region of each."""
+        taken: set[int] = set()
+        words: list[tuple[Word, tuple[int, ...]]] = []
+        for index in range(len(self.sample.regions)):
+            tokens = tuple(token for token in self._tokens(index) if token not in taken)
+            if tokens:
+                taken.update(tokens)
+                words.append((Word("noun", tokens, index), (index,)))
+        for word in self.token_words:
+            if taken.isdisjoint(word):
+                text = self.text_of(word).casefold()
+                words.append((Word("function" if text in FUNCTION_WORDS else "other", word), ()))
+        words.sort(key=lambda pair: pair[0].tokens)
+        return tuple(word for word, _ in words), tuple(things for _, things in words)
+
+    def _tokens(self, index: int) -> list[int]:
+        """The tokens of a region's phrase; none where the answer does not say it."""
+        region, reference = self.sample.regions[index], self.sample.answer
+        start = None
+        # The answer that is explained may be another than the one in which the place counts.
+        if region.start is not None and reference is not None and reference in self._answer:
+            start = self._answer.index(reference) + region.start
+        if start is None:
+            start = find_phrase(self._answer, region.text)
+        if start is None:
+            return []
+        end = start + len(region.text.rstrip())
+        while start < end and self._answer[start].isspace():
+            start += 1
+        spans = enumerate(self._spans)
+        return [token for token, (first, last) in spans if first < end and last > start]

@@ -1,0 +1,179 @@
+"""Runs on data sets: by any number of processes, killed and resumed, bit for bit the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captum_mllm import MLLM
+from captum_mllm.cli import main
+from captum_mllm.datasets import SampleError, open_samples
+from captum_mllm.evaluation import METHODS, DataSettings
+from captum_mllm.evaluation.data_run import fingerprint, run_data
+from captum_mllm.evaluation.method import Case
+from captum_mllm.evaluation.samples import sample_examples
+from captum_mllm.evaluation.scores import localization_scores
+from captum_mllm.evaluation.tam_protocol import read_tags
+from tests.datasets.written import write_lines
+from tests.evaluation.exported import export_coco, export_lines
+
+
+def settings_of(path: Path, format: str = "jsonl", **options: Any) -> DataSettings:
+    parts: dict[str, Any] = {"methods": ("lens",), "metrics": ("localization",)}
+    return DataSettings(data=str(path), format=format, model="demo/qwen2-vl", **(parts | options))
+
+
+def test_exported_scenes_have_the_scores_of_scenes(mllm: MLLM, tmp_path: Path) -> None:
+    path = export_lines(tmp_path / "data", 3)
+    names = ("lens", "true-mask")
+    settings = settings_of(path, methods=names)
+    found = run_data(settings, open_samples(path), mllm, tmp_path / "out")
+    assert found is not None and [record.number for record in found] == [0, 1, 2]
+    for record, example in zip(found, sample_examples(range(3), "test", objects=2)):
+        case = Case(mllm, example)
+        for name in names:
+            method = METHODS[name]
+            maps = method.explain(case).float().clamp_min(0)
+            for metric, score in localization_scores(case, method, maps).items():
+                # A noun without a mask, the background, is none in a data set.
+                if metric not in ("functions", "f1_per_picture"):
+                    assert record.methods[name][metric] == pytest.approx(score), metric
+        assert record.methods["lens"]["pointing"].words > 0
+
+
+def test_bad_rows_are_recorded_and_tried_again(mllm: MLLM, tmp_path: Path) -> None:
+    path = export_lines(tmp_path / "data", 3)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    hidden = tmp_path / "data" / "hidden.png"
+    (tmp_path / "data" / "1.png").rename(hidden)
+    rows.append({"image": "0.png", "answer": "an unknownword"})
+    write_lines(path, rows)
+    settings = settings_of(path)
+    with pytest.raises(SampleError, match=r"scenes.jsonl, line 2: there is no image '1.png'"):
+        run_data(settings, open_samples(path), mllm, tmp_path / "strict")
+    samples = open_samples(path, on_error="skip")
+    found = run_data(settings, samples, mllm, tmp_path / "out")
+    assert found is not None
+    assert [bool(record.error) for record in found] == [False, True, False, False]
+    assert samples.n_bad == 1 and "line 2: there is no image" in found[1].error
+    hidden.rename(tmp_path / "data" / "1.png")
+    again = run_data(settings, samples, mllm, tmp_path / "out", resume=True)
+    assert again is not None and not any(record.error for record in again)
+    assert [record.number for record in again] == [0, 1, 2, 3]
+    other = settings_of(path, max_new_tokens=3)
+    with pytest.raises(ValueError, match="other max_new_tokens"):
+        run_data(other, samples, mllm, tmp_path / "out", resume=True)
+
+
+def test_yes_no_questions_are_answered_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_lines(tmp_path, 2)
+    rows = [
+        {"question_id": n, "image": f"{n}.png", "text": "Describe the image.", "label": label}
+        for n, label in enumerate(["yes", "no"])
+    ]
+    path = write_lines(tmp_path / "pope.json", rows)
+    arguments = ["evaluate", str(path), "--methods", "lens", "--metrics", "answers", "curves"]
+    arguments += ["--curves-every", "1", "--device", "cpu", "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--quiet"]) == 0
+    (results,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    # The model was never asked yes or no: it describes, which says yes by POPE's rule.
+    answers = results["answers"]
+    assert (answers["questions"], answers["accuracy"], answers["yes_ratio"]) == (2, 0.5, 1.0)
+    assert results["tables"]["faithfulness"]["insertion"]["lens"]["pictures"] == 2
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| accuracy | 0.5 |" in report and "data pope, 2 pictures" in report
+    assert str(tmp_path / "out" / "report.md") in capsys.readouterr().out
+
+
+def test_tam_on_scenes_in_the_layout_of_coco(mllm: MLLM, tmp_path: Path) -> None:
+    folder = export_coco(tmp_path / "coco", 3)
+    tagger, digest = read_tags(folder / "tags.json")
+    samples = open_samples(folder)
+    options: dict[str, Any] = {"methods": ("tam", "true-mask"), "metrics": ("tam", "answers")}
+    settings = settings_of(
+        folder, "tam-coco", tags=digest, fingerprint=fingerprint(folder), **options
+    )
+    found = run_data(settings, samples, mllm, tmp_path / "out", tagger)
+    assert found is not None
+    for record in found:
+        assert set(record.methods["tam"]) == {
+            "tam_objects",
+            "tam_functions",
+            "tam_precision",
+            "tam_recall",
+        }
+        assert record.methods["tam"]["tam_functions"].words > 0
+        assert 0 <= record.facts["rouge_l"] <= 1
+    with pytest.raises(ValueError, match="needs a tagger"):
+        run_data(settings, samples, mllm, tmp_path / "other")
+
+
+def command(path: Path, output: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "captum_mllm", "evaluate", str(path), "--methods", "lens"),
+        *("--metrics", "localization", "--device", "cpu", "--quiet", "--output", str(output)),
+        *more,
+    ]
+
+
+def lines_in(output: Path) -> int:
+    files = list(output.glob("records*.jsonl"))
+    return sum(file.read_bytes().count(b"\n") for file in files)
+
+
+def launch(path: Path, output: Path, world: int, *more: str) -> list[subprocess.Popen[bytes]]:
+    processes = []
+    for rank in range(world):
+        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world)}
+        processes.append(
+            subprocess.Popen(command(path, output, *more), env=environment, stdout=subprocess.PIPE)
+        )
+    return processes
+
+
+def kill_and_resume(tmp_path: Path, count: int, worlds: tuple[int, ...]) -> None:
+    """Killed in every launch but the last, after a random number of further records."""
+    path, output = export_lines(tmp_path / "data", count), tmp_path / "killed"
+    undisturbed = tmp_path / "undisturbed"
+    assert main(command(path, undisturbed)[3:]) == 0
+    chance = random.Random(0)
+    for turn, world in enumerate(worlds):
+        more = ["--resume"] if turn else []
+        wanted = lines_in(output) + chance.randrange(1, max(count // (2 * len(worlds)), 2))
+        processes = launch(path, output, world, *more)
+        if turn < len(worlds) - 1:
+            while lines_in(output) < wanted and any(each.poll() is None for each in processes):
+                time.sleep(0.01)
+            for process in processes:
+                process.send_signal(signal.SIGKILL)
+        codes = [process.wait(timeout=3600) for process in processes]
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.close()
+    assert codes == [0] * worlds[-1]
+    for name in ("records.jsonl", "results.json", "report.md"):
+        assert (output / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    numbers = [json.loads(line)["number"] for line in (output / "records.jsonl").open()]
+    assert numbers == list(range(count))
+    assert not list(output.glob("*.rank*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_killed_processes_leave_what_an_undisturbed_one_does(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, 30, (2, 1, 2))
+
+
+@pytest.mark.slow
+def test_two_thousand_scenes_survive_five_kills(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, 2000, (2, 2, 1, 3, 2, 3))
