@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from captum_mllm.models.precision import RefuseNotFinite
-from captum_mllm.models.query import is_integer
+from captum_mllm.models.query import Answer, is_integer
 
 # Greedy decoding, without what checkpoints set to change it: each token is the most probable one.
 GREEDY: dict[str, Any] = {
@@ -57,26 +57,6 @@ SAMPLING = {
     *("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
 }
 MAX_NEW_TOKENS = 64
-
-
-class Answer(tuple[int, ...]):
-    r"""The tokens of an answer.
-
-    Args:
-        tokens (Iterable[int]): the tokens.
-        finished (bool, optional): whether the model ended it, or else was cut off. Default: None,
-            the answer is not the model's own.
-    """
-
-    finished: bool | None
-
-    def __new__(cls, tokens: Iterable[int], finished: bool | None = None) -> Answer:
-        answer = super().__new__(cls, tokens)
-        answer.finished = finished
-        return answer
-
-    def __getnewargs__(self) -> tuple[tuple[int, ...], bool | None]:
-        return tuple(self), self.finished
 
 
 @torch.no_grad()

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria
 
-from captum_mllm.models.answers import Answer, generate_answers
+from captum_mllm.models.answers import generate_answers
 from captum_mllm.models.backbone import Backbone, hook
 from captum_mllm.models.batches import join, lengths
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.families import softcap
-from captum_mllm.models.query import Prompt, Query
+from captum_mllm.models.query import Answer, Prompt, Query
 from captum_mllm.models.states import PREDICTIONS, RANKED, States, gather_states
 from captum_mllm.models.towers import body_of
 from captum_mllm.models.vocabulary import Predictions, cap_logits, predict

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_mllm.models.answers import Answer, answer_tokens
+from captum_mllm.models.answers import answer_tokens
 from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.decoding import answer_prompts
 from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.pairing import check_tokenizer
 from captum_mllm.models.prompt import read_prompt
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Answer, Query
 
 
 def open_query(

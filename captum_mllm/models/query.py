@@ -3,7 +3,7 @@ picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, TypeGuard
@@ -11,9 +11,28 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from captum_mllm.models.answers import Answer
 from captum_mllm.models.layout import Size
 from captum_mllm.models.pictures import check_pictures
+
+
+class Answer(tuple[int, ...]):
+    r"""The tokens of an answer.
+
+    Args:
+        tokens (Iterable[int]): the tokens.
+        finished (bool, optional): whether the model ended it, or else was cut off. Default: None,
+            the answer is not the model's own.
+    """
+
+    finished: bool | None
+
+    def __new__(cls, tokens: Iterable[int], finished: bool | None = None) -> Answer:
+        answer = super().__new__(cls, tokens)
+        answer.finished = finished
+        return answer
+
+    def __getnewargs__(self) -> tuple[tuple[int, ...], bool | None]:
+        return tuple(self), self.finished
 
 
 @dataclass(frozen=True, eq=False)

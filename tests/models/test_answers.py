@@ -13,7 +13,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from captum_mllm import MLLM, ImageTextInput
-from captum_mllm.models.answers import Answer, generation_options
+from captum_mllm.models.answers import generation_options
+from captum_mllm.models.query import Answer
 from tests.models.tiny_models import build, shared
 
 PICTURE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
