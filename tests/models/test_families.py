@@ -166,7 +166,7 @@ def test_batches_equal_single_runs(family: str) -> None:
     together = mllm.states(torch.cat([image, other]), query)
     for row, picture in enumerate((image, other)):
         alone = mllm.states(picture, query)
-        for name in ("words", "predicting"):
+        for name in ("text", "predicting"):
             own, batched = getattr(alone, name)[0], getattr(together, name)[row]
             torch.testing.assert_close(batched, own, rtol=0, atol=1e-5)
         torch.testing.assert_close(together.image[0][row], alone.image[0][0], rtol=0, atol=1e-5)
