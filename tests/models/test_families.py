@@ -53,7 +53,7 @@ def scaled(image: Tensor, scale: float) -> Tensor:
     return F.interpolate(image, size=size, mode="bilinear", antialias=True)
 
 
-def features(mllm: MLLM, pictures: Tensor, query: Query) -> tuple[Tensor, Layout]:
+def features(mllm: MLLM, pictures: Tensor, query: Query, index: int = 0) -> tuple[Tensor, Layout]:
     """What the decoder receives in the place of each image token, (B, N, d), and where they lie."""
     seen: list[Tensor] = []
 
@@ -66,8 +66,8 @@ def features(mllm: MLLM, pictures: Tensor, query: Query) -> tuple[Tensor, Layout
     with torch.no_grad():
         mllm.model(**encoding.inputs, use_cache=False)
     handle.remove()
-    found = seen[0][:, encoding.image_positions[0]]
-    return found.unflatten(0, (-1, encoding.windows)).flatten(1, 2), encoding.layouts[0]
+    found = seen[0][:, encoding.image_positions[index]]
+    return found.unflatten(0, (-1, encoding.windows)).flatten(1, 2), encoding.layouts[index]
 
 
 def cells(layout: Layout, count: int) -> list[list[tuple[int, tuple[int, int, int, int]]]]:
@@ -246,3 +246,34 @@ def test_the_page_on_families_names_every_row() -> None:
         assert f"`{model_type}`" in table, model_type
         assert vision_type is None or f"`{vision_type}`" in table, vision_type
     assert len({model_type for model_type, _ in ROWS}) == 28
+
+
+@pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_two_images_the_tokens_of_each_are_its_own(family: str, index: int) -> None:
+    mllm = MLLM(*shared(family))
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.rand(3, *size, generator=generator) for size in (SIZES[0], (168, 112))]
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "which ?"}]
+    inp = ImageTextInput(pictures, messages=[{"role": "user", "content": content}], explained=index)
+    image, query = mllm.prepare(inp, target="a cat")
+    before, layout = features(mllm, image, query, index)
+    chosen = cells(layout, 3)[-1] or cells(layout, 3)[0]
+    changed = image.repeat(len(chosen), 1, 1, 1)
+    for row, (_, (left, top, right, bottom)) in enumerate(chosen):
+        changed[row, :, top:bottom, left:right] = (
+            1 - changed[row, :, top:bottom, left:right].round()
+        )
+    after, _ = features(mllm, changed, query, index)
+    moved = (after - before).norm(dim=-1)
+    start = sum(piece.n_tokens for piece in layout.pieces[: -1 if cells(layout, 3)[-1] else 0])
+    own = [token - start for token, _ in chosen]
+    count = layout.pieces[-1 if start else 0].n_tokens
+    assert moved[:, start : start + count].argmax(1).tolist() == own
+    # The other image is seen by itself.
+    other, _ = features(mllm, changed[:1], query, 1 - index)
+    same, _ = features(mllm, image, query, 1 - index)
+    torch.testing.assert_close(other, same)
+    expected = mllm.encode((image,), query).inputs["pixel_values"]
+    own_pixels = mllm.encode((image.clone().requires_grad_(),), query).inputs["pixel_values"]
+    assert (own_pixels - expected).abs().mean() < 0.03
