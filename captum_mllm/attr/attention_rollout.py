@@ -33,7 +33,7 @@ from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.picture_tokens import decoder_tokens, vision_tokens
 from captum_mllm.models.query import Prompt, Query, split_arguments
 from captum_mllm.models.states import gather_states
-from captum_mllm.models.towers import decoder_layers, pick_layers, vision_layers
+from captum_mllm.models.towers import attention_layers, decoder_layers, pick_layers, vision_layers
 
 #: What the token directly before gets beside its attention where attention weighs text.
 TEXT_RESIDUAL = 0.3
@@ -77,7 +77,8 @@ class AttentionRollout(TokenAttribution):
         forward_func (MLLM): the multimodal model.
         mode (str): "raw", "rollout" or "gradient". Default: "rollout"
         layers (Sequence[int], optional): the layers of the tower that count; negative ones count
-            from the last. Default: None, all; of a vision tower all that the language model sees.
+            from the last. Default: None, all, in mode "raw" those that have attention; of a vision
+            tower all that the language model sees.
         head_fusion (str): "mean", "max" or "min" over the heads. Rows fused by the largest or
             smallest weight are scaled to a sum of 1, but not in mode "gradient". Default: "mean"
         residual (float): share of the residual connection, from 0 to 1; not used by mode "raw".
@@ -138,6 +139,16 @@ class AttentionRollout(TokenAttribution):
         self.relative = relative
         self.text_residual = text_residual
         self.decoder_layers = decoder_layers(forward_func.model)
+        attentive = attention_layers(forward_func.model)
+        if layers is None and mode == "raw":
+            self.decoder_layers = attentive
+        elif layers is None and len(attentive) < len(self.decoder_layers):
+            raise ValueError(
+                f"mode={mode!r} goes through the attention of every layer, but "
+                f"{len(self.decoder_layers) - len(attentive)} of {len(self.decoder_layers)} layers "
+                "of this model have none (linear attention or convolutions); use mode='raw', which "
+                "takes the layers that have it, or name layers"
+            )
         self.vision_layers: list[nn.Module] = []
         if tower == "vision":
             self.vision_layers = vision_layers(forward_func.model)

@@ -20,7 +20,7 @@ from captum_mllm.models.locate import locate
 from captum_mllm.models.parity import check_parity, noise
 from captum_mllm.models.preparation import open_query
 from captum_mllm.models.query import Query
-from captum_mllm.models.towers import decoder_layers
+from captum_mllm.models.towers import attention_layers, decoder_layers
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 QUESTION = "Describe the image."
@@ -248,11 +248,10 @@ def _check_teacher_forcing(backbone: Backbone, image: Tensor, query: Query) -> s
 def _check_attention(backbone: Backbone) -> str:
     if not has_softmax_attention(backbone.model):
         raise _Absent("the model's attention is not a softmax; attention methods are refused")
-    count = len(decoder_layers(backbone.model))
-    types = getattr(backbone.model.config.get_text_config(), "layer_types", None) or []
-    kept = [index for index, kind in enumerate(types) if "attention" in kind]
-    kept = [index for index in kept if "linear" not in types[index]]
-    if types and len(kept) < count:
+    layers, attentive = decoder_layers(backbone.model), attention_layers(backbone.model)
+    count = len(layers)
+    if len(attentive) < count:
+        kept = [layers.index(layer) for layer in attentive]
         raise _Absent(
             f"{len(kept)} of {count} layers have attention, layers={kept}; a rollout through all "
             "of them is not defined"

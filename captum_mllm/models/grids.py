@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_mllm.models.geometry import Geometry, spread_windows
-from captum_mllm.models.layout import Box, Layout, Piece, Size, size_of
-from captum_mllm.models.pixels import normalize, pad, resize
+from captum_mllm.models.layout import Box, Layout, Piece, Size, size_of, square_around
+from captum_mllm.models.pixels import normalize, pad, pad_square, resize
 
 # How far a side of a grid may be from the one that was asked for: roundings differ by family.
 _SLACK = 0.1
@@ -207,7 +207,8 @@ class NewlineGrid(Geometry):
     LLaVA-NeXT and LLaVA-OneVision. The image is laid in the middle of the best of some canvases,
     which is cut into squares for the encoder; what is padding is taken away from the tokens. The
     encoder's canvases are fixed by the model's configuration, so a larger image is seen through
-    several windows.
+    several windows. LLaVA-OneVision pads each of several images of a prompt to one square, with one
+    newline token behind it.
     """
 
     required: ClassVar[dict[str, tuple[Any, ...]]] = {"do_resize": (True,), "do_pad": (True,)}
@@ -228,11 +229,15 @@ class NewlineGrid(Geometry):
     def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
         height, width = size
         side = self._side // self.vision.patch_size
+        if n_tokens == side**2 + 1:
+            return Layout(size, (Piece(side, side, square_around(size)),))
         rows, columns, box = self._fine(size)
         whole = Piece(side, side, (0, 0, width, height))
         return Layout(size, (whole, Piece(rows, columns, box)))
 
     def drawn(self, layout: Layout, n_tokens: int) -> Tensor:
+        if len(layout.pieces) == 1:
+            return torch.arange(n_tokens - 1)
         whole, fine = layout.pieces
         if n_tokens != whole.n_tokens + fine.rows * (fine.columns + 1):
             return torch.empty(0, dtype=torch.long)
@@ -242,6 +247,9 @@ class NewlineGrid(Geometry):
 
     def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
         side, resample = self._side, self.option("resample")
+        if len(layout.pieces) == 1:
+            pictures = pad_square(pictures, self.option("image_mean"))
+            return normalize(resize(pictures, (side, side), resample), self.option)[:, None]
         canvas, start, inner = self._canvas(size_of(pictures))
         laid = pad(resize(pictures, inner, resample), canvas, start)
         tiles = laid.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)

@@ -25,6 +25,14 @@ def size_of(pictures: Tensor) -> Size:
     return height, width
 
 
+def square_around(size: Size) -> Box:
+    """The square in whose middle an image lies."""
+    height, width = size
+    side = max(size)
+    left, top = (side - width) // 2, (side - height) // 2
+    return (-left, -top, side - left, side - top)
+
+
 @dataclass(frozen=True)
 class Piece:
     r"""A grid of image tokens, in raster order, that covers one box of the picture.

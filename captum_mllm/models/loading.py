@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
@@ -64,16 +65,17 @@ def image_only(processor_class: ProcessorClass) -> ProcessorClass:
         + (init.__defaults__ or ()),
         init.__closure__,
     )
-    members = {
+    members: dict[str, Any] = {
         "get_attributes": classmethod(get_attributes),
         "__init__": optional,
-        # SmolVLM's chat template asks for these, also where there is no video.
-        "video_processor": SimpleNamespace(num_frames=None, fps=None),
         "__module__": processor_class.__module__,
         "__doc__": processor_class.__doc__,
         # The name is that of the original class, so that pickle would not find this one.
         "__reduce__": lambda self: (_restore, (processor_class, self.__dict__)),
     }
+    if inspect.signature(init).parameters["video_processor"].default is inspect.Parameter.empty:
+        # SmolVLM cannot be without one: its chat template asks for these, also without a video.
+        members["video_processor"] = SimpleNamespace(num_frames=None, fps=None)
     return type(processor_class.__name__, (processor_class,), members)  # type: ignore[return-value]
 
 

@@ -129,7 +129,7 @@ def _cells(
             x0, y0 = max(round(x), 0), max(round(y), 0)
             x1, y1 = min(round(x + across), width), min(round(y + down), height)
             # Cells of padding have nothing to change.
-            if x1 > x0 and y1 > y0 and (x1 - x0) * (y1 - y0) > 0.5 * down * across:
+            if x1 > x0 and y1 > y0 and (x1 - x0) * (y1 - y0) > 0.75 * down * across:
                 inside.append((start + token, (x0, y0, x1, y1)))
         if inside:
             spread = {round(k * (len(inside) - 1) / max(count - 1, 1)) for k in range(count)}

@@ -135,6 +135,13 @@ def pad(
     return canvas
 
 
+def pad_square(pictures: Tensor, colour: Sequence[float]) -> Tensor:
+    r"""Images in the middle of a square of a colour, as LLaVA's own processor may lay them."""
+    height, width = pictures.shape[-2:]
+    side = max(height, width)
+    return pad(pictures, (side, side), ((side - height) // 2, (side - width) // 2), colour)
+
+
 def normalize(pictures: Tensor, option: Callable[[str], Any]) -> Tensor:
     r"""Scale and shift (B, 3, H, W) in [0, 1] as an image processor does with 8-bit images.
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from captum_mllm.models.geometry import Geometry, spread_windows
-from captum_mllm.models.layout import Box, Layout, Piece, Size, size_of
-from captum_mllm.models.pixels import normalize, pad, resize
+from captum_mllm.models.layout import Box, Layout, Piece, Size, size_of, square_around
+from captum_mllm.models.pixels import normalize, pad_square, resize
 
 
 class FixedSquare(Geometry):
@@ -63,7 +63,7 @@ class FixedSquare(Geometry):
     def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
         resample = self.option("resample")
         if self._pads():
-            pictures = _pad_square(pictures, self.option("image_mean"))
+            pictures = pad_square(pictures, self.option("image_mean"))
         resized, (top, left), kept = self._crop(size_of(pictures))
         pictures = resize(pictures, resized, resample)
         pictures = pictures[..., top : top + kept[0], left : left + kept[1]]
@@ -80,9 +80,7 @@ class FixedSquare(Geometry):
         """The box of the image that the model sees."""
         height, width = size
         if self._pads():
-            side = max(size)
-            left, top = (side - width) // 2, (side - height) // 2
-            return (-left, -top, side - left, side - top)
+            return square_around(size)
         resized, (top, left), kept = self._crop(size)
         down, across = height / resized[0], width / resized[1]
         return (left * across, top * down, (left + kept[1]) * across, (top + kept[0]) * down)
@@ -113,11 +111,4 @@ class PaddedSquare(FixedSquare):
         zoom, least = side / max(size_of(pictures)), self.option("min_size", 1)
         height, width = (max(round(length * zoom), least) for length in size_of(pictures))
         pictures = resize(pictures, (height, width), self.option("resample"))
-        return normalize(_pad_square(pictures, self.option("image_mean")), self.option)
-
-
-def _pad_square(pictures: Tensor, colour: list[float]) -> Tensor:
-    """Centre the images on a square of the mean colour, as LLaVA's own processor may."""
-    height, width = size_of(pictures)
-    side = max(height, width)
-    return pad(pictures, (side, side), ((side - height) // 2, (side - width) // 2), colour)
+        return normalize(pad_square(pictures, self.option("image_mean")), self.option)

@@ -31,6 +31,19 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     return list(decoder_of(model).layers)
 
 
+def attention_layers(model: PreTrainedModel) -> list[nn.Module]:
+    r"""The layers of the language model that have attention, first to last.
+
+    Hybrid models (Qwen3.5) have layers of linear attention between them, others convolutions.
+    """
+    layers = decoder_layers(model)
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
+    if len(kinds) != len(layers):
+        return layers
+    other = ("linear", "conv", "mamba", "recurrent")
+    return [layer for layer, kind in zip(layers, kinds) if not any(name in kind for name in other)]
+
+
 def vision_layers(model: PreTrainedModel) -> list[nn.Module]:
     r"""The layers of the vision tower that the language model sees, first to last.
 

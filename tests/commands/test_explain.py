@@ -228,7 +228,7 @@ def test_output_is_not_lost_on_a_console_that_cannot_print_it(
     [
         (["absent.png"], "absent.png"),
         (["{folder}/note.txt"], "cannot identify image"),
-        (["{folder}/cut.jpg"], "the picture cannot be read"),
+        (["{folder}/cut.jpg"], "the image cannot be read"),
         (["{folder}/picture.png", "--prompt", ""], "the prompt is empty"),
         (["{folder}/picture.png", "--prompt", " "], "the prompt is empty"),
         (["{folder}/picture.png", "--answer", ""], "the answer to explain is empty"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mllm import MLLM, MSEA, ImageTextInput, LogitLens
+from captum_mllm.attr.attention_rollout import AttentionRollout
+from captum_mllm.cli import main
 from captum_mllm.models import Query
 from captum_mllm.models.batches import batch_states
 from captum_mllm.models.families import FAMILIES as ROWS
 from captum_mllm.models.layout import Layout
+from captum_mllm.models.pixels import to_pil
 from captum_mllm.models.towers import decoder_layers
 from tests.models.test_model_unchanged import PICTURE, snapshot
 from tests.models.tiny_families import FAMILIES, build, shared
@@ -25,7 +29,7 @@ SIZES = [(97, 131), (84, 196), (168, 70)]
 SCALES = (0.5, 1.0, 1.5, 2.0)
 # Cells that are tried, of each of some pieces.
 PATCHES, PIECES = 4, 4
-DRAWS = {"aya_vision": 3, "cohere2_vision": 3}
+DRAWS = {"aya_vision": 6, "cohere2_vision": 6}
 # Its numbers of tokens are doubled at least, and no smaller ones.
 FEWER_SCALES = {"gemma4": (1.0, 1.5, 2.0)}
 NEW = [family for family in FAMILIES if family not in FIRST]
@@ -49,7 +53,7 @@ def scaled(image: Tensor, scale: float) -> Tensor:
     return F.interpolate(image, size=size, mode="bilinear", antialias=True)
 
 
-def features(mllm: MLLM, pictures: Tensor, query: Query) -> tuple[Tensor, Layout]:
+def features(mllm: MLLM, pictures: Tensor, query: Query, index: int = 0) -> tuple[Tensor, Layout]:
     """What the decoder receives in the place of each image token, (B, N, d), and where they lie."""
     seen: list[Tensor] = []
 
@@ -62,8 +66,8 @@ def features(mllm: MLLM, pictures: Tensor, query: Query) -> tuple[Tensor, Layout
     with torch.no_grad():
         mllm.model(**encoding.inputs, use_cache=False)
     handle.remove()
-    found = seen[0][:, encoding.image_positions[0]]
-    return found.unflatten(0, (-1, encoding.windows)).flatten(1, 2), encoding.layouts[0]
+    found = seen[0][:, encoding.image_positions[index]]
+    return found.unflatten(0, (-1, encoding.windows)).flatten(1, 2), encoding.layouts[index]
 
 
 def cells(layout: Layout, count: int) -> list[list[tuple[int, tuple[int, int, int, int]]]]:
@@ -162,7 +166,7 @@ def test_batches_equal_single_runs(family: str) -> None:
     together = mllm.states(torch.cat([image, other]), query)
     for row, picture in enumerate((image, other)):
         alone = mllm.states(picture, query)
-        for name in ("words", "predicting"):
+        for name in ("text", "predicting"):
             own, batched = getattr(alone, name)[0], getattr(together, name)[row]
             torch.testing.assert_close(batched, own, rtol=0, atol=1e-5)
         torch.testing.assert_close(together.image[0][row], alone.image[0][0], rtol=0, atol=1e-5)
@@ -206,3 +210,70 @@ def test_a_family_is_explained_and_its_model_left_as_it_was(family: str) -> None
     (gradient,) = torch.autograd.grad(mllm(image, query)[0, 0, query.answer_ids[0]], image)
     assert gradient.isfinite().all() and gradient.abs().sum() > 0
     assert snapshot(model) == before
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in ("qwen3_5", "smolvlm") else pytest.mark.slow)
+        for family in FAMILIES
+    ],
+)
+def test_the_command_explains_a_saved_model(family: str, tmp_path: Path) -> None:
+    model, processor = build(family)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    picture = tmp_path / "picture.png"
+    to_pil(PICTURE).save(picture)
+    scales = ",".join(map(str, FEWER_SCALES.get(family, SCALES)))
+    arguments = ["explain", str(picture), "--model", str(tmp_path / "model"), "--answer", "a cat"]
+    assert main([*arguments, "--scales", scales, "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "page.html").stat().st_size > 10_000
+
+
+def test_hybrid_models_say_why_there_is_no_rollout() -> None:
+    mllm, image, query = opened("qwen3_5", SIZES[0])
+    with pytest.raises(ValueError, match="3 of 4 layers of this model have none"):
+        AttentionRollout(mllm)
+    maps = AttentionRollout(mllm, mode="raw").attribute(image, additional_forward_args=(query,))
+    assert maps.isfinite().all() and maps.sum() > 0
+
+
+def test_the_page_on_families_names_every_row() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    table = page.partition("What each of them allows")[0]
+    for model_type, vision_type in ROWS:
+        assert f"`{model_type}`" in table, model_type
+        assert vision_type is None or f"`{vision_type}`" in table, vision_type
+    assert len({model_type for model_type, _ in ROWS}) == 28
+
+
+@pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_two_images_the_tokens_of_each_are_its_own(family: str, index: int) -> None:
+    mllm = MLLM(*shared(family))
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.rand(3, *size, generator=generator) for size in (SIZES[0], (168, 112))]
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "which ?"}]
+    inp = ImageTextInput(pictures, messages=[{"role": "user", "content": content}], explained=index)
+    image, query = mllm.prepare(inp, target="a cat")
+    before, layout = features(mllm, image, query, index)
+    chosen = cells(layout, 3)[-1] or cells(layout, 3)[0]
+    changed = image.repeat(len(chosen), 1, 1, 1)
+    for row, (_, (left, top, right, bottom)) in enumerate(chosen):
+        changed[row, :, top:bottom, left:right] = (
+            1 - changed[row, :, top:bottom, left:right].round()
+        )
+    after, _ = features(mllm, changed, query, index)
+    moved = (after - before).norm(dim=-1)
+    start = sum(piece.n_tokens for piece in layout.pieces[: -1 if cells(layout, 3)[-1] else 0])
+    own = [token - start for token, _ in chosen]
+    count = layout.pieces[-1 if start else 0].n_tokens
+    assert moved[:, start : start + count].argmax(1).tolist() == own
+    # The other image is seen by itself.
+    other, _ = features(mllm, changed[:1], query, 1 - index)
+    same, _ = features(mllm, image, query, 1 - index)
+    torch.testing.assert_close(other, same)
+    expected = mllm.encode((image,), query).inputs["pixel_values"]
+    own_pixels = mllm.encode((image.clone().requires_grad_(),), query).inputs["pixel_values"]
+    assert (own_pixels - expected).abs().mean() < 0.03
