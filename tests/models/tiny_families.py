@@ -623,7 +623,12 @@ def aya_vision(size: int = 56) -> TinyModel:
         image_token_index=tok.convert_tokens_to_ids("<|IMG_PATCH|>"),
         downsample_factor=2,
     )
-    return T.AyaVisionForConditionalGeneration(config), processor
+    model = T.AyaVisionForConditionalGeneration(config)
+    # Its random projection hardly tells a patch from what other patches see of it.
+    for name, parameter in model.model.vision_tower.named_parameters():
+        if name.endswith("self_attn.out_proj.weight"):
+            torch.nn.init.normal_(parameter, std=0.002)
+    return model, processor
 
 
 def cohere2_vision(size: int = 32) -> TinyModel:
