@@ -154,9 +154,10 @@ def _check_prompt(
 def _check_tokens(backbone: Backbone, image: Tensor, query: Query) -> str:
     encoding = backbone.encode((image,), query)
     count = len(encoding.image_positions[0])
+    note = "; they all see each other" if backbone.family.prefix else ""
     return (
         f"{encoding.inputs['input_ids'].shape[1]} tokens, {count} of the image, "
-        f"{len(encoding.text_positions)} of the question"
+        f"{len(encoding.text_positions)} of the question{note}"
     )
 
 

@@ -83,7 +83,10 @@ def test_fixed_squares_follow_the_processors_options(
         assert (left, top, right, bottom) == pytest.approx((0, 0, size[1], size[0]))
 
 
-@pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+@pytest.mark.parametrize(
+    "resample",
+    [Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BILINEAR],
+)
 def test_resizing_equals_that_of_pil_also_where_an_overshoot_is_cut(
     resample: Image.Resampling,
 ) -> None:
