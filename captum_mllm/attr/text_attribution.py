@@ -33,9 +33,8 @@ def text_attribution(method: Attribution, images: tuple[Tensor, ...], query: Que
     """
     mllm: MLLM = method.forward_func
     explained = token_attribution(method)
-    if explained.weighs_text:
-        weights = explained.attribute_text(images, (query,))
-        assert weights is not None
+    weights = explained.attribute_text(images, (query,))
+    if weights is not None:
         return weights
     if not explained.reads_states_only and has_softmax_attention(mllm.model):
         attention = AttentionRollout(mllm, mode="raw", text_residual=TEXT_RESIDUAL)

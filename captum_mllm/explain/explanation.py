@@ -14,7 +14,7 @@ from captum_mllm.attr.features import find_features, to_earlier
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.attr.text_attribution import text_attribution
-from captum_mllm.attr.token_maps import token_maps
+from captum_mllm.attr.token_maps import token_attribution, token_maps
 from captum_mllm.explain.result import MLLMAttributionResult, ScaleResult
 from captum_mllm.models.answers import generation_options
 from captum_mllm.models.image_text_input import ImageTextInput
@@ -51,12 +51,16 @@ def explain(
     mllm: MLLM = method.forward_func
     with mllm.remember():
         features = find_features(method, image, segments, words)
+        weights = None
+        if features.words is None and not token_attribution(method).weighs_text:
+            # Attention tells, in a pass that leaves the states which are needed anyway.
+            weights = text_attribution(method, (image,), query)
         found = token_maps(method, (image,), query, None, features, show_progress, **kwargs)
         states = mllm.states(image, query)
-        if found.text is None:
-            weights = text_attribution(method, (image,), query)
-        else:
+        if found.text is not None:
             weights = to_earlier(found.text, len(states.ids))
+        elif weights is None:
+            weights = text_attribution(method, (image,), query)
         scales = _scale_results(found.scales)
     start = 0 if query.with_prompt else states.n_prompt
     predicted = states.predictions(mllm.vocabulary, max(top_predictions, 1), query.with_prompt)

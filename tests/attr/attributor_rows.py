@@ -118,7 +118,7 @@ class Row:
         torch.manual_seed(0)
         method = self.method(column)
         scales = {"scales": SCALES} if wrapped else {}
-        method = MSEA(method) if wrapped else method
+        method = MSEA(method, normalize="none") if wrapped else method
         return method.attribute(self.inputs(column), **self.kwargs(column), **scales)
 
     def inputs(self, column: Column) -> Tensor:

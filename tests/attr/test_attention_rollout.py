@@ -232,7 +232,7 @@ def test_text_weights_equal_the_matrix_product_written_out(
     method = AttentionRollout(mllm, mode)
     asked = query.including_prompt() if with_prompt else query
     found = method.attribute_text(image, additional_forward_args=(asked,))
-    words = len(mllm.states(image, query).words[0])
+    words = len(mllm.states(image, query).text[0])
     count = words + len(query.answer_ids)
     assert found.shape == (count if with_prompt else count - words, count)
     answers = found[-len(query.answer_ids) :]

@@ -233,6 +233,7 @@ def test_under_msea_words_are_the_same_at_every_scale(name: str, weights: Any) -
             both.inputs,
             scales=scales,
             weights=weights,
+            normalize="none",
             on_scale=seen.append,
             **both.calls,
             **arguments,

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from captum_mllm import ARC, MLLM, MSEA, TAM, LogitLens, MLLMAttribution
+from captum_mllm.models.backbone import Backbone
 from tests.cost.methods import Work
 from tests.cost.timing import Clock
 
@@ -74,12 +75,12 @@ def split(mllm: MLLM, work: Work, clock: Clock) -> dict[str, float]:
     stages = Stages(clock)
     parts = (
         (mllm.model.base_model, "forward", FORWARD),
-        (MLLM, "encode", "processor"),
+        (Backbone, "encode", "processor"),
         (MLLM, "states", "states"),
-        (LogitLens, "attribute", "lens"),
-        (MSEA, "attribute", "mean of scales"),
-        (TAM, "attribute", "suppression"),
-        (ARC, "attribute", "suppression"),
+        (LogitLens, "explain_tokens", "lens"),
+        (MSEA, "explain_tokens", "mean of scales"),
+        (TAM, "explain_tokens", "suppression"),
+        (ARC, "explain_tokens", "suppression"),
         (ARC, "attribute_text", "suppression"),
         (ARC, "correlation", "rankings"),
         (MLLMAttribution, "attribute", "result"),

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 import torch
 
-from captum_mllm import MLLM
+from captum_mllm.models.backbone import Backbone
 from tests.cost import measure
 from tests.cost.methods import (
     ARC_LENS,
@@ -96,7 +96,9 @@ def test_an_explanation_needs_no_more_passes(name: str, expected: int) -> None:
 def test_the_processor_runs_at_most_twice_a_scale(name: str, scales: int) -> None:
     subject = small()
     work = METHODS[name].prepare(subject)
-    with mock.patch.object(MLLM, "encode", autospec=True, side_effect=MLLM.encode) as encode:
+    with mock.patch.object(
+        Backbone, "encode", autospec=True, side_effect=Backbone.encode
+    ) as encode:
         work()
     # Once for the pass, and once more at most for where the image tokens lie.
     assert scales <= encode.call_count <= 2 * scales

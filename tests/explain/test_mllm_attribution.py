@@ -22,7 +22,16 @@ from captum.attr import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
+from captum_mllm import (
+    ARC,
+    MLLM,
+    MSEA,
+    TAM,
+    AttendedLens,
+    ImageTextInput,
+    LogitLens,
+    MLLMAttribution,
+)
 from captum_mllm.attr import AttentionRollout, ScaleAttribution
 from captum_mllm.models.vocabulary import CHUNK
 from tests.models.test_decoding import counted
@@ -113,7 +122,7 @@ def test_methods_in_turn_give_the_scales_what_they_give_alone() -> None:
     mllm = MLLM(*shared("qwen2_vl"))
     inp = ImageTextInput(picture(84, 84), PROMPT)
     image, query = mllm.prepare(inp, target="a cat")
-    options = {"scales": (0.5, 1.0), "weights": "confidence"}
+    options = {"scales": (0.5, 1.0), "weights": "confidence", "normalize": "none"}
     msea = MSEA(InputXGradient(mllm))
     result = MLLMAttribution(msea).attribute(inp, target="a cat", **options)
     for token, target in enumerate(enumerate(query.answer_ids)):
@@ -297,12 +306,20 @@ def test_weights_of_text_come_from_the_method_that_has_them() -> None:
     arc, rollout, lens = ARC(LogitLens(mllm)), AttentionRollout(mllm), LogitLens(mllm)
     assert torch.equal(text(MSEA(arc), **once), text(arc))
     assert torch.equal(text(MSEA(rollout), **once), text(rollout))
-    assert torch.equal(text(ARC(rollout)), text(arc))
-    fallback = text(lens)
-    assert not torch.equal(text(arc), fallback)
-    assert torch.equal(text(MSEA(lens), **once), fallback)
-    assert torch.equal(text(InputXGradient(mllm)), fallback)
-    assert torch.equal(text(TAM(lens)), fallback)
+    assert torch.equal(text(ARC(rollout)), text(rollout))
+    scores = text(lens)
+    assert torch.equal(text(arc), scores)
+    assert torch.equal(text(MSEA(lens), **once), scores)
+    assert torch.equal(text(TAM(lens)), scores)
+    # What weighs no text leaves that to attention.
+    attention = text(AttendedLens(mllm))
+    assert not torch.equal(attention, scores)
+    gradients = InputXGradient(mllm)
+    for method in (gradients, MSEA(gradients), ARC(gradients)):
+        options = once if isinstance(method, MSEA) else {}
+        torch.testing.assert_close(text(method, **options), attention)
+    weighed = text(ARC(gradients, text_floor=0.0))
+    assert (weighed <= attention + 1e-6).all() and not torch.equal(weighed, attention)
 
 
 @pytest.mark.parametrize(

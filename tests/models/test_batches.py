@@ -42,7 +42,7 @@ def larger(image: Tensor) -> Tensor:
 def assert_close(found: States, expected: States) -> None:
     assert torch.equal(found.ids, expected.ids)
     assert found.layouts == expected.layouts
-    for name in ("words", "predicting"):
+    for name in ("text", "predicting"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-5)
     for own, other in zip(found.image, expected.image, strict=True):
         torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
