@@ -9,10 +9,6 @@ _HERE = Path(__file__).parent
 #: The names of the models that ship.
 DEMO_MODELS: tuple[str, ...] = ("qwen2-vl", "llava-1.5", "internvl")
 
-#: The names of the models of which only an adapter ships; see
-#: :mod:`captum_mllm.demo.language_model` for the language model that they need.
-ADAPTED_MODELS: tuple[str, ...] = ("smolvlm",)
-
 #: What the demo models are trained to be asked, by the style of the caption that answers it; see
 #: :func:`captum_mllm.datasets.caption`.
 DEMO_PROMPTS: dict[str, str] = {
@@ -29,7 +25,7 @@ def demo_folder(name: str) -> Path:
     r"""The folder of a demo model, for any ``from_pretrained``.
 
     Args:
-        name (str): One of :data:`DEMO_MODELS` or :data:`ADAPTED_MODELS`.
+        name (str): One of :data:`DEMO_MODELS`.
 
     Returns:
         Path: The folder.
@@ -42,9 +38,8 @@ def demo_folder(name: str) -> Path:
         >>> demo_folder("qwen2-vl").name
         'qwen2-vl'
     """
-    names = (*DEMO_MODELS, *ADAPTED_MODELS)
-    if name not in names:
-        raise ValueError(f"No demo model is called {name!r}; there are {', '.join(names)}.")
+    if name not in DEMO_MODELS:
+        raise ValueError(f"No demo model is called {name!r}; there are {', '.join(DEMO_MODELS)}.")
     return _HERE / name
 
 
@@ -63,7 +58,6 @@ def demo_picture() -> Path:
 
 
 __all__ = [
-    "ADAPTED_MODELS",
     "DEMO_MODELS",
     "DEMO_PROMPT",
     "DEMO_PROMPTS",

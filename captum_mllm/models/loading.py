@@ -149,11 +149,11 @@ def load_model(name_or_folder: str | Path, **kwargs: Any) -> tuple[PreTrainedMod
         from captum_mllm.demo import demo_folder
 
         name_or_folder = demo_folder(str(name_or_folder).removeprefix("demo/"))
-        if (name_or_folder / "adapter.safetensors").is_file():
-            from captum_mllm.demo.language_model import load_adapted
-
-            return load_adapted(name_or_folder, **kwargs)
     _check_folder(str(name_or_folder))
+    if (Path(name_or_folder) / "adapter.safetensors").is_file():
+        from captum_mllm.demo.language_model import load_adapted
+
+        return load_adapted(Path(name_or_folder), **kwargs)
     model = AutoModelForImageTextToText.from_pretrained(name_or_folder, **kwargs)
     access = {name: value for name, value in kwargs.items() if name in HUB_ARGUMENTS}
     return model.eval(), load_processor(name_or_folder, **access)

@@ -15,7 +15,6 @@ from captum_mllm.datasets import sample_scene
 from captum_mllm.demo import DEMO_PROMPTS
 from captum_mllm.demo.language_model import (
     VARIABLE,
-    load_adapted,
     load_language_model,
     load_tokenizer,
 )
@@ -202,7 +201,8 @@ def test_what_is_shipped_says_what_was_trained(language_model: Path, tmp_path: P
     model, tokenizer = trainer.model.eval(), trainer.texts.tokenizer
     folder = tmp_path / "shipped"
     export(adapter_state(model), load_language_model().config, tokenizer, folder)
-    loaded, processor = load_adapted(folder)
+    mllm = MLLM.from_pretrained(folder)
+    loaded, processor = mllm.model, mllm.processor
     assert not any("tokenizer" in path.name for path in folder.iterdir())
     image = Image.fromarray(draw_scenes(np.random.default_rng(1), 1)[1][0])
     content = [{"type": "image"}, {"type": "text", "text": DEMO_PROMPTS["caption"]}]
@@ -217,7 +217,7 @@ def test_what_is_shipped_says_what_was_trained(language_model: Path, tmp_path: P
     assert {name for name, _ in loaded.named_parameters()} == {
         name for name, _ in _untrained()[0].named_parameters()
     }
-    result = MLLM(loaded, processor).prepare(
+    result = mllm.prepare(
         ImageTextInput(image, "Is there a heart?"), target="No, there is no heart."
     )
     assert len(result[1].answer_ids) > 3

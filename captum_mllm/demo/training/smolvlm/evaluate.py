@@ -1,4 +1,4 @@
-r"""Measure ``demo/smolvlm``: ``python -m captum_mllm.demo.training.smolvlm.evaluate``.
+r"""Measure a model: ``python -m captum_mllm.demo.training.smolvlm.evaluate FOLDER``.
 
 All captions and questions of a scene follow its image in one sequence, which gives each what it
 gets by itself (see :mod:`~captum_mllm.demo.training.smolvlm.texts`). A greedy
@@ -28,7 +28,7 @@ from captum_mllm.datasets import (
     render,
 )
 from captum_mllm.datasets.phrasing import Exchange, Phrasing, ask, natural
-from captum_mllm.demo import DEMO_PROMPTS, demo_folder
+from captum_mllm.demo import DEMO_PROMPTS
 from captum_mllm.demo.language_model import load_adapted
 from captum_mllm.demo.training.architecture import grid_centers
 from captum_mllm.demo.training.evaluate import evaluation_scenes
@@ -179,14 +179,14 @@ def table(counts: Counts) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     r"""Measure from the command line."""
-    parser = argparse.ArgumentParser(description="Measure demo/smolvlm on fresh scenes.")
-    parser.add_argument("--folder", type=Path, default=None, help="default: the bundled one")
+    parser = argparse.ArgumentParser(description="Measure a model on fresh scenes.")
+    parser.add_argument("folder", type=Path, help="what the export wrote")
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--prior", type=float, default=0.0, help="strength of the language prior")
     parser.add_argument("--contact", type=float, default=0.0, help="share of scenes with contact")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    model, processor = load_adapted(options.folder or demo_folder("smolvlm"))
+    model, processor = load_adapted(options.folder)
     scenes = evaluation_scenes(
         options.scenes, options.seed, prior=options.prior, contact=options.contact
     )

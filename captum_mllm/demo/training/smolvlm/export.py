@@ -1,4 +1,4 @@
-r"""Write the files of ``demo/smolvlm``: ``python -m captum_mllm.demo.training.smolvlm.export``."""
+r"""Write a model: ``python -m captum_mllm.demo.training.smolvlm.export CHECKPOINT FOLDER``."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def export(adapter: dict[str, Tensor], text_config: Any, tokenizer: Any, folder:
 
 def main(arguments: list[str] | None = None) -> None:
     r"""Export from the command line."""
-    parser = argparse.ArgumentParser(description="Write the files of demo/smolvlm.")
+    parser = argparse.ArgumentParser(description="Write the files of a model.")
     parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of a run")
     parser.add_argument("folder", type=Path, help="where to write")
     options = parser.parse_args(arguments)

@@ -25,7 +25,7 @@ from captum_mllm.datasets import (
     render,
 )
 from captum_mllm.datasets.phrasing import Phrasing, natural
-from captum_mllm.demo import ADAPTED_MODELS, DEMO_MODELS
+from captum_mllm.demo import DEMO_MODELS
 from captum_mllm.demo.training.evaluate import append, architecture_of, ask, evaluation_scenes
 from captum_mllm.models.loading import load_model
 
@@ -151,9 +151,8 @@ def _interval(scenes: list[Array], measure: int, draws: int = 1000) -> tuple[flo
 
 def main(arguments: list[str] | None = None) -> None:
     r"""Print the table."""
-    names = (*DEMO_MODELS, *ADAPTED_MODELS)
     parser = argparse.ArgumentParser(description="Measure what maps of words have in common.")
-    parser.add_argument("--models", nargs="+", default=[f"demo/{name}" for name in names])
+    parser.add_argument("--models", nargs="+", default=[f"demo/{name}" for name in DEMO_MODELS])
     parser.add_argument("--scenes", type=int, default=60)
     parser.add_argument("--priors", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--style", default="caption")

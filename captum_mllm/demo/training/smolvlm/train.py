@@ -1,4 +1,4 @@
-r"""Train ``demo/smolvlm``: ``python -m captum_mllm.demo.training.smolvlm.train --output FOLDER``.
+r"""Train: ``python -m captum_mllm.demo.training.smolvlm.train --output FOLDER``.
 
 After the start, which :mod:`~captum_mllm.demo.training.smolvlm.start` describes, there is one
 loss: that of the next token of the answers. The language model's weights are fixed; a tower, a
