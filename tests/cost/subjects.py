@@ -113,12 +113,21 @@ def random_model(
     layers: int | None = None,
 ) -> MLLM:
     r"""A model with random weights, the same at every call, made where it runs."""
-    processor = _processor()
-    config = _config(shape, processor.tokenizer, layers)
+    return MLLM(random_network(shape, device, dtype, layers), _processor())
+
+
+def random_network(
+    shape: Shape,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    layers: int | None = None,
+) -> transformers.PreTrainedModel:
+    r"""The network of :func:`random_model`; on the device "meta" it has shapes alone."""
+    config = _config(shape, _processor().tokenizer, layers)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
-    return MLLM(model.eval(), processor)
+    return model.eval()
 
 
 def make_subject(mllm: MLLM, image_tokens: int, answer_tokens: int) -> Subject:

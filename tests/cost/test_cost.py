@@ -171,7 +171,7 @@ def test_no_answer_holds_the_placeholder_of_the_picture() -> None:
 def test_shapes_have_as_many_parameters_as_the_published_models(
     shape: str, parameters: int
 ) -> None:
-    model = random_model(SHAPES[shape], "meta").model
+    model = random_network(SHAPES[shape], "meta")
     assert sum(weight.numel() for weight in model.parameters()) == parameters
 
 
