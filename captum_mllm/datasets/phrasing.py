@@ -276,7 +276,8 @@ def describe(scene: Scene, generator: np.random.Generator) -> Exchange:
         >>> scene = Scene((SceneObject("star", "orange", x=0.5, y=0.5, radius=0.1),), "dark")
         >>> exchange = describe(scene, np.random.default_rng(1))
         >>> exchange.question, str(exchange.answer)
-        ('How many shapes are there, and which?', 'There is one object: an orange star. It is small.')
+        ('How many shapes are there, and which?',
+         'There is one object: an orange star. It is small.')
     """
     order = scene.reading_order()
     if not order:

@@ -38,7 +38,15 @@ from tests.cost.methods import (
 from tests.cost.peak_memory import allocated_peak, resident_peak
 from tests.cost.results import Result
 from tests.cost.stages import Stages, split
-from tests.cost.subjects import SHAPES, Shape, Subject, load_model, make_subject, random_model
+from tests.cost.subjects import (
+    SHAPES,
+    Shape,
+    Subject,
+    load_model,
+    make_subject,
+    random_model,
+    random_network,
+)
 from tests.cost.timing import Clock, time_rounds
 
 ANSWER = 8
