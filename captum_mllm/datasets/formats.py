@@ -38,6 +38,7 @@ class Format(NamedTuple):
     what: str
 
 
+#: Every format that is read, by its name.
 FORMATS: dict[str, Format] = {
     "jsonl": Format(json_lines.own_rows, json_lines.own_sample, "JSON lines, a list, or CSV"),
     "folder": Format(json_lines.folder_rows, json_lines.own_sample, "a folder of images"),

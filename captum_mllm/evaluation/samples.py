@@ -40,10 +40,6 @@ class Example(ABC):
     Attributes:
         number (int): Which of its data set it is.
         style (str): The style of the answer, or the data set.
-        id (str): What it is called.
-        things (Sequence[tuple[int, ...]]): For each word, the objects that it speaks of, as indices
-            of ``masks``.
-        texts (Sequence[str]): The words.
     """
 
     number: int

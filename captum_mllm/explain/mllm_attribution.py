@@ -224,7 +224,7 @@ class MLLMAttribution(Attribution):
             **kwargs (Any): passed on to the attribution method.
 
         Returns:
-            AnswerStream: an iterator over :class:`~captum_mllm.attr.AnswerWord`, with the
+            AnswerStream: an iterator over :class:`~captum_mllm.AnswerWord`, with the
             ``result`` of the whole answer once it has ended.
 
         Raises:
