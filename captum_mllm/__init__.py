@@ -9,10 +9,10 @@ if TYPE_CHECKING:
         MSEA,
         TAM,
         AttendedLens,
-        AttentionRollout,
+        AttentionMaps,
         LogitLens,
         TokenAttribution,
-        TokenGradCam,
+        TokenCam,
         TokenMaps,
     )
     from captum_mllm.explain import (
@@ -33,13 +33,13 @@ __all__ = [
     "AnswerStream",
     "AnswerWord",
     "AttendedLens",
-    "AttentionRollout",
+    "AttentionMaps",
     "ImageTextInput",
     "LogitLens",
     "MLLMAttribution",
     "MLLMAttributionResult",
     "TokenAttribution",
-    "TokenGradCam",
+    "TokenCam",
     "TokenMaps",
 ]
 

@@ -2,7 +2,7 @@
 
 from captum_mllm.attr.arc import ARC
 from captum_mllm.attr.attended_lens import AttendedLens
-from captum_mllm.attr.attention_rollout import AttentionRollout
+from captum_mllm.attr.attention_maps import AttentionMaps
 from captum_mllm.attr.base import TokenAttribution, TokenMaps
 from captum_mllm.attr.context_suppression import ContextSuppression
 from captum_mllm.attr.functional import rank_biased_overlap, rank_gaussian_filter, suppress_context
@@ -11,19 +11,19 @@ from captum_mllm.attr.msea import MSEA
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.segments import grid_segments, superpixels
 from captum_mllm.attr.tam import TAM
-from captum_mllm.attr.token_grad_cam import TokenGradCam
+from captum_mllm.attr.token_cam import TokenCam
 
 __all__ = [
     "ARC",
     "MSEA",
     "TAM",
     "AttendedLens",
-    "AttentionRollout",
+    "AttentionMaps",
     "ContextSuppression",
     "LogitLens",
     "ScaleAttribution",
     "TokenAttribution",
-    "TokenGradCam",
+    "TokenCam",
     "TokenMaps",
     "grid_segments",
     "rank_biased_overlap",

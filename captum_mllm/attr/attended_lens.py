@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_mllm.attr.attention_rollout import TEXT_RESIDUAL, AttentionRollout
+from captum_mllm.attr.attention_maps import TEXT_RESIDUAL, AttentionMaps
 from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps
 from captum_mllm.attr.logit_lens import LogitLens
 from captum_mllm.models.mllm import MLLM
@@ -23,7 +23,7 @@ class AttendedLens(TokenAttribution):
     stars it marks both. Attention says where the model looked when it said the word, and marks
     what else stands out there. With :math:`A_t` the lens's map of word t, and :math:`a_t` the
     attention of the row that predicts the word, the mean of all heads and layers, times the
-    number of image tokens (see ``relative`` of :class:`AttentionRollout`),
+    number of image tokens (see ``relative`` of :class:`AttentionMaps`),
 
     .. math::
         M_t = \mathrm{relu}(A_t)\, a_t^{\,\gamma}
@@ -36,7 +36,7 @@ class AttendedLens(TokenAttribution):
         power (float): :math:`\gamma`, at least 0; 0 is the positive part of the lens.
             Default: 0.75, which of 0.5, 0.75 and 1 has the best mean F1-IoU over the bundled
             models, on scenes of ``captum_mllm.datasets`` that are set aside for such choices
-        text_residual (float): as in :class:`AttentionRollout`, for the weights of the earlier
+        text_residual (float): as in :class:`AttentionMaps`, for the weights of the earlier
             tokens. Default: 0.3, with which they come nearest to leave-one-out of earlier tokens on
             the same scenes, also behind a pretrained language model
         layers (Sequence[int], optional): the layers whose attention counts; negative ones count
@@ -69,7 +69,7 @@ class AttendedLens(TokenAttribution):
     ) -> None:
         super().__init__(forward_func)
         self.lens = LogitLens(forward_func)
-        self.attention = AttentionRollout(
+        self.attention = AttentionMaps(
             forward_func, mode="raw", layers=layers, relative=True, text_residual=text_residual
         )
         if isinstance(power, bool) or not isinstance(power, (int, float)):

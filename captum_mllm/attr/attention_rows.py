@@ -83,7 +83,7 @@ class RawAttention:
         self._name = (RawAttention, name, tuple(map(id, layers)))
 
     def of_prompt(self, prompt: Prompt, target: Any = None) -> AttentionRows:
-        r"""The rows of one prompt; target as of :meth:`AttentionRollout.attribute`."""
+        r"""The rows of one prompt; target as of :meth:`AttentionMaps.attribute`."""
         known = self._recall(prompt) if target is None else None
         return self._pass([prompt], target)[0] if known is None else known
 

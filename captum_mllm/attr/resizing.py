@@ -229,5 +229,5 @@ def check_on_input(
                 f"attributions have shape {tuple(attribution.shape)} for an input of shape "
                 f"{tuple(given.shape)}: only maps of 4 dimensions are resized and averaged, with a "
                 "row for each example, and of a multimodal model those of the whole picture; for "
-                "its layers take TokenGradCam, which puts windows, tiles and tokens where they lie"
+                "its layers take TokenCam, which puts windows, tiles and tokens where they lie"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm.attr.attention_rollout import TEXT_RESIDUAL, AttentionRollout
+from captum_mllm.attr.attention_maps import TEXT_RESIDUAL, AttentionMaps
 from captum_mllm.attr.token_maps import token_attribution
 from captum_mllm.models.attentions import has_softmax_attention
 from captum_mllm.models.mllm import MLLM
@@ -37,7 +37,7 @@ def text_attribution(method: Attribution, images: tuple[Tensor, ...], query: Que
     if weights is not None:
         return weights
     if not explained.reads_states_only and has_softmax_attention(mllm.model):
-        attention = AttentionRollout(mllm, mode="raw", text_residual=TEXT_RESIDUAL)
+        attention = AttentionMaps(mllm, mode="raw", text_residual=TEXT_RESIDUAL)
         return attention.attribute_text(images, (query,))
     return explained_rows(context_scores(mllm, mllm.states(*images, query)), query)
 

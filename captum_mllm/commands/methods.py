@@ -32,8 +32,8 @@ METHODS: dict[str, Recipe] = {
     "msea": Recipe("LogitLens", scales=FOUR_SCALES),
     "tam": Recipe("LogitLens", "TAM"),
     "logit-lens": Recipe("LogitLens"),
-    "rollout": Recipe("AttentionRollout", streams=False),
-    "grad-cam": Recipe("TokenGradCam", streams=False),
+    "rollout": Recipe("AttentionMaps", streams=False),
+    "token-cam": Recipe("TokenCam", streams=False),
 }
 DEFAULT_METHOD = "attended-lens"
 DEFAULT_STREAMED = "arc"

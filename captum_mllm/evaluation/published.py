@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from captum.attr import InputXGradient, IntegratedGradients, Occlusion
 from torch import Tensor
 
-from captum_mllm import ARC, TAM, AttendedLens, AttentionRollout, LogitLens, TokenGradCam
+from captum_mllm import ARC, TAM, AttendedLens, AttentionMaps, LogitLens, TokenCam
 from captum_mllm.evaluation.method import DEFAULT_SCALES, Base, Case, Method, attribution
 from captum_mllm.metrics.picture_baselines import picture_baseline
 
@@ -95,12 +95,12 @@ def _by_token(case: Case, maps: Tensor) -> Tensor:
 
 LENS: Base = LogitLens
 ATTENDED_LENS: Base = AttendedLens
-ATTENTION: Base = partial(AttentionRollout, mode="raw")
-LAST_ATTENTION: Base = partial(AttentionRollout, mode="raw", layers=(-1,))
-ROLLOUT: Base = AttentionRollout
-GRADIENT_ROLLOUT: Base = partial(AttentionRollout, mode="gradient")
-GRAD_CAM: Base = TokenGradCam
-GRAD_CAM_PLUS_PLUS: Base = partial(TokenGradCam, variant="grad_cam++")
+ATTENTION: Base = partial(AttentionMaps, mode="raw")
+LAST_ATTENTION: Base = partial(AttentionMaps, mode="raw", layers=(-1,))
+ROLLOUT: Base = AttentionMaps
+GRADIENT_ROLLOUT: Base = partial(AttentionMaps, mode="gradient")
+GRAD_CAM: Base = TokenCam
+GRAD_CAM_PLUS_PLUS: Base = partial(TokenCam, variant="grad_cam++")
 
 _relevant = partial(ARC, suppress="relevant")
 _agreement = partial(ARC, image_agreement=True)

@@ -113,7 +113,7 @@ class MLLMAttribution(Attribution):
             MLLMAttributionResult: maps of the picture (T, h, w) and weights of the earlier
             words (T, P + T): those that the method gives to text, as features (0 for words that
             were none; those tokens of a removed word that stand before the explained one share its
-            value) or by ``attribute_text`` of ARC, TAM and AttentionRollout, also within other
+            value) or by ``attribute_text`` of ARC, TAM and AttentionMaps, also within other
             wrappers; else how strongly the state of each earlier word says the token, in logits,
             at least 0.
             What each scale of MSEA saw is part of it where MSEA is the method or lies directly

@@ -32,7 +32,7 @@ NO_MAP = Reason(
     ValueError,
     r"attributions have shape .* only maps of 4 dimensions are resized",
     "states of tokens are no map that could be resized, and another scale has other tokens, tiles "
-    "or windows; `TokenGradCam` gives maps, and `combine=False` the states of each scale",
+    "or windows; `TokenCam` gives maps, and `combine=False` the states of each scale",
 )
 ROWS_ARE_NOT_PICTURES = Reason(
     RuntimeError,
@@ -92,6 +92,6 @@ def remark(row: Row, column: Column) -> str | None:
     if row.name.startswith("LayerGradCam") and column.is_multimodal:
         return (
             "no map: it pools over the wrong axis of tokens, and gives a value for each channel "
-            "or patch; use `TokenGradCam`"
+            "or patch; use `TokenCam`"
         )
     return None

@@ -36,7 +36,7 @@ from captum.attr import (
 from torch import Tensor, nn
 
 from captum_mllm import MSEA, LogitLens
-from captum_mllm.attr import AttendedLens, AttentionRollout, TokenGradCam
+from captum_mllm.attr import AttendedLens, AttentionMaps, TokenCam
 from tests.attr.attributor_columns import Column, Size, column, quadrants
 
 SCALES = (1.0, 1.5)
@@ -193,16 +193,16 @@ LAYER_ROWS = [
 TOKEN_ROWS = [
     Row("LogitLens", _on_network(LogitLens)),
     Row("AttendedLens", _on_network(AttendedLens)),
-    Row("TokenGradCam", _on_network(TokenGradCam)),
-    Row("TokenGradCam, language model", lambda column: TokenGradCam(column.network, 0, "grad_cam")),
-    Row("AttentionRollout", _on_network(AttentionRollout)),
+    Row("TokenCam", _on_network(TokenCam)),
+    Row("TokenCam, language model", lambda column: TokenCam(column.network, 0, "grad_cam")),
+    Row("AttentionMaps", _on_network(AttentionMaps)),
     Row(
-        "AttentionRollout, vision tower",
-        lambda column: AttentionRollout(column.network, tower="vision"),
+        "AttentionMaps, vision tower",
+        lambda column: AttentionMaps(column.network, tower="vision"),
     ),
     Row(
-        "AttentionRollout, gradient",
-        lambda column: AttentionRollout(column.network, mode="gradient"),
+        "AttentionMaps, gradient",
+        lambda column: AttentionMaps(column.network, mode="gradient"),
     ),
 ]
 ROWS = {row.name: row for row in PICTURE_ROWS + LAYER_ROWS + TOKEN_ROWS}

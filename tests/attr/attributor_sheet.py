@@ -37,10 +37,10 @@ from captum_mllm import (
     MSEA,
     TAM,
     AttendedLens,
-    AttentionRollout,
+    AttentionMaps,
     ImageTextInput,
     LogitLens,
-    TokenGradCam,
+    TokenCam,
 )
 from captum_mllm.attr import grid_segments
 from captum_mllm.datasets import SHAPES, caption, render
@@ -114,15 +114,15 @@ METHODS: dict[str, tuple[Make, Callable[[Subject], dict[str, Any]]]] = {
     "AttendedLens": (AttendedLens, _with()),
     "TAM(LogitLens)": (lambda mllm: TAM(LogitLens(mllm)), _with()),
     "ARC(LogitLens)": (lambda mllm: ARC(LogitLens(mllm)), _with()),
-    "TokenGradCam": (TokenGradCam, _with()),
-    'TokenGradCam, "grad_cam"': (
-        lambda mllm: TokenGradCam(mllm, variant="grad_cam"),
+    "TokenCam": (TokenCam, _with()),
+    'TokenCam, "grad_cam"': (
+        lambda mllm: TokenCam(mllm, variant="grad_cam"),
         _with(),
     ),
-    'AttentionRollout, "raw"': (lambda mllm: AttentionRollout(mllm, mode="raw"), _with()),
-    "AttentionRollout": (AttentionRollout, _with()),
-    'AttentionRollout, "gradient"': (
-        lambda mllm: AttentionRollout(mllm, mode="gradient"),
+    'AttentionMaps, "raw"': (lambda mllm: AttentionMaps(mllm, mode="raw"), _with()),
+    "AttentionMaps": (AttentionMaps, _with()),
+    'AttentionMaps, "gradient"': (
+        lambda mllm: AttentionMaps(mllm, mode="gradient"),
         _with(),
     ),
 }

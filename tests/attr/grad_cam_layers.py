@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_mllm import MLLM, AttentionRollout, ImageTextInput, LogitLens, TokenGradCam
+from captum_mllm import MLLM, AttentionMaps, ImageTextInput, LogitLens, TokenCam
 from captum_mllm.datasets import COLORS, SHAPES, caption, render
 from captum_mllm.demo import DEMO_PROMPT
 from captum_mllm.demo.training.evaluate import evaluation_scenes
@@ -22,7 +22,7 @@ from captum_mllm.models.towers import decoder_layers, vision_layers
 VARIANTS = {"hires_cam": "HiResCAM", "grad_cam": "Grad-CAM", "grad_cam++": "Grad-CAM++"}
 
 
-def methods(mllm: MLLM) -> dict[tuple[str, str], LogitLens | AttentionRollout | TokenGradCam]:
+def methods(mllm: MLLM) -> dict[tuple[str, str], LogitLens | AttentionMaps | TokenCam]:
     """By layer and variant."""
     layers: dict[str, int | str] = {
         f"vision tower, {index}": f"vision.{index}"
@@ -32,13 +32,13 @@ def methods(mllm: MLLM) -> dict[tuple[str, str], LogitLens | AttentionRollout | 
     layers |= {
         f"language model, {index}": index for index in range(len(decoder_layers(mllm.model)) - 1)
     }
-    found: dict[tuple[str, str], LogitLens | AttentionRollout | TokenGradCam] = {
-        (name, variant): TokenGradCam(mllm, layer, variant)
+    found: dict[tuple[str, str], LogitLens | AttentionMaps | TokenCam] = {
+        (name, variant): TokenCam(mllm, layer, variant)
         for name, layer in layers.items()
         for variant in VARIANTS
     }
     found["logit lens", ""] = LogitLens(mllm)
-    found["raw attention", ""] = AttentionRollout(mllm, mode="raw")
+    found["raw attention", ""] = AttentionMaps(mllm, mode="raw")
     return found
 
 

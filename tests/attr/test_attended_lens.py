@@ -21,11 +21,11 @@ from captum_mllm import (
     LogitLens,
     MLLMAttribution,
 )
-from captum_mllm.attr import AttentionRollout
+from captum_mllm.attr import AttentionMaps
 from captum_mllm.attr.attention_rows import AttentionRows
 from captum_mllm.models.attentions import IMPLEMENTATION
 from captum_mllm.models.query import Query
-from tests.attr.test_attention_rollout import SIZES, matrices, noise, places, prepared, sharp
+from tests.attr.test_attention_maps import SIZES, matrices, noise, places, prepared, sharp
 from tests.models.test_decoding import counted
 from tests.models.tiny_models import FAMILIES, shared
 
@@ -138,10 +138,10 @@ def test_what_is_remembered_is_not_taken_for_other_rows() -> None:
         AttendedLens(mllm),
         AttendedLens(mllm, power=2.0),
         AttendedLens(mllm, layers=[0]),
-        AttentionRollout(mllm, "raw"),
-        AttentionRollout(mllm, "raw", layers=[1]),
-        AttentionRollout(mllm, "raw", head_fusion="max"),
-        AttentionRollout(mllm, "raw", relative=True),
+        AttentionMaps(mllm, "raw"),
+        AttentionMaps(mllm, "raw", layers=[1]),
+        AttentionMaps(mllm, "raw", head_fusion="max"),
+        AttentionMaps(mllm, "raw", relative=True),
     ]
     calls = [{"additional_forward_args": (each,)} for each in (query, query.including_prompt())]
     expected = [lens.attribute(image, **call) for lens in lenses for call in calls]
@@ -249,7 +249,7 @@ def test_text_weights_are_attention_and_the_token_directly_before() -> None:
     mllm = MLLM(*shared("llava"))
     inp = ImageTextInput(torch.rand(3, 84, 84), "what is in the image ?")
     image, query = mllm.prepare(inp, target="a cat on a dog")
-    attention = AttentionRollout(mllm, mode="raw").attribute_text(image, query)
+    attention = AttentionMaps(mllm, mode="raw").attribute_text(image, query)
     found = AttendedLens(mllm, text_residual=0.5).attribute_text(image, query)
     residual = found - attention
     count = len(query.answer_ids)

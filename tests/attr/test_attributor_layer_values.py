@@ -20,7 +20,7 @@ from captum.attr import (
 from torch import Tensor, nn
 
 from captum_mllm import LogitLens
-from captum_mllm.attr import AttentionRollout, TokenGradCam
+from captum_mllm.attr import AttentionMaps, TokenCam
 from captum_mllm.models.attentions import record_attention
 from captum_mllm.models.towers import decoder_layers, vision_layers
 from tests.attr.attributor_columns import BUNDLED, COLUMNS, MULTIMODAL, Column, column
@@ -192,7 +192,7 @@ def test_rollout_of_the_bundled_model_is_a_product_of_matrices() -> None:
         for weights in attention:
             product = 0.5 * product + 0.5 * weights[0].mean(0) @ product
     row = len(product) - len(query.answer_ids) + where.target[0]
-    found = where.explain(AttentionRollout(network))
+    found = where.explain(AttentionMaps(network))
     torch.testing.assert_close(found.flatten(), product[row, image_positions(where)])
 
 
@@ -207,6 +207,6 @@ def test_grad_cam_of_the_bundled_model_follows_its_definition(layer: int) -> Non
     expected = torch.zeros(len(places), dtype=torch.float64)
     for channel in range(states.shape[1]):
         expected += gradient[:, channel].mean() * states[:, channel]
-    found = where.explain(TokenGradCam(network, layer, "grad_cam"))
+    found = where.explain(TokenCam(network, layer, "grad_cam"))
     assert expected.max() > 0
     torch.testing.assert_close(found.flatten(), expected.relu())

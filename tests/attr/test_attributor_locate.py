@@ -11,7 +11,7 @@ from captum.attr import Attribution, Saliency
 from torch import Tensor, nn
 
 from captum_mllm import MLLM, ImageTextInput
-from captum_mllm.attr import AttentionRollout, TokenAttribution, TokenGradCam
+from captum_mllm.attr import AttentionMaps, TokenAttribution, TokenCam
 from captum_mllm.models import Query
 from captum_mllm.models.towers import vision_layers
 from tests.models.tiny_models import FAMILIES, build
@@ -137,10 +137,10 @@ def test_grad_cam_at_every_layer(family: str) -> None:
     depth = len(vision_layers(mllm.model))
     layers: list[Any] = [*range(N_LAYERS - 1), *(f"vision.{index}" for index in range(depth))]
     for layer in layers:
-        check_places(TokenGradCam(mllm, layer, "grad_cam"), mllm, family)
-    check_places(TokenGradCam(mllm), mllm, family)
+        check_places(TokenCam(mllm, layer, "grad_cam"), mllm, family)
+    check_places(TokenCam(mllm), mllm, family)
     with pytest.raises(ValueError, match="is the last of the language model"):
-        TokenGradCam(mllm, N_LAYERS - 1)
+        TokenCam(mllm, N_LAYERS - 1)
 
 
 @pytest.mark.parametrize("mode", ["raw", "rollout", "gradient"])
@@ -148,6 +148,6 @@ def test_grad_cam_at_every_layer(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rollout_of_local_attention(family: str, tower: Any, mode: Any) -> None:
     # Where nothing is mixed, the order of the tower's patches cancels out; it is put to the test
-    # by the matrix products of test_attention_rollout.
+    # by the matrix products of test_attention_maps.
     mllm = with_local_attention(family)
-    check_places(AttentionRollout(mllm, mode, tower=tower), mllm, family)
+    check_places(AttentionMaps(mllm, mode, tower=tower), mllm, family)

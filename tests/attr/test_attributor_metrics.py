@@ -11,10 +11,10 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 
 from captum_mllm import MSEA, LogitLens
-from captum_mllm.attr import AttentionRollout, TokenGradCam
+from captum_mllm.attr import AttentionMaps, TokenCam
 from tests.attr.attributor_columns import Column, column
 
-METHODS = [LogitLens, TokenGradCam, AttentionRollout, lambda network: MSEA(LogitLens(network))]
+METHODS = [LogitLens, TokenCam, AttentionMaps, lambda network: MSEA(LogitLens(network))]
 
 
 def on_pixels(maps: Tensor, pictures: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from captum_mllm import (
     MSEA,
     TAM,
     AttendedLens,
-    AttentionRollout,
+    AttentionMaps,
     ImageTextInput,
     LogitLens,
     MLLMAttribution,
-    TokenGradCam,
+    TokenCam,
 )
 from tests.models.tiny_models import shared
 
@@ -32,10 +32,10 @@ METHODS: dict[str, Callable[[MLLM], Any]] = {
     "MSEA": lambda mllm: MSEA(LogitLens(mllm)),
     "TAM": lambda mllm: TAM(LogitLens(mllm)),
     "ARC": lambda mllm: ARC(MSEA(AttendedLens(mllm))),
-    "rollout": AttentionRollout,
-    "raw attention": lambda mllm: AttentionRollout(mllm, mode="raw"),
-    "gradient rollout": lambda mllm: AttentionRollout(mllm, mode="gradient"),
-    "Grad-CAM": TokenGradCam,
+    "rollout": AttentionMaps,
+    "raw attention": lambda mllm: AttentionMaps(mllm, mode="raw"),
+    "gradient rollout": lambda mllm: AttentionMaps(mllm, mode="gradient"),
+    "Grad-CAM": TokenCam,
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from captum.attr import IntegratedGradients, Lime, NoiseTunnel, Saliency
 
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
-from captum_mllm.attr import AttentionRollout, TokenGradCam
+from captum_mllm.attr import AttentionMaps, TokenCam
 from captum_mllm.attr.base import wrapper_chain
 from captum_mllm.explain.explanation import describe
 from tests.models.tiny_models import shared
@@ -37,10 +37,8 @@ def test_only_options_that_were_set_are_written(mllm: MLLM) -> None:
         ),
         "TAM(LogitLens, filter_size=None)": TAM(lens, filter_size=None),
         "NoiseTunnel(MSEA(Saliency))": NoiseTunnel(MSEA(Saliency(mllm))),
-        "AttentionRollout(mode='raw', layers=(0, 1))": AttentionRollout(
-            mllm, mode="raw", layers=[0, 1]
-        ),
-        "TokenGradCam(layer=model.model.language_model.layers.0)": TokenGradCam(mllm, layer=0),
+        "AttentionMaps(mode='raw', layers=(0, 1))": AttentionMaps(mllm, mode="raw", layers=[0, 1]),
+        "TokenCam(layer=model.model.language_model.layers.0)": TokenCam(mllm, layer=0),
     }
     assert {text: describe(method) for text, method in written.items()} == {
         text: text for text in written

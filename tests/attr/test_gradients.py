@@ -11,7 +11,7 @@ import torch
 from captum.attr import Attribution, IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
 
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
-from captum_mllm.attr import AttentionRollout, TokenGradCam
+from captum_mllm.attr import AttentionMaps, TokenCam
 from tests.attr.toy_networks import ConvolutionalClassifier
 from tests.models.test_mllm import picture
 from tests.models.tiny_models import build, shared
@@ -21,8 +21,8 @@ PROMPT = "what is in the image ?"
 TAKE_GRADIENTS: list[Callable[[MLLM], Attribution]] = [
     Saliency,
     IntegratedGradients,
-    TokenGradCam,
-    lambda mllm: AttentionRollout(mllm, mode="gradient"),
+    TokenCam,
+    lambda mllm: AttentionMaps(mllm, mode="gradient"),
     lambda mllm: MSEA(NoiseTunnel(Saliency(mllm))),
     lambda mllm: ARC(MSEA(Saliency(mllm))),
 ]

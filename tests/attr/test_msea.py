@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.attr import (
     MSEA,
-    AttentionRollout,
+    AttentionMaps,
     LogitLens,
     ScaleAttribution,
-    TokenGradCam,
+    TokenCam,
 )
 from captum_mllm.demo import demo_picture
 from tests.attr.toy_networks import (
@@ -274,14 +274,14 @@ def test_shares_are_told_and_are_the_weights_where_scales_are_balanced() -> None
     mllm = MLLM.from_pretrained("demo/qwen2-vl")
     inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
     image, query = mllm.prepare(inp, target="a red circle")
-    for method in (LogitLens(mllm), AttentionRollout(mllm), TokenGradCam(mllm)):
+    for method in (LogitLens(mllm), AttentionMaps(mllm), TokenCam(mllm)):
         msea = MSEA(method, scales=(0.5, 1.0, 1.5, 2.0))
         for options in ({}, {"weights": (1.0, 2.0, 1.0, 0.0)}):
             scales = msea.explain_tokens((image,), query, **options).scales
             weights = torch.tensor(options.get("weights", (1.0, 1.0, 1.0, 1.0)))
             for scale, weight in zip(scales, weights / weights.sum()):
                 torch.testing.assert_close(scale.share, weight.expand(3), rtol=1e-4, atol=1e-5)
-    scales = MSEA(AttentionRollout(mllm)).explain_tokens((image,), query, normalize="none").scales
+    scales = MSEA(AttentionMaps(mllm)).explain_tokens((image,), query, normalize="none").scales
     # A token of a larger image gets less of the attention.
     assert scales[0].share.min() > 0.5
     torch.testing.assert_close(sum(scale.share for scale in scales), torch.ones(3))

@@ -10,7 +10,7 @@ from captum.attr import Attribution, LayerGradCam, Saliency
 from torch import Tensor
 
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
-from captum_mllm.attr import AttentionRollout, TokenGradCam
+from captum_mllm.attr import AttentionMaps, TokenCam
 from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps
 from captum_mllm.attr.resizing import resize_seen
 from captum_mllm.models.layout import Layout, Piece
@@ -130,7 +130,7 @@ def test_evidence_at_another_scale_alone_is_kept(wide: tuple[MLLM, Tensor, Query
         assert maps[..., -third:].any()
 
 
-@pytest.mark.parametrize("method_class", [LogitLens, TokenGradCam, AttentionRollout])
+@pytest.mark.parametrize("method_class", [LogitLens, TokenCam, AttentionMaps])
 def test_methods_on_tokens_average_over_what_they_see(
     wide: tuple[MLLM, Tensor, Query], method_class: type[Attribution]
 ) -> None:
@@ -149,7 +149,7 @@ def test_a_layer_whose_rows_are_windows_is_refused() -> None:
         image, query = mllm.prepare(ImageTextInput(picture(*size), PROMPT), target="a cat")
         call = {"target": (1, query.answer_ids[1]), "additional_forward_args": (query,)}
         msea = MSEA(LayerGradCam(mllm, layer))
-        with pytest.raises(ValueError, match="take TokenGradCam"):
+        with pytest.raises(ValueError, match="take TokenCam"):
             msea.attribute(image, scales=(scale,), **call)
         assert len(msea.attribute(image, scales=(scale,), combine=False, **call)) == 1
 
@@ -162,9 +162,9 @@ def test_a_layer_whose_rows_are_tiles_or_tokens_is_refused() -> None:
     image, query = mllm.prepare(inp, target="a cat")
     call = {"target": (1, query.answer_ids[1]), "additional_forward_args": (query,)}
     for layer in (tower, decoder):
-        with pytest.raises(ValueError, match="take TokenGradCam"):
+        with pytest.raises(ValueError, match="take TokenCam"):
             MSEA(LayerGradCam(mllm, layer)).attribute(image, scales=(1.0,), **call)
-        with pytest.raises(ValueError, match="take TokenGradCam"):
+        with pytest.raises(ValueError, match="take TokenCam"):
             MLLMAttribution(LayerGradCam(mllm, layer)).attribute(inp, target="a cat")
 
 

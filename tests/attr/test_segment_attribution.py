@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
-from captum_mllm.attr import AttentionRollout, TokenGradCam, grid_segments
+from captum_mllm.attr import AttentionMaps, TokenCam, grid_segments
 from captum_mllm.demo import demo_picture
 from captum_mllm.models import Query
 from captum_mllm.models.word_embeddings import word_baseline
@@ -386,9 +386,9 @@ def test_a_bar_shows_the_progress(method: Any, capsys: pytest.CaptureFixture[str
         (Saliency, {"segments": GRID}, TypeError, "Saliency does not remove segments"),
         (LogitLens, {"segments": GRID}, TypeError, "does not remove segments"),
         (LogitLens, {"words": "prompt"}, ValueError, "by itself"),
-        (TokenGradCam, {"words": "prompt"}, TypeError, "does not ask for the words"),
+        (TokenCam, {"words": "prompt"}, TypeError, "does not ask for the words"),
         (FeatureAblation, {"words": "prompt"}, TypeError, r"give it `segments`, \(1, 1\)"),
-        (AttentionRollout, {"words": "prompt"}, ValueError, "by itself"),
+        (AttentionMaps, {"words": "prompt"}, ValueError, "by itself"),
         (
             lambda mllm: LayerGradCam(mllm, mllm.model.get_decoder().layers[0]),
             {"words": "prompt"},

@@ -94,7 +94,7 @@ def test_streamed_words_are_those_of_the_result(
     assert [line.rpartition("  ")[0] for line in printed] == result.output_words
     assert main([*arguments, "--scales", "0.5,1"]) == 2
     assert "at scale 1 alone" in capsys.readouterr().err
-    for method in ("attended-lens", "rollout", "grad-cam"):
+    for method in ("attended-lens", "rollout", "token-cam"):
         assert main([*arguments, "--method", method]) == 2
         assert "or pass --method msea" in capsys.readouterr().err
     assert main([*arguments, "--answer", "a cat"]) == 2
@@ -119,8 +119,8 @@ def test_methods(
         "arc": "ARC(MSEA(LogitLens))",
         "tam": "TAM(LogitLens)",
         "logit-lens": "LogitLens",
-        "rollout": "AttentionRollout",
-        "grad-cam": "TokenGradCam",
+        "rollout": "AttentionMaps",
+        "token-cam": "TokenCam",
     }
     assert f"Method: {named[method]}" in out
     assert ("scale 0.5" in out) == (method in (None, "attended-lens", "msea", "arc"))

@@ -11,7 +11,7 @@ import torch
 from captum.attr import Attribution, IntegratedGradients
 
 from captum_mllm import ARC, MSEA, TAM, AttendedLens, LogitLens, MLLMAttribution
-from captum_mllm.attr import AttentionRollout
+from captum_mllm.attr import AttentionMaps
 from captum_mllm.attr.resizing import resize_inputs
 from tests.cost.plain_tam import plain_maps, plain_pass
 from tests.cost.subjects import Subject, several_inputs
@@ -267,7 +267,7 @@ METHODS: dict[str, Method] = {
             _result(lambda mllm: ARC(MSEA(AttendedLens(mllm)), suppress=None), scales=SCALES),
             FOUR,
         ),
-        Method("AttentionRollout", _every_token(AttentionRollout), ONE),
+        Method("AttentionMaps", _every_token(AttentionMaps), ONE),
         Method(
             f"IntegratedGradients, {STEPS} steps, one token", _integrated_gradients, ONE, once=True
         ),

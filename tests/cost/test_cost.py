@@ -82,7 +82,7 @@ def peak(name: str) -> int:
         (ATTENDED, 1),
         (ATTENDED_SCALES, 4),
         (f"MLLMAttribution({ATTENDED_SCALES})", 4),
-        ("AttentionRollout", 1),
+        ("AttentionMaps", 1),
         (PLAIN, 1),
         # A pass for each token that is said, and none to explain them.
         (EXPLAINED, ANSWER),

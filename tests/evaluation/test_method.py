@@ -10,7 +10,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm import ARC, MLLM, MSEA, TAM, AttentionRollout, LogitLens, TokenGradCam
+from captum_mllm import ARC, MLLM, MSEA, TAM, AttentionMaps, LogitLens, TokenCam
 from captum_mllm.attr.token_maps import token_maps
 from captum_mllm.evaluation.attributions import geometric_mean, product
 from captum_mllm.evaluation.method import Case, attribution
@@ -24,8 +24,8 @@ SCALES = (0.5, 1.0, 1.5)
     [
         (LogitLens, lambda base: ARC(MSEA(base))),
         (LogitLens, lambda base: TAM(MSEA(base))),
-        (AttentionRollout, lambda base: ARC(MSEA(base))),
-        (TokenGradCam, MSEA),
+        (AttentionMaps, lambda base: ARC(MSEA(base))),
+        (TokenCam, MSEA),
     ],
 )
 def test_shared_maps_are_the_method_s_own(
@@ -81,7 +81,7 @@ def test_several_bases_are_combined_at_each_scale(
 ) -> None:
     def at(scale: float) -> Tensor:
         lens = case.maps(MSEA(LogitLens(case.mllm)), scales=(scale,), output_size="largest")
-        attention = AttentionRollout(case.mllm, mode="raw")
+        attention = AttentionMaps(case.mllm, mode="raw")
         attended = case.maps(MSEA(attention), scales=(scale,), output_size="largest")
         return expected(lens.relu(), attended).float()
 

@@ -20,7 +20,7 @@ from captum_mllm import (
     MLLMAttribution,
     MLLMAttributionResult,
 )
-from captum_mllm.attr.attention_rollout import AttentionRollout
+from captum_mllm.attr.attention_maps import AttentionMaps
 from captum_mllm.models.attentions import Attention
 from tests.attr.test_attended_lens import looking_nowhere
 from tests.models.test_decoding import counted
@@ -40,7 +40,7 @@ METHODS: dict[str, Callable[[MLLM], Attribution]] = {
     "AttendedLens": AttendedLens,
     "TAM of AttendedLens": lambda mllm: TAM(AttendedLens(mllm)),
     "MSEA of AttendedLens": lambda mllm: ARC(MSEA(AttendedLens(mllm))),
-    "raw attention": lambda mllm: AttentionRollout(mllm, "raw", head_fusion="max", relative=True),
+    "raw attention": lambda mllm: AttentionMaps(mllm, "raw", head_fusion="max", relative=True),
 }
 # The passes beside those that say an answer of the model's own.
 FURTHER = {
@@ -169,7 +169,7 @@ def test_attention_is_worked_out_for_the_rows_of_each_input_alone(
 
 def test_attention_of_a_vision_tower_is_had_in_turn() -> None:
     mllm = MLLM(*shared("internvl"))
-    explainer = MLLMAttribution(AttentionRollout(mllm, "raw", tower="vision"))
+    explainer = MLLMAttribution(AttentionMaps(mllm, "raw", tower="vision"))
     with counted(mllm) as passes:
         results = explainer.attribute_batch(inputs(), ANSWERS)
     # One for the picture, in which the vision tower is watched, and one for the words.

@@ -32,7 +32,7 @@ from captum_mllm import (
     LogitLens,
     MLLMAttribution,
 )
-from captum_mllm.attr import AttentionRollout, ScaleAttribution
+from captum_mllm.attr import AttentionMaps, ScaleAttribution
 from captum_mllm.models.vocabulary import CHUNK
 from tests.models.test_decoding import counted
 from tests.models.test_mllm import picture
@@ -303,7 +303,7 @@ def test_weights_of_text_come_from_the_method_that_has_them() -> None:
         return MLLMAttribution(method).attribute(inp, target=ANSWER, **options).token_attr
 
     once = {"scales": (1.0,)}
-    arc, rollout, lens = ARC(LogitLens(mllm)), AttentionRollout(mllm), LogitLens(mllm)
+    arc, rollout, lens = ARC(LogitLens(mllm)), AttentionMaps(mllm), LogitLens(mllm)
     assert torch.equal(text(MSEA(arc), **once), text(arc))
     assert torch.equal(text(MSEA(rollout), **once), text(rollout))
     assert torch.equal(text(ARC(rollout)), text(rollout))

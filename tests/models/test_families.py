@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mllm import MLLM, MSEA, ImageTextInput, LogitLens
-from captum_mllm.attr.attention_rollout import AttentionRollout
+from captum_mllm.attr.attention_maps import AttentionMaps
 from captum_mllm.cli import main
 from captum_mllm.models import Query
 from captum_mllm.models.batches import batch_states
@@ -234,8 +234,8 @@ def test_the_command_explains_a_saved_model(family: str, tmp_path: Path) -> None
 def test_hybrid_models_say_why_there_is_no_rollout() -> None:
     mllm, image, query = opened("qwen3_5", SIZES[0])
     with pytest.raises(ValueError, match="3 of 4 layers of this model have none"):
-        AttentionRollout(mllm)
-    maps = AttentionRollout(mllm, mode="raw").attribute(image, additional_forward_args=(query,))
+        AttentionMaps(mllm)
+    maps = AttentionMaps(mllm, mode="raw").attribute(image, additional_forward_args=(query,))
     assert maps.isfinite().all() and maps.sum() > 0
 
 

@@ -20,11 +20,11 @@ from captum_mllm import (
     MSEA,
     TAM,
     AttendedLens,
-    AttentionRollout,
+    AttentionMaps,
     ImageTextInput,
     LogitLens,
     MLLMAttribution,
-    TokenGradCam,
+    TokenCam,
 )
 from tests.models.test_model_unchanged import snapshot
 from tests.models.tiny_models import build
@@ -100,10 +100,10 @@ def jobs_of(mllm: MLLM) -> dict[str, Job]:
         "default": explained(ARC(MSEA(AttendedLens(mllm))), inp, **target),
         "own answer": explained(MSEA(LogitLens(mllm)), other, gen_args={"max_new_tokens": 3}),
         "layer": explained(LogitLens(mllm, layer=0), inp, **target),
-        "grad cam": explained(TokenGradCam(mllm), inp, **target),
-        "vision grad cam": explained(TokenGradCam(mllm, layer="vision.0"), inp, **target),
-        "rollout": explained(AttentionRollout(mllm), inp, **target),
-        "gradient rollout": explained(AttentionRollout(mllm, mode="gradient"), inp, **target),
+        "grad cam": explained(TokenCam(mllm), inp, **target),
+        "vision grad cam": explained(TokenCam(mllm, layer="vision.0"), inp, **target),
+        "rollout": explained(AttentionMaps(mllm), inp, **target),
+        "gradient rollout": explained(AttentionMaps(mllm, mode="gradient"), inp, **target),
         "words": explained(FeatureAblation(mllm), inp, segments=(2, 2), **target),
         "gradient": explained(Saliency(mllm), inp, words="earlier", **target),
         "stream": streamed(mllm, inp),
@@ -313,7 +313,7 @@ def test_memory_is_flat_over_200_explanations(train: bool) -> None:
     mllm = used("llava", train=train)
     jobs = [
         explained(ARC(MSEA(AttendedLens(mllm))), asked(), target=ANSWER, scales=(1.0,)),
-        explained(TokenGradCam(mllm), asked(), target=ANSWER),
+        explained(TokenCam(mllm), asked(), target=ANSWER),
     ]
 
     def run(count: int) -> None:

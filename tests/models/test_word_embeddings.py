@@ -11,11 +11,11 @@ from torch import Tensor
 from captum_mllm import (
     MLLM,
     MSEA,
-    AttentionRollout,
+    AttentionMaps,
     ImageTextInput,
     LogitLens,
     MLLMAttribution,
-    TokenGradCam,
+    TokenCam,
 )
 from captum_mllm.models import Query
 from captum_mllm.models.word_embeddings import word_baseline
@@ -176,7 +176,7 @@ def test_methods_on_tokens_of_the_picture_take_no_words() -> None:
     mllm = MLLM(*shared("llava"))
     image, query = prepared(mllm)
     words = mllm.word_embeddings(query)
-    for method in (TokenGradCam(mllm), AttentionRollout(mllm), MSEA(TokenGradCam(mllm))):
+    for method in (TokenCam(mllm), AttentionMaps(mllm), MSEA(TokenCam(mllm))):
         with pytest.raises(ValueError, match="give the picture alone"):
             method.attribute((image, words), additional_forward_args=(query,))
 

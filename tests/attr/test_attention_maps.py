@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.vision_utils import get_vision_window_index
 
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, MLLMAttribution
-from captum_mllm.attr.attention_rollout import AttentionRollout
+from captum_mllm.attr.attention_maps import AttentionMaps
 from captum_mllm.models.layout import Layout, Piece
 from captum_mllm.models.query import Query
 from tests.models.tiny_models import FAMILIES, build, shared
@@ -145,7 +145,7 @@ def test_decoder_maps_equal_the_matrix_product_written_out(
 ) -> None:
     mllm = sharp(family)
     image, query = prepared(mllm, SIZES[family])
-    found = AttentionRollout(mllm, mode, head_fusion=fusion).attribute(
+    found = AttentionMaps(mllm, mode, head_fusion=fusion).attribute(
         image, additional_forward_args=(query,)
     )
     tokens, rows = places(mllm, query)
@@ -154,7 +154,7 @@ def test_decoder_maps_equal_the_matrix_product_written_out(
         layers = matrices(mllm, image, query, t, mode, fusion, vision=False)
         expected = layout.paint(combined(layers, mode)[row, tokens])
         torch.testing.assert_close(found[t, 0], expected, rtol=1e-6, atol=1e-12)
-        single = AttentionRollout(mllm, mode, head_fusion=fusion).attribute(
+        single = AttentionMaps(mllm, mode, head_fusion=fusion).attribute(
             image, target=(t, query.answer_ids[t]), additional_forward_args=(query,)
         )
         torch.testing.assert_close(single, found[t : t + 1], rtol=1e-6, atol=1e-12)
@@ -193,7 +193,7 @@ def test_vision_maps_equal_the_matrix_product_written_out(family: str, mode: Any
     mllm = sharp(family)
     size = SIZES[family]
     image, query = prepared(mllm, size)
-    found = AttentionRollout(mllm, mode, tower="vision").attribute(
+    found = AttentionMaps(mllm, mode, tower="vision").attribute(
         image, additional_forward_args=(query,)
     )
     tokens, rows = places(mllm, query)
@@ -229,7 +229,7 @@ def test_text_weights_equal_the_matrix_product_written_out(
 ) -> None:
     mllm = sharp(family)
     image, query = prepared(mllm, SIZES[family])
-    method = AttentionRollout(mllm, mode)
+    method = AttentionMaps(mllm, mode)
     asked = query.including_prompt() if with_prompt else query
     found = method.attribute_text(image, additional_forward_args=(asked,))
     words = len(mllm.states(image, query).text[0])
@@ -256,7 +256,7 @@ def test_only_the_chosen_layers_count(tower: Any) -> None:
     image, query = prepared(mllm, SIZES["qwen3_vl"])
 
     def explain(layers: list[int] | None) -> Tensor:
-        method = AttentionRollout(mllm, "raw", layers=layers, tower=tower)
+        method = AttentionMaps(mllm, "raw", layers=layers, tower=tower)
         return method.attribute(image, additional_forward_args=(query,))
 
     count = len(
@@ -274,7 +274,7 @@ def test_the_residual_is_the_share_that_stays() -> None:
     image, query = prepared(mllm, SIZES["llava"])
 
     def explain(residual: float, mode: Any = "rollout") -> Tensor:
-        method = AttentionRollout(mllm, mode, residual=residual, layers=[0])
+        method = AttentionMaps(mllm, mode, residual=residual, layers=[0])
         return method.attribute(image, additional_forward_args=(query,))
 
     assert (explain(1.0) == 0).all()
@@ -290,7 +290,7 @@ def test_relative_maps_count_in_even_shares(size: tuple[int, int], tower: Any) -
     image = noise(size, seed=1)[None]
 
     def explain(relative: bool) -> Tensor:
-        method = AttentionRollout(mllm, "raw", tower=tower, relative=relative)
+        method = AttentionMaps(mllm, "raw", tower=tower, relative=relative)
         return method.attribute(image, additional_forward_args=(query,))
 
     # Windows of a larger scale share a row each among 6 x 6 tokens.
@@ -312,7 +312,7 @@ def test_a_row_that_looks_evenly_at_pictures_alone_has_ones(family: str) -> None
 
     encoding = mllm.encode(opened, query)
     images = torch.cat(encoding.image_positions)
-    method = AttentionRollout(mllm, "raw", relative=True)
+    method = AttentionMaps(mllm, "raw", relative=True)
     with mock.patch.object(method, "_fuse", evenly):
         maps = method.attribute(opened, additional_forward_args=(query,))
     assert all(torch.allclose(found, torch.ones_like(found)) for found in maps)
@@ -327,7 +327,7 @@ def test_a_batch_of_pictures_equals_single_ones(family: str, tower: Any, mode: A
     _, query = prepared(mllm, size)
     images = torch.stack([noise(size, seed) for seed in range(2)])
     targets = [(0, query.answer_ids[0]), (1, 5)]
-    method = AttentionRollout(mllm, mode, tower=tower)
+    method = AttentionMaps(mllm, mode, tower=tower)
     together = method.attribute(images, target=targets, additional_forward_args=(query,))
     for image, target, found in zip(images, targets, together):
         single = method.attribute(image[None], target=target, additional_forward_args=(query,))
@@ -342,7 +342,7 @@ def test_several_open_pictures_have_a_map_each(family: str, tower: Any) -> None:
     opened, query = mllm.prepare(
         ImageTextInput(pictures, "what differs ?"), target="a cat", every_picture=True
     )
-    method = AttentionRollout(mllm, tower=tower)
+    method = AttentionMaps(mllm, tower=tower)
     maps = method.attribute(opened, additional_forward_args=(query,))
     assert isinstance(maps, tuple)
     for index, found in enumerate(maps):
@@ -356,7 +356,7 @@ def test_each_window_of_a_larger_scale_is_a_pass_of_its_own() -> None:
     _, query = prepared(mllm, (84, 84))
     image = noise((168, 168), seed=1)[None]
     for tower in ("decoder", "vision"):
-        method = AttentionRollout(mllm, tower=tower)
+        method = AttentionMaps(mllm, tower=tower)
         found = method.attribute(image, additional_forward_args=(query,))
         for top in (0, 84):
             for left in (0, 84):
@@ -372,7 +372,7 @@ def test_each_window_of_a_larger_scale_is_a_pass_of_its_own() -> None:
 def test_runs_under_the_wrappers(family: str, mode: Any, wrap: Callable[[Any], Any]) -> None:
     mllm = MLLM(*shared(family))
     image, query = prepared(mllm, SIZES[family])
-    method = wrap(AttentionRollout(mllm, mode))
+    method = wrap(AttentionMaps(mllm, mode))
     maps = method.attribute(image, additional_forward_args=(query,))
     assert maps.shape[:2] == (len(query.answer_ids), 1)
     assert torch.isfinite(maps).all()
@@ -383,7 +383,7 @@ def test_runs_under_the_wrappers(family: str, mode: Any, wrap: Callable[[Any], A
 def test_gives_a_result_its_maps_and_its_weights_of_words() -> None:
     mllm = MLLM(*shared("qwen2_vl"))
     inp = ImageTextInput(noise((56, 84)), "what is it ?")
-    method = AttentionRollout(mllm)
+    method = AttentionMaps(mllm)
     image, query = mllm.prepare(inp, target="a cat")
     result = MLLMAttribution(method).attribute(inp, target="a cat")
     torch.testing.assert_close(
@@ -412,7 +412,7 @@ def test_a_changed_patch_moves_the_map_most_at_its_place(family: str, mode: Any)
     size = SIZES[family]
     image, query = prepared(mllm, size, target=list(range(3, 35)))
     # The first layer attends to tokens that do not know of each other yet.
-    method = AttentionRollout(mllm, mode, layers=[0])
+    method = AttentionMaps(mllm, mode, layers=[0])
     before = method.attribute(image, additional_forward_args=(query,))
     cell = 2 * mllm.model.config.vision_config.patch_size if family.startswith("qwen") else 28
     corners = [(y, x) for y in range(0, size[0], cell) for x in range(0, size[1], cell)]
@@ -450,7 +450,7 @@ def test_the_model_is_left_as_it_was(
     mllm.model.train()
     mllm.model.set_attn_implementation({"vision_config": "eager", "text_config": "sdpa"})
     before = snapshot(mllm.model)
-    method = AttentionRollout(mllm, mode, tower="vision")
+    method = AttentionMaps(mllm, mode, tower="vision")
 
     def run() -> None:
         method.attribute(image, additional_forward_args=(query,))
@@ -479,7 +479,7 @@ def test_the_loaded_implementation_does_not_matter(family: str, mode: Any) -> No
     maps = []
     for implementation in ("sdpa", "eager"):
         mllm.model.set_attn_implementation(implementation)
-        method = AttentionRollout(mllm, mode, tower="vision")
+        method = AttentionMaps(mllm, mode, tower="vision")
         maps.append(method.attribute(image, additional_forward_args=(query,)))
         assert mllm.model.config._attn_implementation == implementation
     torch.testing.assert_close(*maps)
@@ -490,7 +490,7 @@ def test_bfloat16_and_a_constant_picture_give_finite_float32_maps(mode: Any) -> 
     model, processor = build("qwen2_vl")
     mllm = MLLM(model.bfloat16(), processor)
     image, query = mllm.prepare(ImageTextInput(torch.zeros(3, 56, 84), "what ?"), target="a cat")
-    maps = AttentionRollout(mllm, mode).attribute(image, additional_forward_args=(query,))
+    maps = AttentionMaps(mllm, mode).attribute(image, additional_forward_args=(query,))
     assert maps.dtype == torch.float32
     assert torch.isfinite(maps).all()
 
@@ -510,15 +510,13 @@ def test_bfloat16_and_a_constant_picture_give_finite_float32_maps(mode: Any) -> 
 )
 def test_unknown_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AttentionRollout(MLLM(*shared("llava")), **options)
+        AttentionMaps(MLLM(*shared("llava")), **options)
 
 
 def test_several_pictures_need_a_target() -> None:
     mllm = MLLM(*shared("llava"))
     image, query = prepared(mllm, (84, 84))
     with pytest.raises(ValueError, match="got 2 images and no target"):
-        AttentionRollout(mllm).attribute(
-            image.expand(2, -1, -1, -1), additional_forward_args=(query,)
-        )
+        AttentionMaps(mllm).attribute(image.expand(2, -1, -1, -1), additional_forward_args=(query,))
     with pytest.raises(TypeError, match="expected an MLLM"):
-        AttentionRollout(mllm.model)  # type: ignore[arg-type]
+        AttentionMaps(mllm.model)  # type: ignore[arg-type]

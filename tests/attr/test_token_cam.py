@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.vision_utils import get_vision_window_index
 
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput
-from captum_mllm.attr.token_grad_cam import TokenGradCam
+from captum_mllm.attr.token_cam import TokenCam
 from captum_mllm.models.layout import Layout, Piece
 from captum_mllm.models.query import Query
 from tests.models.tiny_models import FAMILIES, build, shared
@@ -121,7 +121,7 @@ def test_decoder_maps_equal_a_straightforward_implementation(family: str, varian
     places = (ids == mllm.image_token_id).nonzero()[:, 0]
     expected = naive_map(states[0, places], gradient[0, places], variant)
 
-    found = TokenGradCam(mllm, layer=0, variant=variant).attribute(
+    found = TokenCam(mllm, layer=0, variant=variant).attribute(
         image, target=(1, query.answer_ids[1]), additional_forward_args=(query,)
     )
 
@@ -157,7 +157,7 @@ def test_vision_maps_equal_a_straightforward_implementation(
     painted = Layout(size, tuple(pieces)).paint(expected)
 
     for given in (layer, f"vision.{index}"):
-        found = TokenGradCam(mllm, layer=given, variant=variant).attribute(
+        found = TokenCam(mllm, layer=given, variant=variant).attribute(
             image, target=(0, query.answer_ids[0]), additional_forward_args=(query,)
         )
         assert painted.max() > 0
@@ -183,7 +183,7 @@ def test_windows_of_a_larger_scale_are_one_picture() -> None:
     expected = naive_map(torch.cat(states), torch.cat(slopes), "grad_cam")
     grid = expected.unflatten(0, (2, 2, 6, 6)).transpose(1, 2).reshape(12, 12)
 
-    maps = TokenGradCam(mllm, layer=0, variant="grad_cam").attribute(
+    maps = TokenCam(mllm, layer=0, variant="grad_cam").attribute(
         image, target=(1, token), additional_forward_args=(query,)
     )
 
@@ -220,7 +220,7 @@ def test_a_changed_patch_moves_the_map_most_at_its_place(family: str, layer: Any
     size = SIZES[family]
     # Many words, so that no change is missed because it is orthogonal to one of them.
     image, query = prepared(mllm, size, target=list(range(3, 19)))
-    method = TokenGradCam(mllm, layer=layer, variant="grad_cam")
+    method = TokenCam(mllm, layer=layer, variant="grad_cam")
     before = method.attribute(image, additional_forward_args=(query,))
     cell = 2 * mllm.model.config.vision_config.patch_size if family.startswith("qwen") else 28
     corners = [(y, x) for y in range(0, size[0], cell) for x in range(0, size[1], cell)]
@@ -241,7 +241,7 @@ def test_every_token_at_once_equals_one_target_after_the_other(family: str, laye
     mllm = MLLM(*shared(family))
     image, query = prepared(mllm, SIZES[family])
     query = query.including_prompt()
-    method = TokenGradCam(mllm, layer=layer)
+    method = TokenCam(mllm, layer=layer)
     together = method.attribute(image, additional_forward_args=(query,))
     ids = mllm.explained_ids(image, query).tolist()
     assert len(together) == len(ids)
@@ -258,7 +258,7 @@ def test_a_batch_of_pictures_equals_single_ones(family: str, layer: Any) -> None
     _, query = prepared(mllm, size)
     images = torch.stack([noise(size, seed) for seed in range(2)])
     targets = [(0, query.answer_ids[0]), (1, 5)]
-    method = TokenGradCam(mllm, layer=layer)
+    method = TokenCam(mllm, layer=layer)
     together = method.attribute(images, target=targets, additional_forward_args=(query,))
     for image, target, found in zip(images, targets, together):
         single = method.attribute(image[None], target=target, additional_forward_args=(query,))
@@ -272,14 +272,12 @@ def test_several_open_pictures_have_a_map_each(family: str, layer: Any) -> None:
     first, second = noise((84, 84), 1), noise((84, 140), 2)
     inp = ImageTextInput([first, second], "what differs ?")
     pictures, query = mllm.prepare(inp, target="a cat", every_picture=True)
-    maps = TokenGradCam(mllm, layer=layer).attribute(pictures, additional_forward_args=(query,))
+    maps = TokenCam(mllm, layer=layer).attribute(pictures, additional_forward_args=(query,))
     assert isinstance(maps, tuple)
     for index, found in enumerate(maps):
         inp = ImageTextInput([first, second], "what differs ?", explained=index)
         image, alone = mllm.prepare(inp, target="a cat")
-        expected = TokenGradCam(mllm, layer=layer).attribute(
-            image, additional_forward_args=(alone,)
-        )
+        expected = TokenCam(mllm, layer=layer).attribute(image, additional_forward_args=(alone,))
         torch.testing.assert_close(found, expected)
 
 
@@ -288,7 +286,7 @@ def test_several_open_pictures_have_a_map_each(family: str, layer: Any) -> None:
 def test_runs_under_the_wrappers(family: str, wrap: Callable[[Any], Any]) -> None:
     mllm = MLLM(*shared(family))
     image, query = prepared(mllm, SIZES[family])
-    maps = wrap(TokenGradCam(mllm)).attribute(image, additional_forward_args=(query,))
+    maps = wrap(TokenCam(mllm)).attribute(image, additional_forward_args=(query,))
     assert maps.shape[:2] == (2, 1)
     assert torch.isfinite(maps).all()
     assert (maps >= 0).all()
@@ -300,7 +298,7 @@ def test_bfloat16_and_a_constant_picture_give_finite_float32_maps(variant: Any) 
     model, processor = build("qwen2_vl")
     mllm = MLLM(model.bfloat16(), processor)
     image, query = mllm.prepare(ImageTextInput(torch.zeros(3, 56, 84), "what ?"), target="a cat")
-    maps = TokenGradCam(mllm, variant=variant).attribute(image, additional_forward_args=(query,))
+    maps = TokenCam(mllm, variant=variant).attribute(image, additional_forward_args=(query,))
     assert maps.dtype == torch.float32
     assert torch.isfinite(maps).all()
 
@@ -325,7 +323,7 @@ def test_the_model_is_left_as_it_was(
     mllm.model.train()
     next(iter(mllm.model.parameters())).requires_grad_(False)
     before = snapshot(mllm.model)
-    method = TokenGradCam(mllm, layer=layer)
+    method = TokenCam(mllm, layer=layer)
 
     def run() -> None:
         method.attribute(image, additional_forward_args=(query,))
@@ -351,7 +349,7 @@ def test_the_default_is_hires_cam_in_the_middle_of_the_vision_tower() -> None:
     model, processor = build("qwen2_vl")
     mllm = MLLM(model, processor)
     model.get_encoder(modality="image").blocks.extend(nn.Identity() for _ in range(5))
-    method = TokenGradCam(mllm)
+    method = TokenCam(mllm)
     assert method.layer is vision_blocks(mllm)[3]
     assert method.variant == "hires_cam"
 
@@ -362,7 +360,7 @@ def test_where_the_size_of_states_does_not_matter_hires_cam_says_so(family: str)
     image, query = prepared(mllm, SIZES[family])
     before = snapshot(mllm.model)
     with pytest.raises(ValueError, match="normalised before anything reads them"):
-        TokenGradCam(mllm, "vision.-1").attribute(image, additional_forward_args=(query,))
+        TokenCam(mllm, "vision.-1").attribute(image, additional_forward_args=(query,))
     assert snapshot(mllm.model) == before
     # The norm behind that layer takes scaled states for the same.
     layer = vision_blocks(mllm)[-1]
@@ -370,7 +368,7 @@ def test_where_the_size_of_states_does_not_matter_hires_cam_says_so(family: str)
     scaled = mllm(image, query)
     handle.remove()
     torch.testing.assert_close(scaled, mllm(image, query), rtol=1e-2, atol=1e-4)
-    maps = TokenGradCam(mllm, "vision.-1", "grad_cam").attribute(
+    maps = TokenCam(mllm, "vision.-1", "grad_cam").attribute(
         image, additional_forward_args=(query,)
     )
     assert maps.any()
@@ -388,9 +386,7 @@ def test_hires_cam_tells_what_scaling_a_token_does() -> None:
     image, query = prepared(mllm, SIZES["llava"])
     layer = vision_blocks(mllm)[0]
     target = (1, query.answer_ids[1])
-    maps = TokenGradCam(mllm, layer).attribute(
-        image, target=target, additional_forward_args=(query,)
-    )
+    maps = TokenCam(mllm, layer).attribute(image, target=target, additional_forward_args=(query,))
     step = 1e-4
     for patch in (0, 7, 20):
         logits = []
@@ -419,7 +415,7 @@ def test_layers_that_cannot_be_used_are_refused(
 ) -> None:
     # LLaVA has three vision layers, and takes its features from the second.
     with pytest.raises(error, match=message):
-        TokenGradCam(MLLM(*shared("llava")), layer=layer)
+        TokenCam(MLLM(*shared("llava")), layer=layer)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +432,7 @@ def test_layers_that_cannot_be_used_are_refused(
 def test_modules_that_cannot_be_used_are_refused(name: str, message: str) -> None:
     mllm = MLLM(*shared("llava"))
     image, query = prepared(mllm, (84, 84))
-    method = TokenGradCam(mllm, layer=mllm.model.get_submodule(name))
+    method = TokenCam(mllm, layer=mllm.model.get_submodule(name))
     with pytest.raises(ValueError, match=message):
         method.attribute(image, additional_forward_args=(query,))
 
@@ -446,11 +442,11 @@ def test_frozen_parameters_do_not_matter(layer: Any) -> None:
     model, processor = build("llava")
     mllm = MLLM(model, processor)
     image, query = prepared(mllm, (84, 84))
-    expected = TokenGradCam(mllm, layer=layer).attribute(image, additional_forward_args=(query,))
+    expected = TokenCam(mllm, layer=layer).attribute(image, additional_forward_args=(query,))
     model.requires_grad_(False)
-    found = TokenGradCam(mllm, layer=layer).attribute(image, additional_forward_args=(query,))
+    found = TokenCam(mllm, layer=layer).attribute(image, additional_forward_args=(query,))
     torch.testing.assert_close(found, expected)
-    unused = TokenGradCam(mllm, layer=vision_blocks(mllm)[2])
+    unused = TokenCam(mllm, layer=vision_blocks(mllm)[2])
     with pytest.raises(ValueError, match="exactly zero at the image tokens"):
         unused.attribute(image, additional_forward_args=(query,))
 
@@ -458,7 +454,7 @@ def test_frozen_parameters_do_not_matter(layer: Any) -> None:
 def test_a_module_of_another_model_is_refused() -> None:
     mllm = MLLM(*shared("llava"))
     image, query = prepared(mllm, (84, 84))
-    method = TokenGradCam(mllm, layer=build("llava")[0].get_decoder().layers[0])
+    method = TokenCam(mllm, layer=build("llava")[0].get_decoder().layers[0])
     with pytest.raises(ValueError, match="runs 0 times in a pass"):
         method.attribute(image, additional_forward_args=(query,))
 
@@ -467,10 +463,10 @@ def test_bad_arguments_are_refused() -> None:
     mllm = MLLM(*shared("llava"))
     image, query = prepared(mllm, (84, 84))
     with pytest.raises(ValueError, match="variant='cam'"):
-        TokenGradCam(mllm, variant="cam")  # type: ignore[arg-type]
+        TokenCam(mllm, variant="cam")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected an MLLM"):
-        TokenGradCam(mllm.model)  # type: ignore[arg-type]
-    method = TokenGradCam(mllm)
+        TokenCam(mllm.model)  # type: ignore[arg-type]
+    method = TokenCam(mllm)
     with pytest.raises(ValueError, match="got 2 images and no target"):
         method.attribute(image.expand(2, -1, -1, -1), additional_forward_args=(query,))
     with pytest.raises(ValueError, match=r"expected \(t, token_id\)"):

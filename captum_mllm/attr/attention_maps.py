@@ -44,7 +44,7 @@ Tower = Literal["decoder", "vision"]
 Layer = tuple[Sequence[Attention], Sequence[Tensor | None]]
 
 
-class AttentionRollout(TokenAttribution):
+class AttentionMaps(TokenAttribution):
     r"""
     Attention of each word of an answer to the tokens of the picture: raw, rolled out through the
     layers, or weighted by gradients.
@@ -99,12 +99,12 @@ class AttentionRollout(TokenAttribution):
     Examples::
         >>> from PIL import Image
         >>> from captum_mllm import MLLM, ImageTextInput
-        >>> from captum_mllm.attr.attention_rollout import AttentionRollout
+        >>> from captum_mllm.attr.attention_maps import AttentionMaps
         >>> from captum_mllm.demo import demo_picture
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
         >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
         >>> image, query = mllm.prepare(inp, target="a red circle")
-        >>> AttentionRollout(mllm).attribute(image, additional_forward_args=(query,)).shape
+        >>> AttentionMaps(mllm).attribute(image, additional_forward_args=(query,)).shape
         torch.Size([3, 1, 14, 14])
     """
 

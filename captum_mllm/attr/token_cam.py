@@ -36,7 +36,7 @@ Variant = Literal["hires_cam", "grad_cam", "grad_cam++"]
 LEAST_REST = 1e-4
 
 
-class TokenGradCam(TokenAttribution, LayerAttribution):
+class TokenCam(TokenAttribution, LayerAttribution):
     r"""
     HiResCAM, Grad-CAM and Grad-CAM++ on the tokens of a picture, in the vision tower or in the
     decoder.
@@ -89,14 +89,14 @@ class TokenGradCam(TokenAttribution, LayerAttribution):
     Examples::
         >>> from PIL import Image
         >>> from captum_mllm import MLLM, ImageTextInput
-        >>> from captum_mllm.attr.token_grad_cam import TokenGradCam
+        >>> from captum_mllm.attr.token_cam import TokenCam
         >>> from captum_mllm.demo import demo_picture
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
         >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
         >>> image, query = mllm.prepare(inp, target="a red circle")
-        >>> TokenGradCam(mllm).attribute(image, additional_forward_args=(query,)).shape
+        >>> TokenCam(mllm).attribute(image, additional_forward_args=(query,)).shape
         torch.Size([3, 1, 14, 14])
-        >>> TokenGradCam(mllm, layer=0, variant="grad_cam").attribute(
+        >>> TokenCam(mllm, layer=0, variant="grad_cam").attribute(
         ...     image, target=(2, query.answer_ids[2]), additional_forward_args=(query,)
         ... ).shape
         torch.Size([1, 1, 14, 14])
