@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_mllm.models.precision import full_precision
 
+
+@full_precision()
 def suppress_context(
     maps: Tensor, context_maps: Tensor, weights: Tensor, strength: float = 1.0
 ) -> Tensor:

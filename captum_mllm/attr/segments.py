@@ -13,9 +13,10 @@ from torch import Tensor
 from captum_mllm.attr.resizing import resample
 from captum_mllm.models.layout import Size, size_of
 from captum_mllm.models.pixels import to_pil
+from captum_mllm.models.precision import full_precision
 from captum_mllm.models.query import is_integer
 
-SegmentsLike = tuple[int, int] | int | Tensor | Sequence[Tensor]
+SegmentsLike = tuple[int, int] | int | Tensor | np.ndarray | Sequence[Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class Segments:
     def size(self) -> Size:
         return size_of(self.regions)
 
+    @full_precision()
     def seen(self, present: Tensor) -> Tensor:
         r"""Which pixels are there if only some segments are.
 
@@ -57,6 +59,7 @@ class Segments:
         hidden = (absent @ self.members.to(absent).T) > 0
         return ~hidden[:, self.regions][:, None]
 
+    @full_precision()
     def paint(self, values: Tensor) -> Tensor:
         r"""Values of segments (N, \*shape) as maps (N, 1, H, W): each pixel has the sum of those
         of its segments, and 0 without any."""
@@ -89,8 +92,8 @@ def picture_segments(segments: SegmentsLike, picture: Tensor) -> Segments:
     The segments of a picture, in any of the forms in which a user gives them.
 
     Args:
-        segments (tuple[int, int], int, Tensor or Sequence[Tensor]): rows and columns of a grid; a
-            number of :func:`superpixels`; or, as :class:`captum.attr.ImageMaskInput` takes them, a
+        segments (tuple[int, int], int, Tensor, ndarray or Sequence[Tensor]): rows and columns of a
+            grid; a number of :func:`superpixels`; or, as :class:`captum.attr.ImageMaskInput` takes them, a
             label for each pixel, integers (H, W), or a mask (H, W) for each segment, which may
             overlap.
         picture (Tensor): (1, 3, H, W) in [0, 1].
@@ -102,6 +105,8 @@ def picture_segments(segments: SegmentsLike, picture: Tensor) -> Segments:
         ModuleNotFoundError: for superpixels without scikit-image.
     """
     size = size_of(picture)
+    if isinstance(segments, np.ndarray):
+        segments = torch.as_tensor(segments)
     if isinstance(segments, Tensor):
         return _by_labels(segments.to(picture.device), size, "segments")
     if is_integer(segments):

@@ -366,3 +366,10 @@ def test_what_is_not_an_attribution_on_an_mllm_is_refused() -> None:
         TAM(LogitLens(mllm)).attribute(torch.zeros(2, 3, 8, 8), None, (mllm.query(),))
     with pytest.raises(TypeError, match=r"the query that MLLM\.prepare gives"):
         TAM(LogitLens(mllm)).attribute(PICTURE)
+
+
+def test_interference_is_summed_in_full_precision_under_autocast() -> None:
+    maps, context, weights = torch.rand(2, 9), torch.rand(3, 9), torch.rand(2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = suppress_context(maps, context, weights)
+    assert torch.equal(found, suppress_context(maps, context, weights))

@@ -156,3 +156,18 @@ def test_many_masks_are_told_apart() -> None:
     segments = picture_segments(masks, torch.zeros(1, 3, 20, 30))
     for index, mask in enumerate(masks):
         assert torch.equal(segments.members[:, index][segments.regions], mask)
+
+
+def test_labels_of_numpy_are_those_of_torch() -> None:
+    picture = torch.rand(1, 3, 4, 6)
+    labels = torch.arange(24).reshape(4, 6) // 5
+    own, given = picture_segments(labels.numpy(), picture), picture_segments(labels, picture)
+    assert torch.equal(own.regions, given.regions) and torch.equal(own.members, given.members)
+
+
+def test_segments_are_painted_in_full_precision_under_autocast() -> None:
+    segments = picture_segments((2, 3), torch.rand(1, 3, 4, 6))
+    values = torch.rand(5, 2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = segments.paint(values)
+    assert torch.equal(found, segments.paint(values))
