@@ -93,9 +93,9 @@ def picture_segments(segments: SegmentsLike, picture: Tensor) -> Segments:
 
     Args:
         segments (tuple[int, int], int, Tensor, ndarray or Sequence[Tensor]): rows and columns of a
-            grid; a number of :func:`superpixels`; or, as :class:`captum.attr.ImageMaskInput` takes them, a
-            label for each pixel, integers (H, W), or a mask (H, W) for each segment, which may
-            overlap.
+            grid; a number of :func:`superpixels`; or, as :class:`captum.attr.ImageMaskInput` takes
+            them, a label for each pixel, integers (H, W), or a mask (H, W) for each segment, which
+            may overlap.
         picture (Tensor): (1, 3, H, W) in [0, 1].
 
     Raises:
