@@ -255,9 +255,7 @@ class Backbone(PassMemory):
         """
         model = self.model
         if layer is None:
-            last = last_states(model, inputs)
-            check_finite(last, model, inputs)
-            return {None: last}
+            return {None: last_states(model, inputs)}
         decoder = decoder_of(model)
         count = len(decoder.layers)
         if not is_integer(layer) or not -count <= layer < count:
@@ -274,7 +272,6 @@ class Backbone(PassMemory):
         following = [*decoder.layers, decoder.norm][layer % count + 1]
         with hook(following, keep, before=True):
             last = last_states(model, inputs)
-        check_finite(last, model, inputs)
         if len(seen) != 1:
             raise RuntimeError(
                 f"what follows layer {layer} was seen {len(seen)} times in a pass, expected once; "
@@ -298,18 +295,25 @@ class Backbone(PassMemory):
 
 
 def last_states(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    r"""The hidden states of a pass after the final norm, (rows, S, d)."""
+    r"""The hidden states of a pass after the final norm, (rows, S, d).
+
+    Raises:
+        FloatingPointError: if they are NaN or infinite, with the module that made them so.
+    """
     body = body_of(model)
     if body is model.base_model:
-        return body(**inputs, use_cache=False).last_hidden_state
-    seen: list[Tensor] = []
+        last = body(**inputs, use_cache=False).last_hidden_state
+    else:
+        seen: list[Tensor] = []
 
-    def see(module: nn.Module, args: Any, output: Any) -> None:
-        seen.append(output.last_hidden_state)
+        def see(module: nn.Module, args: Any, output: Any) -> None:
+            seen.append(output.last_hidden_state)
 
-    with hook(body, see):
-        model(**inputs, logits_to_keep=1, use_cache=False)
-    return seen[0]
+        with hook(body, see):
+            model(**inputs, logits_to_keep=1, use_cache=False)
+        (last,) = seen
+    check_finite(last, model, inputs)
+    return last
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from captum_mllm import MLLM, ImageTextInput
+from captum_mllm import MLLM, AttentionMaps, ImageTextInput
 from captum_mllm.models import Layout, Piece
 from captum_mllm.models.precision import check_finite, full_precision
 from captum_mllm.models.vocabulary import Vocabulary
@@ -73,6 +73,14 @@ def test_the_module_that_overflows_is_named(target: str | None, layer: int | Non
     with pytest.raises(FloatingPointError, match=r"layers\.1\.mlp\.down_proj.* is the first"):
         mllm.states(*mllm.prepare(INPUT, target=target), layer=layer)
     assert {name: len(part._forward_hooks) for name, part in mllm.named_modules()} == before
+
+
+@pytest.mark.parametrize("mode", ["raw", "rollout"])
+def test_passes_that_record_attention_name_it_too(mode: Any) -> None:
+    mllm = overflowing()
+    image, query = mllm.prepare(INPUT, target="a cat")
+    with pytest.raises(FloatingPointError, match=r"layers\.1\.mlp\.down_proj.* is the first"):
+        AttentionMaps(mllm, mode=mode).attribute(image, additional_forward_args=(query,))
 
 
 def test_weights_that_are_not_finite_are_named() -> None:
