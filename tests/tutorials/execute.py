@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parents[2] / "tutorials"
 NOTEBOOKS = tuple(sorted(FOLDER.glob("*.ipynb")))
 #: The longest that one cell may take, in seconds.
 TIMEOUT = 1800
-JPEG_QUALITY = 85
+JPEG_QUALITY = 80
 
 
 def read(path: Path) -> NotebookNode:
