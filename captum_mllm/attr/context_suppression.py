@@ -47,8 +47,8 @@ class ContextSuppression(TokenWrapper):
             MSEA around it, or any of Captum's.
         normalize (bool): map each token's image and text scores to [0, 1] together, as TAM does,
             so that a token that rests on text has a faint map. Text scores are logits: maps in
-            other units, such as gradients, or those of MSEA with a ``normalize`` of its own, are
-            mapped to [0, 1] alone. Default: False
+            other units, such as gradients, or those of MSEA with ``normalize="max"`` or
+            ``"sum"``, are mapped to [0, 1] alone. Default: False
         filter_size (int, optional): side of the window of :func:`rank_gaussian_filter`.
             Default: None, no filter.
         strength (float): how much of the interference's share is taken out, in [0, 1].

@@ -110,12 +110,11 @@ class MLLMAttribution(Attribution):
                 and in words, such as ``((1, 2, 2), (1,))`` on a grid.
 
         Returns:
-            MLLMAttributionResult: maps of the picture (T, h, w) and weights of the earlier
-            words (T, P + T): those that the method gives to text, as features (0 for words that
-            were none; those tokens of a removed word that stand before the explained one share its
-            value) or by ``attribute_text`` of ARC, TAM and AttentionMaps, also within other
-            wrappers; else how strongly the state of each earlier word says the token, in logits,
-            at least 0.
+            MLLMAttributionResult: maps of the image (T, h, w) and weights of the earlier tokens
+            (T, P + T): the values of words that are features (0 for other tokens; the tokens of a
+            removed word before the explained one share its value), else those of the method's
+            ``attribute_text``, also within wrappers. A method without either leaves the weights to
+            attention, and where it cannot be read to the states of the tokens.
             What each scale of MSEA saw is part of it where MSEA is the method or lies directly
             within ARC or TAM.
 
