@@ -71,9 +71,9 @@ class ARC(ContextSuppression):
     Examples::
         >>> from PIL import Image
         >>> from captum_mllm import ARC, MLLM, MSEA, ImageTextInput, LogitLens
-        >>> from captum_mllm.demo import demo_picture
+        >>> from captum_mllm.demo import demo_image
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
-        >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+        >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
         >>> image, query = mllm.prepare(inp, target="a red circle")
         >>> arc = ARC(MSEA(LogitLens(mllm)), top_k=10)
         >>> arc.attribute(image, additional_forward_args=(query,), scales=(1.0, 1.5)).shape
@@ -160,7 +160,7 @@ class ARC(ContextSuppression):
         tokens, rankings = states.of_prompt[key], self._rankings(states)[rows]
         agreement = rank_biased_overlap(rankings, tokens, self.persistence).to(maps)
         layout, size = states.layouts[0], size_of(maps)
-        # Of what other scales alone see, no more is known than how the rest of the picture agrees.
+        # Of what other scales alone see, no more is known than how the rest of the image agrees.
         factor = torch.where(
             layout.coverage(size).to(maps.device),
             layout.paint(agreement, size),

@@ -19,7 +19,7 @@ class AttendedLens(TokenAttribution):
     r"""
     The logit lens, weighed by the attention of the word.
 
-    The lens says where in the picture a word could be read. It knows the word alone, so of two
+    The lens says where in the image a word could be read. It knows the word alone, so of two
     stars it marks both. Attention says where the model looked when it said the word, and marks
     what else stands out there. With :math:`A_t` the lens's map of word t, and :math:`a_t` the
     attention of the row that predicts the word, the mean of all heads and layers, times the
@@ -50,9 +50,9 @@ class AttendedLens(TokenAttribution):
     Examples::
         >>> from PIL import Image
         >>> from captum_mllm import AttendedLens, MLLM, ImageTextInput
-        >>> from captum_mllm.demo import demo_picture
+        >>> from captum_mllm.demo import demo_image
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
-        >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+        >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
         >>> image, query = mllm.prepare(inp, target="a red circle")
         >>> AttendedLens(mllm).attribute(image, additional_forward_args=(query,)).shape
         torch.Size([3, 1, 14, 14])

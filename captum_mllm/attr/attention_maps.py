@@ -29,8 +29,8 @@ from captum_mllm.attr.features import to_earlier
 from captum_mllm.attr.target_logits import explained_logits, target_logits
 from captum_mllm.models.attentions import Attention, has_softmax_attention, record_attention
 from captum_mllm.models.backbone import last_states
+from captum_mllm.models.image_tokens import decoder_tokens, vision_tokens
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.picture_tokens import decoder_tokens, vision_tokens
 from captum_mllm.models.query import Prompt, Query, split_arguments
 from captum_mllm.models.states import gather_states
 from captum_mllm.models.towers import attention_layers, decoder_layers, pick_layers, vision_layers
@@ -46,7 +46,7 @@ Layer = tuple[Sequence[Attention], Sequence[Tensor | None]]
 
 class AttentionMaps(TokenAttribution):
     r"""
-    Attention of each word of an answer to the tokens of the picture: raw, rolled out through the
+    Attention of each word of an answer to the tokens of the image: raw, rolled out through the
     layers, or weighted by gradients.
 
     With :math:`A_l` the attention of layer l, its heads fused, and :math:`e_t` the row that
@@ -86,7 +86,7 @@ class AttentionMaps(TokenAttribution):
         tower (str): where the row ends: at the image tokens of the "decoder", or at the patches of
             the "vision" tower. Default: "decoder"
         relative (bool): give weights times the number of image tokens in a row, or of patches
-            where it ends there: 1 is what each would get from a row that looks at pictures alone,
+            where it ends there: 1 is what each would get from a row that looks at images alone,
             and evenly. So maps at different scales compare, as MSEA wants it. Default: False
         text_residual (float): in mode "raw", what the text weights of a token get at the place from
             which it was predicted, that is the token directly before, beside its attention: the
@@ -100,9 +100,9 @@ class AttentionMaps(TokenAttribution):
         >>> from PIL import Image
         >>> from captum_mllm import MLLM, ImageTextInput
         >>> from captum_mllm.attr.attention_maps import AttentionMaps
-        >>> from captum_mllm.demo import demo_picture
+        >>> from captum_mllm.demo import demo_image
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
-        >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+        >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
         >>> image, query = mllm.prepare(inp, target="a red circle")
         >>> AttentionMaps(mllm).attribute(image, additional_forward_args=(query,)).shape
         torch.Size([3, 1, 14, 14])
@@ -194,8 +194,8 @@ class AttentionMaps(TokenAttribution):
         Weight of each earlier word for each explained token, in the decoder.
 
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): the picture, (1, 3, H, W) in [0, 1], or a tuple
-                of pictures where the query leaves several open.
+            inputs (Tensor or tuple[Tensor, ...]): the image, (1, 3, H, W) in [0, 1], or a tuple
+                of images where the query leaves several open.
             additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
 
         Returns:
@@ -203,8 +203,8 @@ class AttentionMaps(TokenAttribution):
             at least 0, and 0 for a token itself and those after it.
         """
         query = only_query(additional_forward_args)
-        pictures = format_tensor_into_tuples(inputs)
-        rows = self._rows(pictures, query, None, [])
+        images = format_tensor_into_tuples(inputs)
+        rows = self._rows(images, query, None, [])
         weights = rows.weights
         if self.mode == "raw" and self.text_residual:
             weights = weights + self.text_residual * predicting_rows(rows.encoding, query, None)
@@ -226,20 +226,20 @@ class AttentionMaps(TokenAttribution):
         )
 
     def _rows(
-        self, pictures: tuple[Tensor, ...], query: Query, target: Any, vision: Sequence[nn.Module]
+        self, images: tuple[Tensor, ...], query: Query, target: Any, vision: Sequence[nn.Module]
     ) -> AttentionRows:
         """What the rows that predict attend to."""
         check_inference_mode(self)
-        pictures, _ = split_arguments((*pictures, query))
+        images, _ = split_arguments((*images, query))
         if target is None:
-            check_one_image(len(pictures[0]))
+            check_one_image(len(images[0]))
         if self.mode == "raw" and not vision:
-            return self._raw.of_prompt((pictures, query), target)
-        return self._roll_out(pictures, query, target, vision)
+            return self._raw.of_prompt((images, query), target)
+        return self._roll_out(images, query, target, vision)
 
     def _roll_out(
         self,
-        pictures: tuple[Tensor, ...],
+        images: tuple[Tensor, ...],
         query: Query,
         target: Any,
         vision: Sequence[nn.Module],
@@ -250,7 +250,7 @@ class AttentionMaps(TokenAttribution):
         layers = [*self.decoder_layers, *vision]
         logits: Sequence[Tensor | None] = [None]
         with mllm.evaluating():
-            encoding = mllm.encode(pictures, query)
+            encoding = mllm.encode(images, query)
             dtype = torch.promote_types(mllm.dtype, torch.float32)
             start = predicting_rows(encoding, query, target).to(dtype)
             with record_attention(mllm.model, layers, by_gradient) as record:
@@ -261,7 +261,7 @@ class AttentionMaps(TokenAttribution):
                     found = last_states(mllm.model, encoding.inputs)
         if mllm.remembers and not by_gradient:
             hidden = found.unflatten(0, (-1, encoding.windows))
-            leave_states(mllm, gather_states(hidden, encoding, query), (pictures, query))
+            leave_states(mllm, gather_states(hidden, encoding, query), (images, query))
         tokens = ends = decoder_tokens(encoding, query)
         n_patches = sum(call.n_states for call in record.calls[-1])
         if vision:

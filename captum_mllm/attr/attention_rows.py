@@ -14,9 +14,9 @@ from captum_mllm.models.attentions import Attention, Fusion, has_softmax_attenti
 from captum_mllm.models.backbone import last_states
 from captum_mllm.models.batches import join, split_states
 from captum_mllm.models.encoding import Encoding
+from captum_mllm.models.image_tokens import ImageTokens, decoder_tokens
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.picture_tokens import PictureTokens, decoder_tokens
 from captum_mllm.models.query import Prompt, Query, split_target
 from captum_mllm.models.states import States
 
@@ -28,12 +28,12 @@ class AttentionRows:
     Args:
         encoding (Encoding): the prompt.
         weights (Tensor): of the states of the tower where the rows end, (R, states).
-        tokens (tuple[PictureTokens, ...]): the explained pictures among those states.
+        tokens (tuple[ImageTokens, ...]): the explained images among those states.
     """
 
     encoding: Encoding
     weights: Tensor
-    tokens: tuple[PictureTokens, ...]
+    tokens: tuple[ImageTokens, ...]
 
     def without_pixels(self) -> AttentionRows:
         """The same, without the inputs that take more memory than all else."""
@@ -42,7 +42,7 @@ class AttentionRows:
 
 
 def predicting_rows(encoding: Encoding, query: Query, target: Any) -> Tensor:
-    """One at the rows that predict: (T, states), or (1, states) for a target of each picture."""
+    """One at the rows that predict: (T, states), or (1, states) for a target of each image."""
     rows = encoding.explained_rows(query)
     count, length = encoding.inputs["input_ids"].shape
     if target is None:
@@ -55,9 +55,9 @@ def predicting_rows(encoding: Encoding, query: Query, target: Any) -> Tensor:
 def leave_states(mllm: MLLM, states: States, prompt: Prompt, by_value: bool = False) -> None:
     """Leave the states of a pass that recorded attention, once it has ended, to LogitLens, which
     then makes none."""
-    pictures, query = prompt
-    if has_softmax_attention(mllm.model) and not mllm.knows(*pictures, query):
-        mllm.keep(states, *pictures, query, by_value=by_value)
+    images, query = prompt
+    if has_softmax_attention(mllm.model) and not mllm.knows(*images, query):
+        mllm.keep(states, *images, query, by_value=by_value)
 
 
 class RawAttention:
@@ -95,8 +95,8 @@ class RawAttention:
             self._pass(missing, by_value=True)
 
     def _recall(self, prompt: Prompt) -> AttentionRows | None:
-        pictures, query = prompt
-        states = self.mllm.recall(*pictures, query)
+        images, query = prompt
+        states = self.mllm.recall(*images, query)
         if states is None:
             return None
         known = states.derived.get((self._name, query.with_prompt))
@@ -108,8 +108,8 @@ class RawAttention:
         return known
 
     def _keep(self, rows: AttentionRows, prompt: Prompt) -> None:
-        pictures, query = prompt
-        states = self.mllm.recall(*pictures, query)
+        images, query = prompt
+        states = self.mllm.recall(*images, query)
         if states is not None:
             states.derived[self._name, query.with_prompt] = rows.without_pixels()
 
@@ -154,16 +154,16 @@ class RawAttention:
 
 def share_with_patches(
     weights: Tensor,
-    tokens: Sequence[PictureTokens],
-    patches: Sequence[PictureTokens],
+    tokens: Sequence[ImageTokens],
+    patches: Sequence[ImageTokens],
     n_patches: int,
 ) -> Tensor:
     r"""Give each patch an equal share of the weight of the token that was made of it.
 
     Args:
         weights (Tensor): of the states of the language model, (R, states).
-        tokens (Sequence[PictureTokens]): the pictures among them.
-        patches (Sequence[PictureTokens]): the same pictures among the states of the vision tower.
+        tokens (Sequence[ImageTokens]): the images among them.
+        patches (Sequence[ImageTokens]): the same images among the states of the vision tower.
         n_patches (int): how many states the vision tower has.
 
     Returns:

@@ -61,7 +61,7 @@ class TokenAttribution(Attribution, ABC):
         >>> from PIL import Image
         >>> from captum_mllm import MLLM, ImageTextInput
         >>> from captum_mllm.attr import TokenAttribution, TokenMaps
-        >>> from captum_mllm.demo import demo_picture
+        >>> from captum_mllm.demo import demo_image
         >>> class StateNorm(TokenAttribution):
         ...     reads_states_only = True
         ...
@@ -72,7 +72,7 @@ class TokenAttribution(Attribution, ABC):
         ...         maps = [layout.paint(tokens.norm(dim=-1)) for layout, tokens in norms]
         ...         return TokenMaps(tuple(each.expand(count, 1, -1, -1) for each in maps))
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
-        >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+        >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
         >>> image, query = mllm.prepare(inp, target="a red circle")
         >>> StateNorm(mllm).attribute(image, additional_forward_args=(query,)).shape
         torch.Size([3, 1, 14, 14])

@@ -195,7 +195,7 @@ def _check_one(images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if len(images) != 1:
         raise ValueError(
             f"got {len(images)} open images, and one is explained at a time; leave the others in "
-            "the query, as MLLM.prepare does without every_picture"
+            "the query, as MLLM.prepare does without every_image"
         )
     return images
 

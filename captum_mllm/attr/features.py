@@ -1,4 +1,4 @@
-"""What a method is asked for: segments of the picture, and words beside it."""
+"""What a method is asked for: segments of the image, and words beside it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm.attr.base import TokenAttribution, wrapper_chain
-from captum_mllm.attr.segments import Segments, SegmentsLike, picture_segments
+from captum_mllm.attr.segments import Segments, SegmentsLike, image_segments
 
 _TEXTS = {"prompt": "the words of the prompt", "earlier": "the earlier words"}
 
@@ -21,7 +21,7 @@ class Features:
     r"""What a method is asked for beside the pixels.
 
     Args:
-        segments (Segments, optional): of the picture. Default: None, the method takes the pixels.
+        segments (Segments, optional): of the image. Default: None, the method takes the pixels.
         words (str, optional): ``"prompt"`` for the words of the question as features too,
             ``"earlier"`` for those of the answer as well. Default: None, neither.
     """
@@ -38,14 +38,14 @@ class Features:
 
 
 def find_features(
-    method: Attribution, picture: Tensor, segments: SegmentsLike | None, words: str | None
+    method: Attribution, image: Tensor, segments: SegmentsLike | None, words: str | None
 ) -> Features:
     r"""The features that a user asks for, see :meth:`MLLMAttribution.attribute`.
 
     Raises:
         TypeError: for segments that are none.
         ValueError: for unknown words, words for a method that weighs them by itself, and segments
-            that do not fit the picture.
+            that do not fit the image.
     """
     if words is not None and words not in _TEXTS:
         raise ValueError(
@@ -68,11 +68,11 @@ def find_features(
     if segments is None:
         return Features(words=words)
     words = words or ("prompt" if own is None else None)
-    return Features(picture_segments(segments, picture), words)
+    return Features(image_segments(segments, image), words)
 
 
 def split_baselines(baselines: Any) -> tuple[Any, Any]:
-    r"""The baseline of the picture and that of the words, of which a pair is given or the first.
+    r"""The baseline of the image and that of the words, of which a pair is given or the first.
 
     Raises:
         ValueError: for a tuple that is no pair.
@@ -81,7 +81,7 @@ def split_baselines(baselines: Any) -> tuple[Any, Any]:
         return baselines, None
     if len(baselines) != 2:
         raise ValueError(
-            f"got {len(baselines)} baselines, expected (picture, words), or that of the picture"
+            f"got {len(baselines)} baselines, expected (image, words), or that of the image"
         )
     return baselines
 

@@ -43,9 +43,9 @@ class LogitLens(TokenAttribution):
     Examples::
         >>> from PIL import Image
         >>> from captum_mllm import MLLM, ImageTextInput, LogitLens
-        >>> from captum_mllm.demo import demo_picture
+        >>> from captum_mllm.demo import demo_image
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
-        >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+        >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
         >>> image, query = mllm.prepare(inp, target="a red circle")
         >>> LogitLens(mllm).attribute(image, additional_forward_args=(query,)).shape
         torch.Size([3, 1, 14, 14])

@@ -24,7 +24,7 @@ from captum_mllm.attr.features import Features
 from captum_mllm.attr.resizing import (
     ON_PIXELS,
     check_on_input,
-    picture_layouts,
+    image_layouts,
     resize_arguments,
     resize_inputs,
     seen_cells,
@@ -49,7 +49,7 @@ class MSEA(TokenWrapper):
     scales and averages the maps.
 
     What a cell of a convolutional feature map or a token of a vision encoder sees is fixed in
-    pixels. On an enlarged picture it is a smaller part of the scene, on a reduced one a larger
+    pixels. On an enlarged image it is a smaller part of the scene, on a reduced one a larger
     part, and what the maps at different scales have in common depends less on where the
     borders between cells happen to lie. With :math:`R` resizing, :math:`A` the wrapped method and
     :math:`w_s` the weight of scale :math:`s`,
@@ -63,7 +63,7 @@ class MSEA(TokenWrapper):
     (Liang et al., 2025, https://arxiv.org/abs/2509.22415).
 
     Like :class:`captum.attr.NoiseTunnel`, it wraps any attribution method, and leaves it as it is.
-    The model must take inputs of other sizes. Where it sees only a part of a picture at some scale,
+    The model must take inputs of other sizes. Where it sees only a part of an image at some scale,
     as :class:`~captum_mllm.MLLM` tells by its ``layouts``, that scale counts there alone.
 
     Args:
@@ -91,11 +91,11 @@ class MSEA(TokenWrapper):
         ...     torch.nn.AdaptiveAvgPool2d(1),
         ...     torch.nn.Flatten(),
         ... )
-        >>> picture = torch.rand(1, 3, 16, 16, requires_grad=True)
+        >>> image = torch.rand(1, 3, 16, 16, requires_grad=True)
         >>> msea = MSEA(Saliency(network))
-        >>> msea.attribute(picture, scales=(0.5, 1.0, 1.5), target=2).shape
+        >>> msea.attribute(image, scales=(0.5, 1.0, 1.5), target=2).shape
         torch.Size([1, 3, 16, 16])
-        >>> by_scale = msea.attribute(picture, scales=(0.5, 1.0), combine=False, target=2)
+        >>> by_scale = msea.attribute(image, scales=(0.5, 1.0), combine=False, target=2)
         >>> [tuple(attributions.shape) for attributions in by_scale]
         [(1, 3, 8, 8), (1, 3, 16, 16)]
     """
@@ -239,9 +239,9 @@ class MSEA(TokenWrapper):
             ...     torch.nn.AdaptiveAvgPool2d(1),
             ...     torch.nn.Flatten(),
             ... )
-            >>> pictures = torch.rand(2, 3, 16, 16)
+            >>> images = torch.rand(2, 3, 16, 16)
             >>> maps = MSEA(LayerGradCam(network, network[0])).attribute(
-            ...     pictures, scales=(1.0, 2.0), weights="confidence", normalize="max", target=1
+            ...     images, scales=(1.0, 2.0), weights="confidence", normalize="max", target=1
             ... )
             >>> maps.shape
             torch.Size([2, 1, 16, 16])
@@ -421,7 +421,7 @@ class MSEA(TokenWrapper):
                 check_probability(ask_probability(), scale)
             arguments = resize_arguments(kwargs, tensors, scale, options.interpolate_mode)
             attributions = explain(resized, arguments)
-            layouts = picture_layouts(self.forward_func, resized, additional)
+            layouts = image_layouts(self.forward_func, resized, additional)
             yield index, ScaleAttribution(scale, resized, attributions, layouts, ask_probability)
 
     @torch.no_grad()

@@ -145,7 +145,7 @@ ON_PIXELS: dict[str, Callable[[Any, Tensor, float, str], Any]] = {
 }
 
 
-def picture_layouts(
+def image_layouts(
     forward_func: Any, inputs: tuple[Tensor, ...], additional_forward_args: tuple[Any, ...]
 ) -> tuple[Layout | None, ...]:
     r"""Where the tokens of each input lie, if the forward function tells, as an MLLM does."""
@@ -153,7 +153,7 @@ def picture_layouts(
     if hook is None:
         return (None,) * len(inputs)
     layouts = tuple(hook(*inputs, *additional_forward_args))
-    # Embeddings of words, which come after the pictures, lie nowhere.
+    # Embeddings of words, which come after the images, lie nowhere.
     return (*layouts, *[None] * (len(inputs) - len(layouts)))
 
 
@@ -168,12 +168,12 @@ def seen_cells(layouts: Sequence[Layout | None], size: Size) -> Tensor:
 def resize_seen(
     maps: Tensor, layout: Layout | None, size: Size, mode: str
 ) -> tuple[Tensor, Tensor | None]:
-    r"""Resize maps of a picture of which the model may see only a part.
+    r"""Resize maps of an image of which the model may see only a part.
 
     What lies outside of that part is not known, so it is kept out of the neighbouring cells.
 
     Args:
-        maps (Tensor): maps of the whole picture, (N, C, h, w), floating-point.
+        maps (Tensor): maps of the whole image, (N, C, h, w), floating-point.
         layout (Layout, optional): where the tokens lie.
         size (tuple[int, int]): height and width of the result.
         mode (str): "bilinear" or "bicubic".
@@ -181,7 +181,7 @@ def resize_seen(
     Returns:
         tuple[Tensor, Tensor or None]: maps (N, C, *size), those given where they have that size,
         else 0 where the model sees nothing; and a bool mask (*size) of where it does, None where
-        it sees all of the picture.
+        it sees all of the image.
     """
     if layout is None:
         return resize(maps, size, mode), None
@@ -202,8 +202,8 @@ def check_on_input(
 ) -> None:
     r"""Refuse attributions that are not those of whole inputs, one for each example.
 
-    A vision tower takes the windows and tiles of a picture as examples of their own, may see only
-    a part of the picture, and holds tokens instead of planes.
+    A vision tower takes the windows and tiles of an image as examples of their own, may see only
+    a part of the image, and holds tokens instead of planes.
 
     Args:
         attributions (Sequence[Tensor]): what a method returned.
@@ -228,6 +228,6 @@ def check_on_input(
             raise ValueError(
                 f"attributions have shape {tuple(attribution.shape)} for an input of shape "
                 f"{tuple(given.shape)}: only maps of 4 dimensions are resized and averaged, with a "
-                "row for each example, and of a multimodal model those of the whole picture; for "
+                "row for each example, and of a multimodal model those of the whole image; for "
                 "its layers take TokenCam, which puts windows, tiles and tokens where they lie"
             )

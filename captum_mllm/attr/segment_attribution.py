@@ -24,7 +24,7 @@ from captum_mllm._captum import format_output
 from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps
 from captum_mllm.attr.features import split_baselines, to_tokens
 from captum_mllm.attr.segments import Segments
-from captum_mllm.metrics.picture_baselines import picture_baseline
+from captum_mllm.metrics.image_baselines import image_baseline
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Query
@@ -40,10 +40,10 @@ class Coalitions:
 
     Args:
         mllm (MLLM): the model.
-        image (Tensor): the picture, (1, 3, H, W) in [0, 1].
+        image (Tensor): the image, (1, 3, H, W) in [0, 1].
         query (Query): the question and the answer.
-        segments (Segments): of the picture, at its size.
-        picture_baseline (Tensor): what is to be seen where a segment is absent, (1, 3, H, W).
+        segments (Segments): of the image, at its size.
+        image_baseline (Tensor): what is to be seen where a segment is absent, (1, 3, H, W).
         words (tuple[Tensor, Tensor, Tensor], optional): the embeddings of the words (1, n, D),
             those in the place of absent ones (1, n, D), and the index of the word of each (n,).
             Default: None, the words stay as they are.
@@ -55,14 +55,14 @@ class Coalitions:
         image: Tensor,
         query: Query,
         segments: Segments,
-        picture_baseline: Tensor,
+        image_baseline: Tensor,
         words: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> None:
         self.mllm = mllm
         self.image = image
         self.query = query
         self.segments = segments
-        self.picture_baseline = picture_baseline
+        self.image_baseline = image_baseline
         self.words = words
         self._known: dict[bytes, Tensor] = {}
 
@@ -98,7 +98,7 @@ class Coalitions:
     def _run(self, present: list[Tensor]) -> Tensor:
         device = self.image.device
         seen = self.segments.seen(present[0].to(device))
-        inputs = [torch.where(seen, self.image, self.picture_baseline)]
+        inputs = [torch.where(seen, self.image, self.image_baseline)]
         if self.words is not None:
             own, absent, word_of_token = self.words
             kept = present[1].to(own.device)[:, word_of_token, None]
@@ -240,7 +240,7 @@ class SegmentAttribution(TokenAttribution):
             if size_of(baseline) == native and native != size_of(image):
                 whole = baseline.expand(1, 3, *native)
                 baseline = F.interpolate(whole, size_of(image), mode="bilinear", antialias=True)
-        return picture_baseline(image, baseline)
+        return image_baseline(image, baseline)
 
     def _words(self, query: Query, baseline: Any) -> tuple[Tensor, Tensor, Tensor] | None:
         """Embeddings of the words, their replacements, and the word of each token."""

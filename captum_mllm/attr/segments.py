@@ -1,4 +1,4 @@
-"""Parts of a picture that are present or absent together."""
+"""Parts of an image that are present or absent together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SegmentsLike = tuple[int, int] | int | Tensor | np.ndarray | Sequence[Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    r"""Segments of a picture, which may overlap and need not cover it.
+    r"""Segments of an image, which may overlap and need not cover it.
 
     Args:
         regions (Tensor): the region of each pixel, (H, W); within one, the same segments lie.
@@ -67,7 +67,7 @@ class Segments:
         return (values @ self.members.to(values).T)[:, self.regions][:, None]
 
     def resized(self, size: Size) -> Segments:
-        r"""The same segments on the picture at another size.
+        r"""The same segments on the image at another size.
 
         Raises:
             ValueError: if a segment has no pixel there.
@@ -80,23 +80,23 @@ class Segments:
         lost = (~self.members[regions.unique()].any(0)).nonzero().flatten().tolist()
         if lost:
             raise ValueError(
-                f"on a picture of {size[0]} x {size[1]} pixels no pixel is left for segments "
+                f"on an image of {size[0]} x {size[1]} pixels no pixel is left for segments "
                 f"{lost[:10]}{' and others' if len(lost) > 10 else ''}; leave this scale out, or "
                 "take fewer and larger segments"
             )
         return replace(self, regions=regions)
 
 
-def picture_segments(segments: SegmentsLike, picture: Tensor) -> Segments:
+def image_segments(segments: SegmentsLike, image: Tensor) -> Segments:
     r"""
-    The segments of a picture, in any of the forms in which a user gives them.
+    The segments of an image, in any of the forms in which a user gives them.
 
     Args:
         segments (tuple[int, int], int, Tensor, ndarray or Sequence[Tensor]): rows and columns of a
             grid; a number of :func:`superpixels`; or, as :class:`captum.attr.ImageMaskInput` takes
             them, a label for each pixel, integers (H, W), or a mask (H, W) for each segment, which
             may overlap.
-        picture (Tensor): (1, 3, H, W) in [0, 1].
+        image (Tensor): (1, 3, H, W) in [0, 1].
 
     Raises:
         TypeError: for anything else.
@@ -104,20 +104,20 @@ def picture_segments(segments: SegmentsLike, picture: Tensor) -> Segments:
             another size, and an empty mask.
         ModuleNotFoundError: for superpixels without scikit-image.
     """
-    size = size_of(picture)
+    size = size_of(image)
     if isinstance(segments, np.ndarray):
         segments = torch.as_tensor(segments)
     if isinstance(segments, Tensor):
-        return _by_labels(segments.to(picture.device), size, "segments")
+        return _by_labels(segments.to(image.device), size, "segments")
     if is_integer(segments):
-        return _by_labels(superpixels(picture, segments), size, "superpixels")
+        return _by_labels(superpixels(image, segments), size, "superpixels")
     given: tuple[Any, ...] = tuple(segments) if isinstance(segments, Sequence) else ()
     if len(given) == 2 and all(map(is_integer, given)):
-        labels = grid_segments(size, given).to(picture.device)
+        labels = grid_segments(size, given).to(image.device)
         text = f"a grid of {given[0]} x {given[1]}"
         return replace(_by_labels(labels, size, ""), text=text, grid=given)
     if given and all(isinstance(mask, Tensor) for mask in given):
-        return _by_masks([mask.to(picture.device) for mask in given], size)
+        return _by_masks([mask.to(image.device) for mask in given], size)
     raise TypeError(
         f"got segments={segments!r}, expected (rows, columns), a number of superpixels, a label "
         "for each pixel (H, W), or a mask (H, W) for each segment"
@@ -126,11 +126,11 @@ def picture_segments(segments: SegmentsLike, picture: Tensor) -> Segments:
 
 def grid_segments(size: Size, shape: tuple[int, int]) -> Tensor:
     r"""
-    The cells of a grid over a picture, numbered row by row. With two dimensions before them,
-    ``[None, None]``, they are a ``feature_mask`` of pictures.
+    The cells of a grid over an image, numbered row by row. With two dimensions before them,
+    ``[None, None]``, they are a ``feature_mask`` of images.
 
     Args:
-        size (tuple[int, int]): height and width of the picture, in pixels.
+        size (tuple[int, int]): height and width of the image, in pixels.
         shape (tuple[int, int]): rows and columns.
 
     Returns:
@@ -154,16 +154,16 @@ def grid_segments(size: Size, shape: tuple[int, int]) -> Tensor:
     return row[:, None] * shape[1] + column
 
 
-def superpixels(picture: Tensor, n_segments: int = 50, compactness: float = 10.0) -> Tensor:
+def superpixels(image: Tensor, n_segments: int = 50, compactness: float = 10.0) -> Tensor:
     r"""
     Segments of similar colour. With two dimensions before them, ``[None, None]``, they are a
-    ``feature_mask`` of the picture.
+    ``feature_mask`` of the image.
 
     By simple linear iterative clustering (SLIC, Achanta et al., IEEE TPAMI 2012), as scikit-image
     has it.
 
     Args:
-        picture (Tensor): (1, 3, H, W) or (3, H, W) in [0, 1].
+        image (Tensor): (1, 3, H, W) or (3, H, W) in [0, 1].
         n_segments (int): about how many there are to be. Default: 50
         compactness (float): the more, the squarer; see :func:`skimage.segmentation.slic`.
             Default: 10.0
@@ -178,9 +178,9 @@ def superpixels(picture: Tensor, n_segments: int = 50, compactness: float = 10.0
     Examples::
         >>> import torch
         >>> from captum_mllm.attr import superpixels
-        >>> picture = torch.zeros(3, 8, 16)
-        >>> picture[0, :, 8:] = 1
-        >>> superpixels(picture, n_segments=2)[0].tolist()
+        >>> image = torch.zeros(3, 8, 16)
+        >>> image[0, :, 8:] = 1
+        >>> superpixels(image, n_segments=2)[0].tolist()
         [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
     """
     if n_segments < 1:
@@ -192,16 +192,16 @@ def superpixels(picture: Tensor, n_segments: int = 50, compactness: float = 10.0
             "superpixels need scikit-image: pip install scikit-image; or give segments as a grid, "
             "(rows, columns)"
         ) from error
-    image = np.asarray(to_pil(picture[0] if picture.ndim == 4 else picture))
-    labels = slic(image, n_segments=n_segments, compactness=compactness, start_label=0)
-    return torch.from_numpy(labels).long().to(picture.device)
+    pixels = np.asarray(to_pil(image[0] if image.ndim == 4 else image))
+    labels = slic(pixels, n_segments=n_segments, compactness=compactness, start_label=0)
+    return torch.from_numpy(labels).long().to(image.device)
 
 
 def _by_labels(labels: Tensor, size: Size, text: str) -> Segments:
     if tuple(labels.shape) != size or labels.is_floating_point() or labels.is_complex():
         raise ValueError(
             f"got labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for segments, "
-            f"expected integers of the picture's {size[0]} x {size[1]} pixels"
+            f"expected integers of the image's {size[0]} x {size[1]} pixels"
         )
     found, regions = labels.unique(return_inverse=True)
     members = torch.eye(len(found), dtype=torch.bool, device=labels.device)
@@ -213,7 +213,7 @@ def _by_masks(masks: Sequence[Tensor], size: Size) -> Segments:
         if tuple(mask.shape) != size or not mask.any():
             raise ValueError(
                 f"got a mask of shape {tuple(mask.shape)} with {int(mask.count_nonzero())} pixels "
-                f"for segment {index}, expected one of the picture's {size[0]} x {size[1]} pixels "
+                f"for segment {index}, expected one of the image's {size[0]} x {size[1]} pixels "
                 "that is not empty"
             )
     columns = torch.stack([mask.bool().flatten() for mask in masks], dim=1)

@@ -32,9 +32,9 @@ class TAM(ContextSuppression):
     Examples::
         >>> from PIL import Image
         >>> from captum_mllm import MLLM, ImageTextInput, LogitLens, TAM
-        >>> from captum_mllm.demo import demo_picture
+        >>> from captum_mllm.demo import demo_image
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
-        >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+        >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
         >>> image, query = mllm.prepare(inp, target="a red circle")
         >>> TAM(LogitLens(mllm)).attribute(image, additional_forward_args=(query,)).shape
         torch.Size([3, 1, 14, 14])

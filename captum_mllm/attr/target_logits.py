@@ -25,17 +25,17 @@ def target_logits(logits: Tensor, target: Any, encoding: Encoding, query: Query)
 
     Args:
         logits (Tensor): of the explained tokens, shape (B, T, V).
-        target (tuple, list of tuples, optional): ``(t, token_id)`` for all B pictures or for each
-            of them. None for every explained token of one picture.
+        target (tuple, list of tuples, optional): ``(t, token_id)`` for all B images or for each
+            of them. None for every explained token of one image.
         encoding (Encoding): the pass.
         query (Query): the question and the answer.
 
     Returns:
-        Tensor: one logit for each explained token, (T,); or the sum over the pictures, which do
+        Tensor: one logit for each explained token, (T,); or the sum over the images, which do
         not depend on each other, of their target's logit, (1,).
 
     Raises:
-        ValueError: for several pictures without a target, or a target that is none.
+        ValueError: for several images without a target, or a target that is none.
     """
     count, length, vocabulary = logits.shape
     if target is not None:

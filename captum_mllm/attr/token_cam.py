@@ -1,4 +1,4 @@
-"""Grad-CAM on the tokens of a picture."""
+"""Grad-CAM on the tokens of an image."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from captum_mllm.attr.base import (
 from captum_mllm.attr.target_logits import explained_logits, target_logits
 from captum_mllm.models.backbone import hook
 from captum_mllm.models.encoding import Encoding
+from captum_mllm.models.image_tokens import ImageTokens, decoder_tokens, vision_tokens
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.picture_tokens import PictureTokens, decoder_tokens, vision_tokens
 from captum_mllm.models.query import Query
 from captum_mllm.models.towers import (
     decoder_layers,
@@ -38,7 +38,7 @@ LEAST_REST = 1e-4
 
 class TokenCam(TokenAttribution, LayerAttribution):
     r"""
-    HiResCAM, Grad-CAM and Grad-CAM++ on the tokens of a picture, in the vision tower or in the
+    HiResCAM, Grad-CAM and Grad-CAM++ on the tokens of an image, in the vision tower or in the
     decoder.
 
     With :math:`A_i` the state of token i behind the layer and :math:`G_i` the gradient of the
@@ -66,7 +66,7 @@ class TokenCam(TokenAttribution, LayerAttribution):
 
     Captum's :class:`~captum.attr.LayerGradCam` takes dimension 1 for channels and all others for
     space, so on tokens (B, N, d) it returns one value for each channel. Here tokens are put where
-    they lie in the picture: merge blocks and attention windows are undone, class tokens left out,
+    they lie in the image: merge blocks and attention windows are undone, class tokens left out,
     and tiles and windows laid over each other.
 
     Args:
@@ -90,9 +90,9 @@ class TokenCam(TokenAttribution, LayerAttribution):
         >>> from PIL import Image
         >>> from captum_mllm import MLLM, ImageTextInput
         >>> from captum_mllm.attr.token_cam import TokenCam
-        >>> from captum_mllm.demo import demo_picture
+        >>> from captum_mllm.demo import demo_image
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
-        >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+        >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
         >>> image, query = mllm.prepare(inp, target="a red circle")
         >>> TokenCam(mllm).attribute(image, additional_forward_args=(query,)).shape
         torch.Size([3, 1, 14, 14])
@@ -144,7 +144,7 @@ class TokenCam(TokenAttribution, LayerAttribution):
             for logit in target_logits(logits, target, encoding, query):
                 gradients = self._gradients(logit, states, tokens)
                 if not any(gradient.any() for gradient in gradients):
-                    # Words before the picture owe it nothing, but the last of the answer does.
+                    # Words before the image owe it nothing, but the last of the answer does.
                     self._check_influence(logits[:, -1].sum(), states, tokens)
                 for found, activation, gradient in zip(maps, activations, gradients):
                     products = activation * self._weights(activation, gradient)
@@ -156,9 +156,7 @@ class TokenCam(TokenAttribution, LayerAttribution):
         painted = (part.layout.paint(torch.cat(found)) for part, found in zip(tokens, maps))
         return TokenMaps(tuple(each.detach().unsqueeze(1) for each in painted))
 
-    def _tokens(
-        self, encoding: Encoding, query: Query, states: Tensor
-    ) -> tuple[PictureTokens, ...]:
+    def _tokens(self, encoding: Encoding, query: Query, states: Tensor) -> tuple[ImageTokens, ...]:
         model, n_states = self.forward_func.model, states[..., 0].numel()
         if is_decoder_module(model, self.layer):
             return decoder_tokens(encoding, query, n_states)
@@ -176,17 +174,15 @@ class TokenCam(TokenAttribution, LayerAttribution):
         return (positive / (2 + positive * total)).sum(1, keepdim=True)
 
     @staticmethod
-    def _gradients(
-        logit: Tensor, states: Tensor, tokens: tuple[PictureTokens, ...]
-    ) -> list[Tensor]:
-        """The gradient of a logit at the tokens of each picture, (B, N, d)."""
+    def _gradients(logit: Tensor, states: Tensor, tokens: tuple[ImageTokens, ...]) -> list[Tensor]:
+        """The gradient of a logit at the tokens of each image, (B, N, d)."""
         if not logit.requires_grad:
             return [_wide(torch.zeros_like(part.gather(states))) for part in tokens]
         (gradient,) = torch.autograd.grad(logit, states, retain_graph=True, materialize_grads=True)
         return [_wide(part.gather(gradient)) for part in tokens]
 
     def _check_influence(
-        self, logit: Tensor, states: Tensor, tokens: tuple[PictureTokens, ...]
+        self, logit: Tensor, states: Tensor, tokens: tuple[ImageTokens, ...]
     ) -> None:
         if not any(gradient.any() for gradient in self._gradients(logit, states, tokens)):
             raise ValueError(

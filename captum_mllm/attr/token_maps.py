@@ -20,9 +20,9 @@ from captum_mllm.attr.base import (
     wrapper_chain,
 )
 from captum_mllm.attr.features import Features, split_baselines
-from captum_mllm.attr.resizing import check_on_input, picture_layouts
+from captum_mllm.attr.resizing import check_on_input, image_layouts
 from captum_mllm.attr.segment_attribution import SegmentAttribution
-from captum_mllm.metrics.picture_baselines import picture_baseline
+from captum_mllm.metrics.image_baselines import image_baseline
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Prompt, Query
@@ -189,7 +189,7 @@ class TokenByToken(TokenAttribution):
                     inputs, target=wanted, additional_forward_args=(query,), **kwargs
                 )
                 rows.append([part.detach() for part in format_tensor_into_tuples(found)])
-        check_on_input(rows[0], tensors, picture_layouts(mllm, tensors, (query,)))
+        check_on_input(rows[0], tensors, image_layouts(mllm, tensors, (query,)))
         parts = map(torch.cat, zip(*rows))
         return [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
 
@@ -261,7 +261,7 @@ def _with_word_embeddings(
         (image,) = images
         replaced, text = split_baselines(kwargs.get("baselines"))
         if not isinstance(replaced, Tensor):
-            replaced = picture_baseline(image, replaced)
+            replaced = image_baseline(image, replaced)
         elif replaced.ndim == 4 and size_of(replaced) != size_of(image):
             replaced = F.interpolate(replaced, size_of(image), mode="bilinear", antialias=True)
         absent = word_baseline(mllm.model, mllm.tokenizer, embeddings, text)

@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=_DEFAULTS.curves_every,
         metavar="N",
-        help="draw insertion and deletion curves for one picture in N (default: %(default)s)",
+        help="draw insertion and deletion curves for one image in N (default: %(default)s)",
     )
     add(
         "--reference",
@@ -150,7 +150,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _save_sheets(settings: Settings, folder: Path, device: str) -> None:
-    """A sheet of the cheap methods' maps for the first pictures of each model and style."""
+    """A sheet of the cheap methods' maps for the first images of each model and style."""
     methods = [
         method
         for method in select_methods(settings.methods)

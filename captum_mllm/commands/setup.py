@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 import captum_mllm
 from captum_mllm import MLLM, MSEA, ImageTextInput
 from captum_mllm.commands.methods import METHODS, ONE_SCALE
-from captum_mllm.demo import DEMO_PROMPT, demo_folder, demo_picture
+from captum_mllm.demo import DEMO_PROMPT, demo_folder, demo_image
 from captum_mllm.models import load_processor
 
 DEFAULT_PROMPT = "Describe the image."
@@ -46,7 +46,7 @@ def read_input(options: argparse.Namespace) -> ImageTextInput:
             )
         paths = paths or named
     else:
-        paths = paths or [demo_picture()]
+        paths = paths or [demo_image()]
         prompt = options.prompt
         if prompt is None:
             prompt = DEMO_PROMPT if options.model.startswith("demo/") else DEFAULT_PROMPT

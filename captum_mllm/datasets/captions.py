@@ -65,7 +65,7 @@ class _Draft:
         self._named: set[int] = set()
 
     def say(self, words: str, *objects: int) -> _Draft:
-        """Add words that speak of some objects, or of nothing in the picture."""
+        """Add words that speak of some objects, or of nothing in the image."""
         self._pairs += [(word, objects) for word in words.split()]
         return self
 

@@ -274,8 +274,8 @@ def open_samples(
 
         >>> import json, tempfile
         >>> from pathlib import Path
-        >>> from captum_mllm.demo import demo_picture
-        >>> row = {"image": str(demo_picture()), "prompt": "What is it?", "answer": "a red star",
+        >>> from captum_mllm.demo import demo_image
+        >>> row = {"image": str(demo_image()), "prompt": "What is it?", "answer": "a red star",
         ...        "regions": [{"words": "red star", "mask": [10, 20, 30, 40]}]}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "data.jsonl"

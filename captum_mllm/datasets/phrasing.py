@@ -248,9 +248,9 @@ _Form = Callable[[_Draft, tuple[int, ...], np.random.Generator], None]
 
 #: How a description may be asked for, and the forms that answer.
 _DESCRIPTIONS: tuple[tuple[tuple[str, ...], _Form], ...] = (
-    (("What do you see?", "What does the picture show?", "Write a caption."), _listed),
+    (("What do you see?", "What does the image show?", "Write a caption."), _listed),
     (("List the shapes.", "How many shapes are there, and which?"), _counted),
-    (("Tell me about the picture.", "Describe what is in the picture."), _told),
+    (("Tell me about the image.", "Describe what is in the image."), _told),
     (("What is on the left and what is on the right?",), _ends),
 )
 

@@ -21,14 +21,14 @@ _SEED_LIMIT = 2**32
 
 @dataclass(frozen=True)
 class Reference:
-    r"""A picture and a text whose last word is decided by an earlier one.
+    r"""An image and a text whose last word is decided by an earlier one.
 
-    The picture shows all that both texts of a pair speak of, and the texts differ in the deciding
-    word and the decided one alone. So the picture and the other words leave the last word open.
+    The image shows all that both texts of a pair speak of, and the texts differ in the deciding
+    word and the decided one alone. So the image and the other words leave the last word open.
 
     Args:
         kind (str): One of :data:`REFERENCE_KINDS`.
-        scene (Scene): What the picture shows.
+        scene (Scene): What the image shows.
         words (tuple[str, ...]): The text up to the word that is decided, which is the last.
         causes (tuple[int, ...]): Places in ``words`` of the words that decide it.
         alternative (tuple[str, ...]): The other text of the pair, as long as ``words``.
@@ -51,7 +51,7 @@ class Reference:
         return self.place - max(self.causes)
 
     def swapped(self) -> Reference:
-        """The same picture with the other text of the pair."""
+        """The same image with the other text of the pair."""
         return Reference(self.kind, self.scene, self.alternative, self.causes, self.words)
 
     def __str__(self) -> str:
@@ -59,19 +59,19 @@ class Reference:
 
 
 def sample_references(count: int, kind: ReferenceKind, seed: int = 0) -> list[Reference]:
-    r"""Draw pictures and texts in which one earlier word decides the last one.
+    r"""Draw images and texts in which one earlier word decides the last one.
 
     Args:
-        count (int): Number of references; each two neighbours are a pair with one picture.
+        count (int): Number of references; each two neighbours are a pair with one image.
         kind (str): One of :data:`REFERENCE_KINDS`.
 
-            - ``"color"``: "there is a red circle", where the picture has a blue star as well: the
+            - ``"color"``: "there is a red circle", where the image has a blue star as well: the
               colour tells which of the two is meant. It stands directly before the decided word.
-            - ``"repeat"``: "there is a red circle . the circle", where the picture has a red star
+            - ``"repeat"``: "there is a red circle . the circle", where the image has a red star
               as well: the second sentence comes back to what the first one named.
             - ``"other"``: "the red circle is left of the blue star . the circle is beside the
               star": what is not the subject of the second sentence.
-            - ``"same"``: "the red circle has the same shape as the blue circle", where the picture
+            - ``"same"``: "the red circle has the same shape as the blue circle", where the image
               has stars of both colours as well. Not for models that only know the words of
               :func:`~captum_mllm.datasets.caption`.
         seed (int): Seed of the draws. Default: 0

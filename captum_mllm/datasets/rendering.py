@@ -1,4 +1,4 @@
-r"""Pictures of scenes, with the exact mask of each object."""
+r"""Images of scenes, with the exact mask of each object."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _STRIPE_BRIGHTNESS = 0.35
 
 @dataclass(frozen=True)
 class RenderedScene:
-    r"""A picture and its ground truth.
+    r"""An image and its ground truth.
 
     Args:
-        image (numpy.ndarray): The picture, (size, size, 3), uint8.
+        image (numpy.ndarray): The image, (size, size, 3), uint8.
         masks (numpy.ndarray): The visible part of each object, (number of objects, size, size),
             bool: the pixels whose centre lies in the shape and in none painted after it.
     """
@@ -101,15 +101,15 @@ def _paint(
 def render(scene: Scene, size: int = 224) -> RenderedScene:
     r"""Draw a scene.
 
-    The picture is a pure function of the scene and the size. Noise is white with the same density
+    The image is a pure function of the scene and the size. Noise is white with the same density
     at every size, so a small rendering looks like a large one scaled down.
 
     Args:
         scene (Scene): The scene.
-        size (int): Width and height of the picture, in pixels. Default: 224
+        size (int): Width and height of the image, in pixels. Default: 224
 
     Returns:
-        RenderedScene: The picture and the objects' masks.
+        RenderedScene: The image and the objects' masks.
 
     Raises:
         ValueError: If the size is not positive.
@@ -117,8 +117,8 @@ def render(scene: Scene, size: int = 224) -> RenderedScene:
     Examples::
 
         >>> from captum_mllm.datasets.sampling import sample_scene
-        >>> picture = render(sample_scene(0, objects=2), size=64)
-        >>> picture.image.shape, picture.masks.shape
+        >>> image = render(sample_scene(0, objects=2), size=64)
+        >>> image.image.shape, image.masks.shape
         ((64, 64, 3), (2, 64, 64))
     """
     if size < 1:

@@ -52,7 +52,7 @@ class _Place:
 
 
 def _place(generator: np.random.Generator, radii: tuple[float, float]) -> _Place:
-    """A place where an object of such a radius lies within the picture."""
+    """A place where an object of such a radius lies within the image."""
     radius = float(generator.uniform(*radii))
     edge = radius + _BORDER
     x, y = generator.uniform(edge, 1.0 - edge, 2).tolist()

@@ -31,7 +31,7 @@ BACKGROUNDS: tuple[str, ...] = ("dark", "light")
 
 @dataclass(frozen=True)
 class SceneObject:
-    r"""One shape of a scene. Lengths are fractions of the picture's side; y points down.
+    r"""One shape of a scene. Lengths are fractions of the image's side; y points down.
 
     Args:
         shape (str): One of :data:`~captum_mllm.datasets.shapes.SHAPES`.
@@ -65,10 +65,10 @@ class SceneObject:
             raise ValueError(f"The radius must be positive and finite, but is {self.radius}.")
 
     def own_frame(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
-        r"""Points of the picture as seen from the object: upright, around its centre, in radii.
+        r"""Points of the image as seen from the object: upright, around its centre, in radii.
 
         Args:
-            x (numpy.ndarray): Distances from the left edge, as fractions of the picture's side.
+            x (numpy.ndarray): Distances from the left edge, as fractions of the image's side.
             y (numpy.ndarray): Distances from the upper edge.
 
         Returns:
@@ -82,10 +82,10 @@ class SceneObject:
         )
 
     def contains(self, x: FloatArray, y: FloatArray) -> npt.NDArray[np.bool_]:
-        r"""Whether points of the picture lie in the shape.
+        r"""Whether points of the image lie in the shape.
 
         Args:
-            x (numpy.ndarray): Distances from the left edge, as fractions of the picture's side.
+            x (numpy.ndarray): Distances from the left edge, as fractions of the image's side.
             y (numpy.ndarray): Distances from the upper edge.
 
         Returns:
@@ -97,7 +97,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    r"""What a picture shows. A picture is a pure function of its scene and its size.
+    r"""What an image shows. An image is a pure function of its scene and its size.
 
     Args:
         objects (tuple[SceneObject, ...]): The objects in the order of painting: a later one covers

@@ -1,7 +1,7 @@
 r"""Flat shapes as signed distance functions.
 
 A signed distance is negative inside a shape, positive outside and zero on its outline, so that one
-function serves both the exact mask (its sign) and an antialiased picture (a ramp across zero).
+function serves both the exact mask (its sign) and an antialiased image (a ramp across zero).
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ SHAPES: tuple[str, ...] = tuple(_DISTANCES)
 def signed_distance(shape: str, x: FloatArray, y: FloatArray) -> FloatArray:
     r"""Signed distance of points to the outline of a shape of radius 1 centred on the origin.
 
-    The y axis points down, as in pictures. The distance is exact near the outline; far from it, it
+    The y axis points down, as in images. The distance is exact near the outline; far from it, it
     is a lower bound for the shapes that are unions or differences of simpler ones.
 
     Args:

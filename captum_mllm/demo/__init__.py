@@ -43,15 +43,15 @@ def demo_folder(name: str) -> Path:
     return _HERE / name
 
 
-def demo_picture() -> Path:
-    r"""A picture that the demo models can describe: three shapes, 224 x 224 pixels.
+def demo_image() -> Path:
+    r"""An image that the demo models can describe: three shapes, 224 x 224 pixels.
 
     Returns:
         Path: The file, a PNG.
 
     Examples::
 
-        >>> demo_picture().name
+        >>> demo_image().name
         'scene.png'
     """
     return _HERE / "scene.png"
@@ -62,5 +62,5 @@ __all__ = [
     "DEMO_PROMPT",
     "DEMO_PROMPTS",
     "demo_folder",
-    "demo_picture",
+    "demo_image",
 ]

@@ -1,7 +1,7 @@
 """Attributions that only the evaluation uses.
 
 ``SharedMaps`` computes maps once for all methods around a base, ``MapFunction`` combines maps,
-``LensProbability`` reads the logit lens otherwise, ``PictureContrast`` subtracts an empty image.
+``LensProbability`` reads the logit lens otherwise, ``ImageContrast`` subtracts an empty image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_mllm.attr import TokenAttribution, TokenMaps
 from captum_mllm.attr.base import Target
 from captum_mllm.attr.token_maps import token_maps
-from captum_mllm.metrics.picture_baselines import PictureBaseline, picture_baseline
+from captum_mllm.metrics.image_baselines import ImageBaseline, image_baseline
 from captum_mllm.models import MLLM, Query
 from captum_mllm.models.layout import Size, size_of
 
@@ -29,13 +29,13 @@ class SharedMaps(TokenAttribution):
 
     Args:
         method (Attribution): A method on an :class:`~captum_mllm.MLLM`.
-        pictures (dict): The image at each size; filled with those that come.
+        images (dict): The image at each size; filled with those that come.
     """
 
-    def __init__(self, method: Attribution, pictures: dict[Size, Tensor]) -> None:
+    def __init__(self, method: Attribution, images: dict[Size, Tensor]) -> None:
         super().__init__(method.forward_func)
         self.method = method
-        self._pictures = pictures
+        self._images = images
         self._maps: dict[Size, TokenMaps] = {}
 
     def explain_tokens(
@@ -44,7 +44,7 @@ class SharedMaps(TokenAttribution):
         (image,) = images
         size = size_of(image)
         # The same tensor for all methods, by which the model recalls a pass.
-        image = self._pictures.setdefault(size, image)
+        image = self._images.setdefault(size, image)
         if size not in self._maps:
             self._maps[size] = token_maps(self.method, (image,), query.including_prompt())
         found = self._maps[size]
@@ -151,7 +151,7 @@ class LensProbability(TokenAttribution):
         return 1.0 / (1 + ranks[:, ids]).to(logits)
 
 
-class PictureContrast(TokenAttribution):
+class ImageContrast(TokenAttribution):
     r"""
     A method's map of an image less its map of the image's baseline, where that is positive.
 
@@ -164,7 +164,7 @@ class PictureContrast(TokenAttribution):
             Default: "mean"
     """
 
-    def __init__(self, method: Attribution, baselines: PictureBaseline = "mean") -> None:
+    def __init__(self, method: Attribution, baselines: ImageBaseline = "mean") -> None:
         super().__init__(method.forward_func)
         self.method = method
         self.baselines = baselines
@@ -172,7 +172,7 @@ class PictureContrast(TokenAttribution):
     def explain_tokens(
         self, images: tuple[Tensor, ...], query: Query, target: Target | None = None
     ) -> TokenMaps:
-        empty = tuple(picture_baseline(image, self.baselines) for image in images)
+        empty = tuple(image_baseline(image, self.baselines) for image in images)
         found = token_maps(self.method, images, query, target).maps
         without = token_maps(self.method, empty, query, target).maps
         return TokenMaps(tuple((one - other).relu() for one, other in zip(found, without)))

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from captum_mllm import ARC, MLLM, TAM, AttendedLens
-from captum_mllm.evaluation.attributions import LensProbability, PictureContrast, geometric_mean
+from captum_mllm.evaluation.attributions import ImageContrast, LensProbability, geometric_mean
 from captum_mllm.evaluation.controls import CONTROLS
 from captum_mllm.evaluation.method import (
     DEFAULT_SCALES,
@@ -30,9 +30,9 @@ from captum_mllm.evaluation.published import (
 )
 
 
-def lens_contrast(mllm: MLLM) -> PictureContrast:
-    r"""The lens, less what it says of a picture of one colour."""
-    return PictureContrast(LENS(mllm))
+def lens_contrast(mllm: MLLM) -> ImageContrast:
+    r"""The lens, less what it says of an image of one colour."""
+    return ImageContrast(LENS(mllm))
 
 
 def _weighed_by_area(
@@ -77,7 +77,7 @@ COMBINATIONS: tuple[Method, ...] = (
     ),
 )
 
-#: Those that are compared on few pictures.
+#: Those that are compared on few images.
 FURTHER: tuple[Method, ...] = (
     *(
         _further(
@@ -98,12 +98,12 @@ FURTHER: tuple[Method, ...] = (
     _further(
         "likelihood-msea",
         attribution(_contrast, scales=DEFAULT_SCALES),
-        note="log-probability above its mean over the picture",
+        note="log-probability above its mean over the image",
     ),
     _further(
         "contrast-msea",
         attribution(lens_contrast, scales=DEFAULT_SCALES),
-        note="the lens less that of an empty picture",
+        note="the lens less that of an empty image",
     ),
 )
 

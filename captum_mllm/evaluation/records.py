@@ -11,7 +11,7 @@ from torch import Tensor
 
 class Score(NamedTuple):
     r"""
-    A score summed over the words of a picture.
+    A score summed over the words of an image.
 
     Args:
         total (float): The sum.
@@ -41,7 +41,7 @@ NOTHING = Score(0.0, 0.0)
 @dataclass(frozen=True)
 class Record:
     r"""
-    The scores of one picture.
+    The scores of one image.
 
     Args:
         model (str): The model's name.

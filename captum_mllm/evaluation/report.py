@@ -69,8 +69,8 @@ def to_markdown(summaries: Sequence[Summary], settings: Scoring) -> str:
 def _introduction(summaries: Sequence[Summary], settings: Scoring) -> str:
     return (
         f"# Benchmark\n\n{settings.describe()} Values in percent, with 95 % "
-        "intervals from a bootstrap over pictures. A number in parentheses says on how many "
-        "pictures a value rests, where these are not all."
+        "intervals from a bootstrap over images. A number in parentheses says on how many "
+        "images a value rests, where these are not all."
     )
 
 
@@ -94,7 +94,7 @@ def _sections(summary: Summary) -> Iterable[str]:
     if tables["comparison"]:
         yield (
             f"### Difference from {summary.reference}\n\n"
-            "On the pictures on which both were run. Bold: the interval excludes 0.\n\n"
+            "On the images on which both were run. Bold: the interval excludes 0.\n\n"
             + _by_role(tables["comparison"], COMPARED, summary, signed=True)
         )
     for name, title, columns, row in (
@@ -132,14 +132,14 @@ def _markdown(
     lines = [_line([first, *heads]), _line(["---"] * (len(heads) + 1))]
     for row in rows:
         cells = [
-            _cell(table[column.title].get(row), summary.pictures, signed, column.is_share)
+            _cell(table[column.title].get(row), summary.images, signed, column.is_share)
             for column in shown
         ]
         lines.append(_line([row, *cells]))
     return "\n".join(lines)
 
 
-def _cell(found: Estimate | None, pictures: int, signed: bool, percent: bool) -> str:
+def _cell(found: Estimate | None, images: int, signed: bool, percent: bool) -> str:
     if found is None:
         return ""
     factor = 100 if percent else 1
@@ -148,7 +148,7 @@ def _cell(found: Estimate | None, pictures: int, signed: bool, percent: bool) ->
     text = f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
     if signed and (found.low > 0 or found.high < 0):
         text = f"**{text}**"
-    return text if found.pictures == pictures else f"{text} ({found.pictures})"
+    return text if found.images == images else f"{text} ({found.images})"
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -159,7 +159,7 @@ def _legend(settings: Scoring) -> str:
     lines = [
         "## Methods",
         "",
-        "| method | what it is | grey levels of Obj- and Func-IoU | pictures |",
+        "| method | what it is | grey levels of Obj- and Func-IoU | images |",
         "| --- | --- | --- | --- |",
     ]
     for method in select_methods(settings.methods):
@@ -225,7 +225,7 @@ def plot_maps(mllm: MLLM, example: Example, methods: Sequence[Method]) -> Figure
 
     Args:
         mllm (MLLM): The model.
-        example (Example): A captioned picture with at least one noun that speaks of an object.
+        example (Example): A captioned image with at least one noun that speaks of an object.
         methods (Sequence[Method]): The methods.
 
     Returns:
@@ -238,14 +238,14 @@ def plot_maps(mllm: MLLM, example: Example, methods: Sequence[Method]) -> Figure
     size = (len(methods), max(len(nouns), 1))
     figure = Figure(figsize=(1.6 * size[1] + 1.4, 1.6 * size[0] + 0.6), layout="tight")
     axes = figure.subplots(*size, squeeze=False)
-    picture = example.picture
+    image = example.image
     with case.sharing():
         for row, method in zip(axes, methods):
             maps = method.explain(case).detach().float().cpu().clamp_min(0)
-            shown = resize(case.of_words(maps, nouns), (picture.height, picture.width))
+            shown = resize(case.of_words(maps, nouns), (image.height, image.width))
             for axis, place, each in zip(row, nouns, shown):
                 top = float(each.max())
-                axis.imshow(picture)
+                axis.imshow(image)
                 axis.imshow(each, cmap="inferno", alpha=0.6, vmin=0, vmax=top if top > 0 else 1)
                 axis.contour(
                     example.region(place).to(torch.uint8), [0.5], colors="cyan", linewidths=0.7

@@ -31,7 +31,7 @@ from captum_mllm.evaluation.settings import Scoring, Settings
 # Scores of a method's maps (T, h, w).
 Further = Callable[[Case, Method, Tensor], Scores]
 
-#: The scales are compared on one picture in so many.
+#: The scales are compared on one image in so many.
 CONSISTENCY_EVERY = 5
 
 
@@ -40,7 +40,7 @@ def score_case(case: Case, name: str, settings: Scoring, further: Further | None
     Explain an answer with each method, and score what they say.
 
     Args:
-        case (Case): The model and the captioned picture.
+        case (Case): The model and the captioned image.
         name (str): The model's name.
         settings (Scoring): The methods and metrics.
         further (Callable, optional): Scores of a method's maps (T, h, w) beside the common ones.
@@ -50,7 +50,7 @@ def score_case(case: Case, name: str, settings: Scoring, further: Further | None
         Record: The scores.
 
     Raises:
-        RuntimeError: If a method fails on this picture.
+        RuntimeError: If a method fails on this image.
     """
     example = case.example
     faithfulness = Faithfulness(case, settings.baseline, settings.steps)
@@ -120,26 +120,26 @@ def run_benchmark(
     show_progress: bool = False,
 ) -> list[Record]:
     r"""
-    Score every method on every picture, and keep the scores in ``output/records.jsonl``.
+    Score every method on every image, and keep the scores in ``output/records.jsonl``.
 
-    Each picture is scored by itself on one thread, so that the records depend neither on the
+    Each image is scored by itself on one thread, so that the records depend neither on the
     number of workers nor on interruptions.
 
     Args:
         settings (Settings): What is measured.
-        scenes (int): Pictures for each model and style.
+        scenes (int): Images for each model and style.
         output (Path): The folder of the run.
-        workers (int): Processes that score pictures side by side. Default: 1
+        workers (int): Processes that score images side by side. Default: 1
         device (str): Where the model runs. Default: "cpu"
         resume (bool): Whether to go on with what the folder holds. Default: False
-        show_progress (bool): Whether to show a bar over the pictures. Default: False
+        show_progress (bool): Whether to show a bar over the images. Default: False
 
     Returns:
         list[Record]: By model, style and number.
 
     Raises:
         ValueError: If a number is below 1, or the folder holds another run.
-        RuntimeError: If a method fails; the pictures before are kept.
+        RuntimeError: If a method fails; the images before are kept.
     """
     if scenes < 1 or workers < 1:
         raise ValueError(f"scenes={scenes} and workers={workers}, expected at least 1")

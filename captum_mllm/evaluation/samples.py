@@ -61,7 +61,7 @@ class Example(ABC):
 
     @property
     @abstractmethod
-    def picture(self) -> Image.Image:
+    def image(self) -> Image.Image:
         """The image, 8 bits a channel."""
 
     @property
@@ -119,12 +119,12 @@ class Example(ABC):
 @dataclass(frozen=True, eq=False)
 class SceneExample(Example):
     r"""
-    A picture of a scene and its caption.
+    An image of a scene and its caption.
 
     Args:
         number (int): Which of its split it is.
         style (str): The style of the caption.
-        scene (Scene): What the picture shows.
+        scene (Scene): What the image shows.
         caption (Caption): The words, and what each speaks of.
     """
 
@@ -135,7 +135,7 @@ class SceneExample(Example):
 
     @cached_property
     def rendered(self) -> RenderedScene:
-        """The picture and the visible part of each object."""
+        """The image and the visible part of each object."""
         return render(self.scene)
 
     @property
@@ -160,8 +160,8 @@ class SceneExample(Example):
         return [place for place, kind in kinds if kind in ("noun", "attribute")]
 
     @property
-    def picture(self) -> Image.Image:
-        """The picture, 8 bits a channel."""
+    def image(self) -> Image.Image:
+        """The image, 8 bits a channel."""
         return Image.fromarray(self.rendered.image)
 
     @cached_property

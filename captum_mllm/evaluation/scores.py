@@ -30,7 +30,7 @@ from captum_mllm.metrics import (
     token_iou,
 )
 from captum_mllm.metrics.aligned_maps import resize
-from captum_mllm.metrics.picture_baselines import PictureBaseline
+from captum_mllm.metrics.image_baselines import ImageBaseline
 from captum_mllm.metrics.token_iou import harmonic_mean
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.pixels import to_tensor
@@ -43,7 +43,7 @@ def localization_scores(case: Case, method: Method, maps: Tensor) -> Scores:
     Nouns are scored against the object that they speak of, function words by Func-IoU.
 
     Args:
-        case (Case): The model and the captioned picture.
+        case (Case): The model and the captioned image.
         method (Method): The method, which says how its maps become grey levels.
         maps (Tensor): A map for each token, (T, h, w), at least 0.
 
@@ -88,13 +88,13 @@ def _iou(case: Case, method: Method, maps: Tensor) -> Scores:
     return {
         "objects": objects,
         "functions": functions,
-        "f1_per_picture": Score(float(harmonic_mean(*means)) * both, both),
+        "f1_per_image": Score(float(harmonic_mean(*means)) * both, both),
     }
 
 
 def _nothing(case: Case) -> Tensor:
     """A label image without labels."""
-    return torch.full((case.example.picture.height, case.example.picture.width), -1)
+    return torch.full((case.example.image.height, case.example.image.width), -1)
 
 
 def _stack(masks: Sequence[Tensor], case: Case) -> Tensor:
@@ -110,7 +110,7 @@ class Faithfulness:
     The faithfulness metrics of one case, and the passes that all methods share.
 
     Args:
-        case (Case): The model and the captioned picture.
+        case (Case): The model and the captioned image.
         baseline (str): What stands in the place of the pixels in insertion and deletion:
             ``"blur"``, ``"mean"``, ``"black"``, or ``"counterfactual"``, the same scene without
             the object that the word speaks of. Default: "counterfactual"
@@ -123,14 +123,14 @@ class Faithfulness:
 
     def causal(self, maps: Tensor) -> Scores:
         r"""
-        Correlation, over the objects of the picture, of a map's mass on each and of the drop of
+        Correlation, over the objects of the image, of a map's mass on each and of the drop of
         the noun's log-probability where it is taken out of the scene.
 
         Args:
             maps (Tensor): A map for each token, (T, h, w), at least 0.
 
         Returns:
-            dict[str, Score]: Over the nouns; none in a picture of fewer than two objects.
+            dict[str, Score]: Over the nouns; none in an image of fewer than two objects.
         """
         nouns = self.case.nouns
         masks = self.case.example.masks
@@ -143,7 +143,7 @@ class Faithfulness:
         r"""
         Normalised areas under the insertion and deletion curves, and their difference.
 
-        One noun of each picture is followed, or one of the other content words where no noun has an
+        One noun of each image is followed, or one of the other content words where no noun has an
         object, by its first token if it has several. It is drawn at
         random, so that later nouns, which earlier ones interfere with, are among them; the same
         one for all methods.
@@ -175,7 +175,7 @@ class Faithfulness:
             self.case.image,
             maps,
             kind,
-            baselines=self._picture_without(place),
+            baselines=self._image_without(place),
             additional_forward_args=(self.case.query,),
             target=(token, self.case.query.answer_ids[token]),
             steps=self.steps,
@@ -188,11 +188,11 @@ class Faithfulness:
     def _drops(self) -> Tensor:
         """Drop of each noun's log-probability without each object, (nouns, K)."""
         case = self.case
-        pictures = [case.image[0]]
+        images = [case.image[0]]
         for index in range(len(case.example.masks)):
-            pictures.append(self._without(index))
+            images.append(self._without(index))
         with torch.no_grad():
-            logits = case.mllm(torch.stack(pictures), case.query)
+            logits = case.mllm(torch.stack(images), case.query)
         ids = torch.tensor(case.query.answer_ids, device=logits.device)
         likelihood = (
             logits.float()
@@ -203,7 +203,7 @@ class Faithfulness:
         drops = (likelihood[0] - likelihood[1:]).mT.cpu()
         return torch.stack([drops[list(case.words[place].tokens)].sum(0) for place in case.nouns])
 
-    def _picture_without(self, place: int) -> PictureBaseline:
+    def _image_without(self, place: int) -> ImageBaseline:
         if self.baseline == "black":
             return 0.0
         if self.baseline != "counterfactual":
@@ -212,7 +212,7 @@ class Faithfulness:
         return self._without(thing)[None]
 
     def _without(self, thing: int) -> Tensor:
-        """The picture of the scene without an object, (3, H, W)."""
+        """The image of the scene without an object, (3, H, W)."""
         return to_tensor(self.case.example.without(thing)).to(self.case.image)
 
 
@@ -228,7 +228,7 @@ def target_scores(case: Case) -> dict[str, Scores]:
     How sure the model is of the caption's words at each scale.
 
     Args:
-        case (Case): The model and the captioned picture.
+        case (Case): The model and the captioned image.
 
     Returns:
         dict[str, Scores]: For each scale, over all tokens of the caption: their probability, their
@@ -256,7 +256,7 @@ def agreement_scores(case: Case) -> dict[str, Scores]:
     How alike the maps of nouns are at the scales of MSEA, for each of some bases.
 
     Args:
-        case (Case): The model and the captioned picture.
+        case (Case): The model and the captioned image.
 
     Returns:
         dict[str, Scores]: For each base, over the nouns, the mean of Spearman's correlation of

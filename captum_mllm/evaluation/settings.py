@@ -33,7 +33,7 @@ class Scoring:
         metrics (tuple[str, ...]): Groups of metrics.
         baseline (str): What the curves of insertion and deletion start from or end with.
         steps (int): Steps of these curves.
-        curves_every (int): They are computed for one picture of so many.
+        curves_every (int): They are computed for one image of so many.
 
     Raises:
         ValueError: If a value is none of those that there are.
@@ -69,8 +69,8 @@ class Scoring:
         r"""The settings in a sentence, for the report."""
         return (
             f"the curves of insertion and deletion have {self.steps} steps of growing area, start "
-            f"from or end with the baseline {self.baseline!r}, follow one noun of a picture, drawn "
-            f"at random, on one picture in {self.curves_every}."
+            f"from or end with the baseline {self.baseline!r}, follow one noun of an image, drawn "
+            f"at random, on one image in {self.curves_every}."
         )
 
     def claim(self, folder: Path, resume: bool, rank: int = 0) -> None:
@@ -105,7 +105,7 @@ class Settings(Scoring):
         contact (float): Share of the scenes in which objects touch, in 0 to 1.
         baseline (str): What the curves of insertion and deletion start from or end with.
         steps (int): Steps of these curves.
-        curves_every (int): They are computed for one picture of so many.
+        curves_every (int): They are computed for one image of so many.
 
     Raises:
         ValueError: If a value is none of those that there are.

@@ -28,12 +28,12 @@ def _f1(objects: Tensor, n_objects: Tensor, functions: Tensor, n_functions: Tens
 @dataclass(frozen=True)
 class Column:
     r"""
-    A statistic of the scores of all pictures.
+    A statistic of the scores of all images.
 
     Args:
         title (str): Its heading.
         scores (tuple[str, ...]): The scores that it is made of.
-        statistic (Callable): From the means over pictures of the total and the count of each
+        statistic (Callable): From the means over images of the total and the count of each
             score to its value. Default: the mean over words, total by count.
         higher_is_better (bool): Whether large values are good. Default: True
         is_share (bool): Whether it is a share of one, shown in percent. Default: True
@@ -51,7 +51,7 @@ LOCALIZATION: tuple[Column, ...] = (
     Column("Obj-IoU", ("objects",)),
     Column("Func-IoU", ("functions",)),
     Column("F1-IoU", ("objects", "functions"), _f1),
-    Column("F1 per picture", ("f1_per_picture",)),
+    Column("F1 per image", ("f1_per_image",)),
     Column("pointing", ("pointing",)),
     Column("mass", ("mass",)),
     Column("rank", ("rank",)),
@@ -104,16 +104,16 @@ class Estimate(NamedTuple):
     A statistic and its 95 % interval.
 
     Args:
-        value (float): The statistic of the pictures as they are.
+        value (float): The statistic of the images as they are.
         low (float): Lower end of the interval.
         high (float): Upper end.
-        pictures (int): How many pictures it rests on.
+        images (int): How many images it rests on.
     """
 
     value: float
     low: float
     high: float
-    pictures: int
+    images: int
 
 
 # For each method, the estimate of a column; methods without a score are left out.
@@ -121,7 +121,7 @@ Estimates = dict[str, Estimate]
 
 
 def estimate(
-    pictures: Sequence[dict[str, Scores]],
+    images: Sequence[dict[str, Scores]],
     column: Column,
     reference: str | None = None,
     resamples: int = RESAMPLES,
@@ -129,11 +129,11 @@ def estimate(
     r"""
     A column for each method, or how each differs from one of them.
 
-    In each resample the same pictures are drawn for all methods. A method that was not run on
-    some pictures is compared with the reference on those on which both were.
+    In each resample the same images are drawn for all methods. A method that was not run on
+    some images is compared with the reference on those on which both were.
 
     Args:
-        pictures (Sequence[dict[str, Scores]]): For each picture the scores of each method.
+        images (Sequence[dict[str, Scores]]): For each image the scores of each method.
         column (Column): The statistic.
         reference (str, optional): The method whose value is subtracted. Default: None, no method.
         resamples (int): Number of resamples. Default: 10000
@@ -141,16 +141,16 @@ def estimate(
     Returns:
         dict[str, Estimate]: For each method that was scored; without the reference.
     """
-    # Each tensor has a row for each picture and a column for each method.
-    names = list(dict.fromkeys(name for picture in pictures for name in picture))
+    # Each tensor has a row for each image and a column for each method.
+    names = list(dict.fromkeys(name for image in images for name in image))
     if not names or (reference is not None and reference not in names):
         return {}
-    means = _table(pictures, names, column)
+    means = _table(images, names, column)
     counts = torch.stack(means[1::2])
     if reference is not None:
         base = [mean[:, names.index(reference), None] for mean in means]
         both = ((counts > 0) & (torch.stack(base[1::2]) > 0)).any(0)
-        # Not of this comparison: pictures that only one of the two has.
+        # Not of this comparison: images that only one of the two has.
         means = [mean * both for mean in (*means, *base)]
         counts = torch.stack(means[1 : 2 * len(column.scores) : 2])
     used = (counts > 0).any(0).sum(0)
@@ -174,14 +174,12 @@ def estimate(
 
 
 def _table(
-    pictures: Sequence[dict[str, Scores]], names: Sequence[str], column: Column
+    images: Sequence[dict[str, Scores]], names: Sequence[str], column: Column
 ) -> list[Tensor]:
-    """Total and count of each score of the column in turn, (pictures, methods) each."""
+    """Total and count of each score of the column in turn, (images, methods) each."""
     tables: list[Tensor] = []
     for score in column.scores:
-        rows = [
-            [picture.get(name, {}).get(score, NOTHING) for name in names] for picture in pictures
-        ]
+        rows = [[image.get(name, {}).get(score, NOTHING) for name in names] for image in images]
         tables += torch.tensor(rows, dtype=torch.float64).unbind(-1)
     return tables
 
@@ -201,7 +199,7 @@ class Summary:
     Args:
         model (str): The model's name.
         style (str): The style of the captions, or :data:`ALL_STYLES`.
-        pictures (int): How many there are.
+        images (int): How many there are.
         tables (dict[str, dict]): ``"localization"``, ``"faithfulness"``, ``"targets"`` (a row for
             each scale), ``"agreement"`` (a row for each base), and ``"comparison"``, how each
             method differs from the reference.
@@ -212,7 +210,7 @@ class Summary:
 
     model: str
     style: str
-    pictures: int
+    images: int
     tables: dict[str, Table]
     reference: str
     answers: dict[str, float] = field(default_factory=dict)
@@ -224,7 +222,7 @@ class Summary:
         style = "all styles" if self.style == ALL_STYLES else f"style {self.style}"
         if self.style not in (ALL_STYLES, *CAPTION_STYLES):
             style = f"data {self.style}"
-        return f"{self.model}, {style}, {self.pictures} pictures"
+        return f"{self.model}, {style}, {self.images} images"
 
     def to_dict(self) -> dict[str, Any]:
         """The same in values of JSON."""
@@ -245,7 +243,7 @@ def summarize(
     The tables of each model and style, and of each model on all styles if there are several.
 
     The captions of a scene in different styles are no independent samples, so that all of them
-    together count as one picture in the bootstrap.
+    together count as one image in the bootstrap.
 
     Args:
         records (Sequence[Record]): Those of a run.
@@ -315,10 +313,10 @@ def _sum_scores(rows: Sequence[dict[str, Scores]]) -> dict[str, Scores]:
 
 
 def _estimates(
-    pictures: list[dict[str, Scores]],
+    images: list[dict[str, Scores]],
     columns: Sequence[Column],
     resamples: int,
     reference: str | None = None,
 ) -> Table:
-    found = {column.title: estimate(pictures, column, reference, resamples) for column in columns}
+    found = {column.title: estimate(images, column, reference, resamples) for column in columns}
     return {title: column for title, column in found.items() if column}

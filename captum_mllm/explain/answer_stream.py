@@ -28,7 +28,7 @@ class AnswerWord:
             shape (h, w).
         token_attr (Tensor): weights of the words of the prompt and of the earlier tokens of the
             answer, the sum of its tokens', shape (P + position,).
-        size (tuple[int, int]): height and width of the picture.
+        size (tuple[int, int]): height and width of the image.
     """
 
     word: str
@@ -41,7 +41,7 @@ class AnswerWord:
 
     @property
     def map(self) -> np.ndarray:
-        """The map at the picture's own size, (H, W), ready for ``visualize_image_attr``."""
+        """The map at the image's own size, (H, W), ready for ``visualize_image_attr``."""
         map_ = self.image_attr[None, None]
         return F.interpolate(map_, size=self.size, mode="bilinear")[0, 0].numpy()
 

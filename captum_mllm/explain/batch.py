@@ -67,7 +67,7 @@ def _prepare(
     targets: Sequence[Answer],
     options: dict[str, Any],
 ) -> list[Prompt]:
-    """Pictures and queries; answers of the model's own are made together."""
+    """Images and queries; answers of the model's own are made together."""
     opened = [open_query(mllm.processor, inp, mllm.device, False) for inp in inputs]
     own = [prompt for prompt, target in zip(opened, targets) if target is None]
     said = iter(answer_prompts(mllm.backbone, own, options) if own else [])

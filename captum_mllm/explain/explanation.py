@@ -97,9 +97,9 @@ def check_input(inp: Any, gen_args: dict[str, Any] | None) -> None:
     """
     if not isinstance(inp, ImageTextInput):
         raise TypeError(
-            f"got an input of type {type(inp).__name__}, expected ImageTextInput(picture, text)"
+            f"got an input of type {type(inp).__name__}, expected ImageTextInput(image, text)"
         )
-    clash = {"every_picture", "target"} & set(generation_options(gen_args))
+    clash = {"every_image", "target"} & set(generation_options(gen_args))
     if clash:
         raise ValueError(f"gen_args holds {sorted(clash)}, which generate does not take")
 

@@ -23,7 +23,7 @@ from captum_mllm.models.mllm import MLLM
 
 class MLLMAttribution(Attribution):
     r"""
-    Attribution of the whole answer of a multimodal LLM, to the picture and to the earlier words.
+    Attribution of the whole answer of a multimodal LLM, to the image and to the earlier words.
 
     It is what ``LLMAttribution`` is for language models: it takes an attribution method on an
     :class:`~captum_mllm.MLLM` and an input as people have it, and explains every token of the
@@ -42,9 +42,9 @@ class MLLMAttribution(Attribution):
     Examples::
         >>> from PIL import Image
         >>> from captum_mllm import ARC, MLLM, MSEA, AttendedLens, ImageTextInput, MLLMAttribution
-        >>> from captum_mllm.demo import demo_picture
+        >>> from captum_mllm.demo import demo_image
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
-        >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+        >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
         >>> explainer = MLLMAttribution(ARC(MSEA(AttendedLens(mllm))))
         >>> result = explainer.attribute(inp, target="a red circle")
         >>> result.output_tokens
@@ -77,7 +77,7 @@ class MLLMAttribution(Attribution):
     ) -> MLLMAttributionResult:
         r"""
         Args:
-            inp (ImageTextInput): the picture and the question.
+            inp (ImageTextInput): the image and the question.
             target (str, Sequence[int] or Tensor, optional): the answer to explain, as text or as
                 tokens. Default: None, what the model answers.
             include_prompt (bool): explain the words of the question too, before those of the
@@ -89,20 +89,20 @@ class MLLMAttribution(Attribution):
             show_progress (bool): show bars over scales, and over tokens for methods that take
                 them in turn. Default: False
             segments (tuple[int, int], int, Tensor or Sequence[Tensor], optional): for methods that
-                perturb, the parts of the picture that are removed together: rows and columns of a
+                perturb, the parts of the image that are removed together: rows and columns of a
                 grid; a number of :func:`~captum_mllm.attr.superpixels`; or, as
                 :class:`captum.attr.ImageMaskInput` takes them, a label for each pixel, integers
                 (H, W), or a mask (H, W) for each part, which may overlap. Every token is explained
                 from the same passes, and ``perturbations_per_eval`` of them run at a time.
                 Default: None, the method is asked for each token, with arguments of its own.
-            words (str, optional): the words that are features of the method beside the picture,
+            words (str, optional): the words that are features of the method beside the image,
                 those of the question (``"prompt"``), or those of the answer as well, each for the
                 tokens after it (``"earlier"``); for methods that perturb ``segments``, and for
                 those of gradients, which take the embeddings of the tokens. Default: None, the
                 question's where there are segments, unless the method weighs words by itself.
             **kwargs (Any): passed on to the attribution method: ``scales``, ``n_steps``,
                 ``n_samples``, ``perturbations_per_eval`` ... With segments or words,
-                ``baselines`` is (picture, words): what stands in the place of removed parts,
+                ``baselines`` is (image, words): what stands in the place of removed parts,
                 None, ``"mean"``, ``"blur"``, a number or a tensor as in
                 :func:`~captum_mllm.metrics.deletion_auc` (None is black); and of removed words,
                 None or ``"mean"`` for the mean of all embeddings, a token such as ``" "``, a
@@ -163,7 +163,7 @@ class MLLMAttribution(Attribution):
         their own, such as those with gradients, still take the inputs in turn.
 
         Args:
-            inputs (Sequence[ImageTextInput]): the pictures and the questions.
+            inputs (Sequence[ImageTextInput]): the images and the questions.
             targets (Sequence, optional): the answer to explain for each of them, None for the
                 model's own. Default: None, what the model answers to each.
             include_prompt (bool): as in :meth:`attribute`. Default: False
@@ -176,16 +176,16 @@ class MLLMAttribution(Attribution):
 
         Raises:
             TypeError: if an input is not an :class:`ImageTextInput`.
-            ValueError: for no inputs, another number of targets, an empty answer, pictures that
+            ValueError: for no inputs, another number of targets, an empty answer, images that
                 the model does not take in one batch, or arguments that clash or that the method
                 refuses.
 
         Examples::
             >>> from PIL import Image
             >>> from captum_mllm import MLLM, TAM, ImageTextInput, LogitLens, MLLMAttribution
-            >>> from captum_mllm.demo import demo_picture
+            >>> from captum_mllm.demo import demo_image
             >>> explainer = MLLMAttribution(TAM(LogitLens(MLLM.from_pretrained("demo/qwen2-vl"))))
-            >>> scene = Image.open(demo_picture())
+            >>> scene = Image.open(demo_image())
             >>> inputs = [ImageTextInput(scene, "Describe the image."), ImageTextInput(scene, "?")]
             >>> results = explainer.attribute_batch(inputs, ["a red circle", "a blue ring"])
             >>> [result.output_words for result in results]
@@ -217,7 +217,7 @@ class MLLMAttribution(Attribution):
         passes of its own, so that it streams with ``scales=(1.0,)`` alone.
 
         Args:
-            inp (ImageTextInput): the picture and the question.
+            inp (ImageTextInput): the image and the question.
             gen_args (dict, optional): arguments of ``generate``; greedy or sampled, without beams.
                 Default: None, greedy and 64 tokens at most.
             **kwargs (Any): passed on to the attribution method.
@@ -234,10 +234,10 @@ class MLLMAttribution(Attribution):
         Examples::
             >>> from PIL import Image
             >>> from captum_mllm import ARC, MLLM, ImageTextInput, LogitLens, MLLMAttribution
-            >>> from captum_mllm.demo import demo_picture
+            >>> from captum_mllm.demo import demo_image
             >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
             >>> explainer = MLLMAttribution(ARC(LogitLens(mllm)))
-            >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+            >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
             >>> with explainer.stream(inp, gen_args={"max_new_tokens": 3}) as stream:
             ...     shapes = [step.map.shape for step in stream]
             >>> shapes == [(224, 224)] * len(stream.result.output_words)

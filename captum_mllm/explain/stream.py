@@ -107,7 +107,7 @@ class Said:
 
     Args:
         mllm (MLLM): the model.
-        image (Tensor): the picture, (1, 3, H, W).
+        image (Tensor): the image, (1, 3, H, W).
         question (Query): the question.
     """
 
@@ -168,7 +168,7 @@ def stream_answer(
     if reason := token_attribution(method).why_not_streamed(**kwargs):
         raise ValueError(reason)
     mllm = method.forward_func
-    (image,), question = open_query(mllm.processor, inp, mllm.device, every_picture=False)
+    (image,), question = open_query(mllm.processor, inp, mllm.device, every_image=False)
     said = Said(mllm, image, question)
 
     def finish() -> MLLMAttributionResult:

@@ -1,4 +1,4 @@
-"""Scores of maps and of the weights of earlier words, and intervals over pictures."""
+"""Scores of maps and of the weights of earlier words, and intervals over images."""
 
 from captum_mllm.metrics.bootstrap import (
     Interval,

@@ -1,4 +1,4 @@
-"""Confidence intervals by resampling pictures."""
+"""Confidence intervals by resampling images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_mllm.metrics.aligned_maps import in_double, safe_ratio
 from captum_mllm.metrics.token_iou import TokenIoU, harmonic_mean
 
-# Largest table of how often each picture is drawn, in elements.
+# Largest table of how often each image is drawn, in elements.
 _DRAWS = 1 << 22
 
 
@@ -20,7 +20,7 @@ class Interval(NamedTuple):
     An estimate and its confidence interval.
 
     Args:
-        estimate (Tensor): The statistic of the pictures as they are, of shape (...).
+        estimate (Tensor): The statistic of the images as they are, of shape (...).
         low (Tensor): Lower end of the interval, of the same shape.
         high (Tensor): Upper end.
     """
@@ -38,17 +38,17 @@ def paired_bootstrap(
     seed: int = 0,
 ) -> Interval:
     r"""
-    Percentile bootstrap over pictures of any function of means.
+    Percentile bootstrap over images of any function of means.
 
-    In each resample, as many pictures as there are are drawn with replacement, the same for all
-    columns: what differs between pictures and not between methods cancels in differences.
+    In each resample, as many images as there are are drawn with replacement, the same for all
+    columns: what differs between images and not between methods cancels in differences.
 
     Source: "An Introduction to the Bootstrap" (Efron, Tibshirani 1993), chapter 13.
 
     Args:
-        statistic (Callable): Takes the mean of each column over the pictures, tensors (R, ...) for
+        statistic (Callable): Takes the mean of each column over the images, tensors (R, ...) for
             R resamples, and returns a tensor (R, ...).
-        *columns (Tensor): One or more, of shape (n, ...) for n pictures, in the same order.
+        *columns (Tensor): One or more, of shape (n, ...) for n images, in the same order.
         confidence (float, optional): Share of the resamples in the interval, in (0, 1).
             Default: 0.95
         resamples (int, optional): Number of resamples.
@@ -60,7 +60,7 @@ def paired_bootstrap(
         Interval: In float64 (float32 on MPS), on the device of the first column.
 
     Raises:
-        ValueError: If there is no picture, the columns differ in length, values are not finite
+        ValueError: If there is no image, the columns differ in length, values are not finite
             (the statistic's in any resample either), or an option is out of its range.
 
     Examples::
@@ -95,10 +95,10 @@ def bootstrap_mean(
     values: Tensor, confidence: float = 0.95, resamples: int = 10000, seed: int = 0
 ) -> Interval:
     r"""
-    Interval of a mean over pictures.
+    Interval of a mean over images.
 
     Args:
-        values (Tensor): One score per picture, of shape (n, ...).
+        values (Tensor): One score per image, of shape (n, ...).
         confidence (float, optional): See :func:`paired_bootstrap`.
             Default: 0.95
         resamples (int, optional): See :func:`paired_bootstrap`.
@@ -128,11 +128,11 @@ def bootstrap_difference(
     seed: int = 0,
 ) -> Interval:
     r"""
-    Interval of the difference of two means over the same pictures, first minus second.
+    Interval of the difference of two means over the same images, first minus second.
 
     Args:
-        first (Tensor): One score per picture, of shape (n, ...).
-        second (Tensor): Scores of the same pictures, of the same shape.
+        first (Tensor): One score per image, of shape (n, ...).
+        second (Tensor): Scores of the same images, of the same shape.
         confidence (float, optional): See :func:`paired_bootstrap`.
             Default: 0.95
         resamples (int, optional): See :func:`paired_bootstrap`.
@@ -164,11 +164,11 @@ def bootstrap_ratio(
     seed: int = 0,
 ) -> Interval:
     r"""
-    Interval of a mean over words that is pooled over pictures: sum of totals over sum of counts.
+    Interval of a mean over words that is pooled over images: sum of totals over sum of counts.
 
     Args:
-        totals (Tensor): Sum of the scores of each picture's words, of shape (n, ...).
-        counts (Tensor): Number of each picture's words, of the same shape.
+        totals (Tensor): Sum of the scores of each image's words, of shape (n, ...).
+        counts (Tensor): Number of each image's words, of the same shape.
         confidence (float, optional): See :func:`paired_bootstrap`.
             Default: 0.95
         resamples (int, optional): See :func:`paired_bootstrap`.
@@ -198,11 +198,11 @@ def bootstrap_f1_iou(
     seed: int = 0,
 ) -> Interval:
     r"""
-    Interval of the pooled F1-IoU, or of the difference of two methods on the same pictures.
+    Interval of the pooled F1-IoU, or of the difference of two methods on the same images.
 
     Args:
         scores (TokenIoU): What :func:`~captum_mllm.metrics.token_iou` gives for n captions.
-        other (TokenIoU, optional): The same pictures under another method, to be subtracted.
+        other (TokenIoU, optional): The same images under another method, to be subtracted.
             Default: None
         confidence (float, optional): See :func:`paired_bootstrap`.
             Default: 0.95
@@ -263,16 +263,16 @@ def _validate(columns: tuple[Tensor, ...], confidence: float, resamples: int) ->
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
         raise ValueError(f"resamples must be an int of at least 1, got {resamples!r}")
     if not columns or not all(isinstance(column, Tensor) and column.dim() for column in columns):
-        raise ValueError("expected one or more tensors with a row for each picture")
+        raise ValueError("expected one or more tensors with a row for each image")
     lengths = [len(column) for column in columns]
     if len(set(lengths)) > 1 or not lengths[0]:
         raise ValueError(
-            f"expected the same pictures, at least one, in every column, got {lengths} of them"
+            f"expected the same images, at least one, in every column, got {lengths} of them"
         )
     tensors = [in_double(column.detach()) for column in columns]
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise ValueError(
-            "values must be finite, got NaN or infinity; for pictures without a score give totals "
+            "values must be finite, got NaN or infinity; for images without a score give totals "
             "and counts of 0 to bootstrap_ratio"
         )
     return tensors

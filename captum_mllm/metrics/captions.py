@@ -23,7 +23,7 @@ class Word:
 
     Args:
         kind (str): ``"noun"``; ``"function"`` for conjunctions, determiners, pronouns, modal and
-            other words that no part of a picture shows; ``"other"`` for all else, which is not
+            other words that no part of an image shows; ``"other"`` for all else, which is not
             scored (adjectives, prepositions, numbers, verbs).
         tokens (tuple[int, ...]): Indices of its tokens in the caption.
         category (int, optional): The noun's label in the label image, from 0 upwards; None for a
@@ -57,7 +57,7 @@ class Word:
 @dataclass(frozen=True, eq=False)
 class ExplainedCaption:
     r"""
-    A picture's caption as :func:`~captum_mllm.metrics.token_iou` scores it.
+    An image's caption as :func:`~captum_mllm.metrics.token_iou` scores it.
 
     Args:
         maps (Tensor): The map of each token, of shape (T, h, w): uint8, or of a floating-point

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from captum_mllm._captum import TargetType
 from captum_mllm.metrics.consistency import spearman_correlation
+from captum_mllm.metrics.image_baselines import ImageBaseline
 from captum_mllm.metrics.perturbation_curve import perturbation_curve
-from captum_mllm.metrics.picture_baselines import PictureBaseline
 
 
 def insertion_auc(
     forward_func: Callable[..., Any],
     inputs: Tensor,
     attributions: Tensor,
-    baselines: PictureBaseline = "blur",
+    baselines: ImageBaseline = "blur",
     additional_forward_args: Any = None,
     target: TargetType = None,
     steps: int = 20,
@@ -34,8 +34,8 @@ def insertion_auc(
     Args:
         forward_func (Callable): A model or function, such as an :class:`~captum_mllm.MLLM`; see
             :func:`~captum_mllm.metrics.perturbation_curve` for what it must return.
-        inputs (Tensor): Pictures, of shape (B, C, H, W) and a floating-point dtype.
-        attributions (Tensor): Of shape (B, c, h, w); summed over c and resized to the pictures.
+        inputs (Tensor): Images, of shape (B, C, H, W) and a floating-point dtype.
+        attributions (Tensor): Of shape (B, c, h, w); summed over c and resized to the images.
         baselines (Tensor, float or str, optional): ``"blur"``, ``"mean"``, a tensor that
             broadcasts with ``inputs``, or a number; None is 0.
             Default: "blur"
@@ -49,7 +49,7 @@ def insertion_auc(
             ``forward_func``.
             Default: 1
         normalize (bool, optional): Whether to map the baseline's probability to 0 and the
-            picture's to 1; see :meth:`~captum_mllm.metrics.PerturbationCurve.area_under`.
+            image's to 1; see :meth:`~captum_mllm.metrics.PerturbationCurve.area_under`.
             Default: False
 
     Returns:
@@ -65,17 +65,17 @@ def insertion_auc(
 
         >>> import torch
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
-        >>> pictures, maps = torch.rand(2, 3, 4, 4), torch.rand(2, 1, 4, 4)
-        >>> insertion_auc(network, pictures, maps, target=[0, 2]).shape
+        >>> images, maps = torch.rand(2, 3, 4, 4), torch.rand(2, 1, 4, 4)
+        >>> insertion_auc(network, images, maps, target=[0, 2]).shape
         torch.Size([2])
 
     The tokens of an answer of a multimodal LLM, each with its map::
 
         >>> def insertion_of_answer(mllm, image, query, maps):
         ...     target = list(enumerate(query.answer_ids))
-        ...     pictures = image.expand(len(target), -1, -1, -1)
+        ...     images = image.expand(len(target), -1, -1, -1)
         ...     return insertion_auc(
-        ...         mllm, pictures, maps, target=target, additional_forward_args=(query,)
+        ...         mllm, images, maps, target=target, additional_forward_args=(query,)
         ...     )
     """
     curve = perturbation_curve(
@@ -96,7 +96,7 @@ def deletion_auc(
     forward_func: Callable[..., Any],
     inputs: Tensor,
     attributions: Tensor,
-    baselines: PictureBaseline = "blur",
+    baselines: ImageBaseline = "blur",
     additional_forward_args: Any = None,
     target: TargetType = None,
     steps: int = 20,
@@ -111,8 +111,8 @@ def deletion_auc(
 
     Args:
         forward_func (Callable): As for :func:`insertion_auc`.
-        inputs (Tensor): Pictures, of shape (B, C, H, W) and a floating-point dtype.
-        attributions (Tensor): Of shape (B, c, h, w); summed over c and resized to the pictures.
+        inputs (Tensor): Images, of shape (B, C, H, W) and a floating-point dtype.
+        attributions (Tensor): Of shape (B, c, h, w); summed over c and resized to the images.
         baselines (Tensor, float or str, optional): ``"blur"``, ``"mean"``, a tensor that
             broadcasts with ``inputs``, or a number; None is 0.
             Default: "blur"
@@ -141,8 +141,8 @@ def deletion_auc(
 
         >>> import torch
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
-        >>> pictures, maps = torch.rand(2, 3, 4, 4), torch.rand(2, 1, 4, 4)
-        >>> deletion_auc(network, pictures, maps, baselines="mean", target=1).shape
+        >>> images, maps = torch.rand(2, 3, 4, 4), torch.rand(2, 1, 4, 4)
+        >>> deletion_auc(network, images, maps, baselines="mean", target=1).shape
         torch.Size([2])
     """
     curve = perturbation_curve(
@@ -163,7 +163,7 @@ def area_over_perturbation_curve(
     forward_func: Callable[..., Any],
     inputs: Tensor,
     attributions: Tensor,
-    baselines: PictureBaseline = "blur",
+    baselines: ImageBaseline = "blur",
     additional_forward_args: Any = None,
     target: TargetType = None,
     steps: int = 20,
@@ -173,7 +173,7 @@ def area_over_perturbation_curve(
     Area over the perturbation curve (AOPC): the mean drop of the target's probability while the
     pixels with the largest attributions are deleted first. The larger, the better.
 
-    With :math:`x^{(k)}` the picture after :math:`k` of :math:`S` steps,
+    With :math:`x^{(k)}` the image after :math:`k` of :math:`S` steps,
 
     .. math::
         \mathrm{AOPC} = \frac{1}{S + 1} \sum_{k=0}^{S} p(x^{(0)}) - p(x^{(k)})
@@ -183,8 +183,8 @@ def area_over_perturbation_curve(
 
     Args:
         forward_func (Callable): As for :func:`insertion_auc`.
-        inputs (Tensor): Pictures, of shape (B, C, H, W) and a floating-point dtype.
-        attributions (Tensor): Of shape (B, c, h, w); summed over c and resized to the pictures.
+        inputs (Tensor): Images, of shape (B, C, H, W) and a floating-point dtype.
+        attributions (Tensor): Of shape (B, c, h, w); summed over c and resized to the images.
         baselines (Tensor, float or str, optional): ``"blur"``, ``"mean"``, a tensor that
             broadcasts with ``inputs``, or a number; None is 0.
             Default: "blur"
@@ -210,8 +210,8 @@ def area_over_perturbation_curve(
 
         >>> import torch
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
-        >>> pictures, maps = torch.rand(2, 3, 4, 4), torch.rand(2, 1, 4, 4)
-        >>> area_over_perturbation_curve(network, pictures, maps, target=1).shape
+        >>> images, maps = torch.rand(2, 3, 4, 4), torch.rand(2, 1, 4, 4)
+        >>> area_over_perturbation_curve(network, images, maps, target=1).shape
         torch.Size([2])
     """
     curve = perturbation_curve(
@@ -230,7 +230,7 @@ def area_over_perturbation_curve(
 
 def causal_correlation(drops: Tensor, masses: Tensor, valid: Tensor | None = None) -> Tensor:
     r"""
-    Spearman's correlation, over the objects of a picture, of what each does to a word and of the
+    Spearman's correlation, over the objects of an image, of what each does to a word and of the
     word's map on it.
 
     Args:
@@ -238,7 +238,7 @@ def causal_correlation(drops: Tensor, masses: Tensor, valid: Tensor | None = Non
             of the scene, of shape (..., K).
         masses (Tensor): The share of the word's map on the object, of the same shape; see
             :func:`~captum_mllm.metrics.relevance_mass`.
-        valid (Tensor, optional): Which objects there are, bool, of the same shape: for pictures
+        valid (Tensor, optional): Which objects there are, bool, of the same shape: for images
             with different numbers of objects.
             Default: None
 

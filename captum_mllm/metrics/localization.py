@@ -236,7 +236,7 @@ def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
 
     Returns:
         Tensor: One score per map in [0, 1], of shape (...), in float64 (float32 on MPS). The
-        mask's share of the picture for a constant map above 0; 0 for a map without positive
+        mask's share of the image for a constant map above 0; 0 for a map without positive
         values and for an empty mask.
 
     Raises:
@@ -273,7 +273,7 @@ def relevance_rank(maps: Tensor, masks: Tensor) -> Tensor:
 
     Returns:
         Tensor: One score per map in [0, 1], of shape (...), in float64 (float32 on MPS). The
-        mask's share of the picture for a constant map; 0 for an empty mask.
+        mask's share of the image for a constant map; 0 for an empty mask.
 
     Raises:
         TypeError: If one of them has a wrong type.

@@ -1,4 +1,4 @@
-"""The probability of the target while a picture appears or vanishes in the order of a map."""
+"""The probability of the target while an image appears or vanishes in the order of a map."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from captum_mllm._captum import TargetType, format_additional_forward_args
 from captum_mllm.metrics.aligned_maps import check_maps, in_double, resize
-from captum_mllm.metrics.picture_baselines import PictureBaseline, picture_baseline
+from captum_mllm.metrics.image_baselines import ImageBaseline, image_baseline
 from captum_mllm.metrics.target_probability import target_probability
 
-# A picture that is no likelier than its baseline by this much shows nothing to explain.
+# An image that is no likelier than its baseline by this much shows nothing to explain.
 _SMALLEST_DROP = 1e-6
 
 # The grid of the random field that orders pixels of equal attribution.
@@ -40,8 +40,8 @@ class PerturbationCurve(NamedTuple):
 
         Args:
             normalize (bool, optional): Whether to map the probability of the baseline to 0 and
-                that of the picture to 1 first, and to cut off what lies beyond: for models and
-                pictures that differ in these. Where the picture is no likelier than the baseline,
+                that of the image to 1 first, and to cut off what lies beyond: for models and
+                images that differ in these. Where the image is no likelier than the baseline,
                 there is nothing to explain; the area is then 0.5, neither good nor bad.
                 Default: False
 
@@ -64,7 +64,7 @@ def perturbation_curve(
     inputs: Tensor,
     attributions: Tensor,
     kind: Literal["insertion", "deletion"],
-    baselines: PictureBaseline = "blur",
+    baselines: ImageBaseline = "blur",
     additional_forward_args: Any = None,
     target: TargetType = None,
     steps: int = 20,
@@ -72,7 +72,7 @@ def perturbation_curve(
     spacing: Literal["even", "quadratic"] = "even",
 ) -> PerturbationCurve:
     r"""
-    Replace the baseline by the picture (insertion) or the picture by its baseline (deletion), the
+    Replace the baseline by the image (insertion) or the image by its baseline (deletion), the
     pixels with the largest attributions first, step by step.
 
     Pixels with equal attributions follow each other in the order of a fixed random field, patch by
@@ -85,12 +85,12 @@ def perturbation_curve(
             ``target_probability(inputs, *additional_forward_args, target=...)`` is asked, if it
             has one; else the softmax of its output over the last dimension. An output of shape
             (B,), without a target, is taken as it is.
-        inputs (Tensor): Pictures, of shape (B, C, H, W) and a floating-point dtype.
-        attributions (Tensor): Of shape (B, c, h, w); summed over c and resized to the pictures,
+        inputs (Tensor): Images, of shape (B, C, H, W) and a floating-point dtype.
+        attributions (Tensor): Of shape (B, c, h, w); summed over c and resized to the images,
             bilinear.
         kind (str): ``"insertion"`` or ``"deletion"``.
         baselines (Tensor, float or str, optional): What stands in the place of the pixels:
-            ``"blur"``, the picture blurred by a Gaussian with a standard deviation of a tenth of
+            ``"blur"``, the image blurred by a Gaussian with a standard deviation of a tenth of
             its shorter side; ``"mean"``, its mean colour; a tensor that broadcasts with
             ``inputs``, such as the same scene without an object; or a number. None is 0.
             Default: "blur"
@@ -107,7 +107,7 @@ def perturbation_curve(
             ``forward_func``, each with all B examples.
             Default: 1
         spacing (str, optional): ``"even"`` for steps of equal area; ``"quadratic"`` for an area of
-            :math:`(s/S)^2` after step s, where what matters is a small part of a picture and the
+            :math:`(s/S)^2` after step s, where what matters is a small part of an image and the
             first of a few even steps would already cover it.
             Default: "even"
 
@@ -122,12 +122,12 @@ def perturbation_curve(
     Examples::
 
         >>> import torch
-        >>> def red_of_left_half(picture):
-        ...     return picture[:, 0, :, :2].mean((1, 2))
-        >>> picture = torch.ones(1, 3, 4, 4)
+        >>> def red_of_left_half(image):
+        ...     return image[:, 0, :, :2].mean((1, 2))
+        >>> image = torch.ones(1, 3, 4, 4)
         >>> attributions = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 1, 4, 4)
         >>> curve = perturbation_curve(
-        ...     red_of_left_half, picture, attributions, "insertion", baselines=0.0, steps=4
+        ...     red_of_left_half, image, attributions, "insertion", baselines=0.0, steps=4
         ... )
         >>> curve.probability
         tensor([[0.0000, 0.5000, 1.0000, 1.0000, 1.0000]])
@@ -137,7 +137,7 @@ def perturbation_curve(
         raise ValueError(f'spacing must be "even" or "quadratic", got {spacing!r}')
     inputs = inputs.detach()
     ranks = _ranks(attributions, inputs)
-    baseline = picture_baseline(inputs, baselines).detach()
+    baseline = image_baseline(inputs, baselines).detach()
     before, after = (baseline, inputs) if kind == "insertion" else (inputs, baseline)
     cells = inputs.shape[-2] * inputs.shape[-1]
     done_steps, all_steps = torch.arange(steps + 1, device=inputs.device), steps
@@ -148,10 +148,10 @@ def perturbation_curve(
     probabilities = []
     for chunk in counts.split(perturbations_per_eval):
         done = ranks < chunk[:, None, None, None]
-        pictures = torch.where(done[:, :, None], after, before).flatten(0, 1)
+        images = torch.where(done[:, :, None], after, before).flatten(0, 1)
         found = target_probability(
             forward_func,
-            pictures,
+            images,
             _repeat_target(target, len(inputs), len(chunk)),
             tuple(_repeat(each, len(inputs), len(chunk)) for each in extra),
         )
@@ -191,7 +191,7 @@ def _validate(
 ) -> None:
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         given = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise TypeError(f"inputs must be one floating-point Tensor of pictures, got {given}")
+        raise TypeError(f"inputs must be one floating-point Tensor of images, got {given}")
     if inputs.dim() != 4 or not inputs.numel():
         raise ValueError(f"inputs must have shape (B, C, H, W), got {tuple(inputs.shape)}")
     if not inputs.isfinite().all():
@@ -200,8 +200,8 @@ def _validate(
         raise TypeError(f"attributions must be a Tensor, got {type(attributions).__name__}")
     if attributions.dim() != 4 or len(attributions) != len(inputs):
         raise ValueError(
-            f"attributions must have shape ({len(inputs)}, c, h, w), one for each picture, got "
-            f"{tuple(attributions.shape)}; to score T maps of one picture, expand it to T rows and "
+            f"attributions must have shape ({len(inputs)}, c, h, w), one for each image, got "
+            f"{tuple(attributions.shape)}; to score T maps of one image, expand it to T rows and "
             "give a list of T targets"
         )
     if kind not in ("insertion", "deletion"):

@@ -58,9 +58,9 @@ def randomization_sanity(
         ...     torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(),
         ...     torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(16, 5),
         ... )
-        >>> picture = torch.rand(2, 3, 8, 8, requires_grad=True)
+        >>> image = torch.rand(2, 3, 8, 8, requires_grad=True)
         >>> def explain():
-        ...     return Saliency(network).attribute(picture, target=2).sum(1)
+        ...     return Saliency(network).attribute(image, target=2).sum(1)
         >>> randomization_sanity(network, explain, layers=["4", "0"]).shape
         torch.Size([2, 2])
     """

@@ -15,10 +15,10 @@ from captum_mllm.metrics.localization import otsu_threshold
 
 class WordScores(NamedTuple):
     r"""
-    Scores of words, summed over each picture.
+    Scores of words, summed over each image.
 
     Args:
-        total (Tensor): Sum of the scores of each picture's words, of shape (B,), in float64.
+        total (Tensor): Sum of the scores of each image's words, of shape (B,), in float64.
         n_words (Tensor): How many words that is, of shape (B,), in float64.
     """
 
@@ -27,12 +27,12 @@ class WordScores(NamedTuple):
 
     @property
     def pooled(self) -> Tensor:
-        """Mean over the words of all pictures, a scalar; 0 where there is none."""
+        """Mean over the words of all images, a scalar; 0 where there is none."""
         return safe_ratio(self.total.sum(), self.n_words.sum())
 
     @property
-    def per_picture(self) -> Tensor:
-        """Mean over the words of each picture, (B,); 0 for a picture without any."""
+    def per_image(self) -> Tensor:
+        """Mean over the words of each image, (B,); 0 for an image without any."""
         return safe_ratio(self.total, self.n_words)
 
 
@@ -54,9 +54,9 @@ class TokenIoU(NamedTuple):
         return harmonic_mean(self.objects.pooled, self.functions.pooled)
 
     @property
-    def f1_per_picture(self) -> Tensor:
-        """F1-IoU of each picture, (B,); 0 for a picture that lacks one kind of word."""
-        return harmonic_mean(self.objects.per_picture, self.functions.per_picture)
+    def f1_per_image(self) -> Tensor:
+        """F1-IoU of each image, (B,); 0 for an image that lacks one kind of word."""
+        return harmonic_mean(self.objects.per_image, self.functions.per_image)
 
 
 def harmonic_mean(first: Tensor, second: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def harmonic_mean(first: Tensor, second: Tensor) -> Tensor:
 
 def token_iou(captions: Sequence[ExplainedCaption]) -> TokenIoU:
     r"""
-    Scores of TAM's evaluation, kept apart by picture.
+    Scores of TAM's evaluation, kept apart by image.
 
     *Objects.* The map of each token of a noun with a category, as 256 grey levels at the size of
     the label image (bilinear), is cut by Otsu's threshold; the score is the intersection over
@@ -98,10 +98,10 @@ def token_iou(captions: Sequence[ExplainedCaption]) -> TokenIoU:
     before them merge.
 
     Args:
-        captions (Sequence[ExplainedCaption]): One per picture, B in all; of any sizes.
+        captions (Sequence[ExplainedCaption]): One per image, B in all; of any sizes.
 
     Returns:
-        TokenIoU: Sums and counts of each picture, on the device of the first one.
+        TokenIoU: Sums and counts of each image, on the device of the first one.
 
     Examples::
 
@@ -145,14 +145,14 @@ def token_iou(captions: Sequence[ExplainedCaption]) -> TokenIoU:
     return _result(sums, device)
 
 
-def object_iou(captions: Sequence[ExplainedCaption], per_picture: bool = False) -> Tensor:
+def object_iou(captions: Sequence[ExplainedCaption], per_image: bool = False) -> Tensor:
     r"""
     Obj-IoU: intersection over union of nouns' maps with their category; see :func:`token_iou`.
 
     Args:
-        captions (Sequence[ExplainedCaption]): One per picture, B in all.
-        per_picture (bool, optional): Whether to give the mean of each picture's words instead of
-            the mean over the words of all pictures.
+        captions (Sequence[ExplainedCaption]): One per image, B in all.
+        per_image (bool, optional): Whether to give the mean of each image's words instead of
+            the mean over the words of all images.
             Default: False
 
     Returns:
@@ -169,17 +169,17 @@ def object_iou(captions: Sequence[ExplainedCaption], per_picture: bool = False) 
         tensor(0.6667, dtype=torch.float64)
     """
     objects = token_iou(captions).objects
-    return objects.per_picture if per_picture else objects.pooled
+    return objects.per_image if per_image else objects.pooled
 
 
-def function_iou(captions: Sequence[ExplainedCaption], per_picture: bool = False) -> Tensor:
+def function_iou(captions: Sequence[ExplainedCaption], per_image: bool = False) -> Tensor:
     r"""
     Func-IoU: share of function words' maps below the nouns' threshold; see :func:`token_iou`.
 
     Args:
-        captions (Sequence[ExplainedCaption]): One per picture, B in all.
-        per_picture (bool, optional): Whether to give the mean of each picture's words instead of
-            the mean over the words of all pictures.
+        captions (Sequence[ExplainedCaption]): One per image, B in all.
+        per_image (bool, optional): Whether to give the mean of each image's words instead of
+            the mean over the words of all images.
             Default: False
 
     Returns:
@@ -197,16 +197,16 @@ def function_iou(captions: Sequence[ExplainedCaption], per_picture: bool = False
         tensor(0.7500, dtype=torch.float64)
     """
     functions = token_iou(captions).functions
-    return functions.per_picture if per_picture else functions.pooled
+    return functions.per_image if per_image else functions.pooled
 
 
-def f1_iou(captions: Sequence[ExplainedCaption], per_picture: bool = False) -> Tensor:
+def f1_iou(captions: Sequence[ExplainedCaption], per_image: bool = False) -> Tensor:
     r"""
     F1-IoU: harmonic mean of Obj-IoU and Func-IoU; see :func:`token_iou`.
 
     Args:
-        captions (Sequence[ExplainedCaption]): One per picture, B in all.
-        per_picture (bool, optional): Whether to give the harmonic mean of each picture's two
+        captions (Sequence[ExplainedCaption]): One per image, B in all.
+        per_image (bool, optional): Whether to give the harmonic mean of each image's two
             scores instead of that of the pooled ones.
             Default: False
 
@@ -214,7 +214,7 @@ def f1_iou(captions: Sequence[ExplainedCaption], per_picture: bool = False) -> T
         Tensor: In [0, 1], a scalar, or of shape (B,). 0 where one of the two is 0 or has no word.
     """
     scores = token_iou(captions)
-    return scores.f1_per_picture if per_picture else scores.f1
+    return scores.f1_per_image if per_image else scores.f1
 
 
 def _score_nouns(

@@ -153,7 +153,7 @@ class Attention:
 class AttentionRecord:
     r"""The attention of some layers in one pass.
 
-    A layer has one call or, where a vision tower takes its pictures or windows in turn, several.
+    A layer has one call or, where a vision tower takes its images or windows in turn, several.
 
     Args:
         layers (Sequence[nn.Module]): the layers.

@@ -133,7 +133,7 @@ class Backbone(PassMemory):
     r"""A multimodal model with its processor and its geometry: all that makes a pass.
 
     Args:
-        model (PreTrainedModel): a model of pictures and text of transformers.
+        model (PreTrainedModel): a model of images and text of transformers.
         processor (ProcessorMixin): its processor.
         family (Family, optional): its row of facts. Default: None, that of the table.
 
@@ -147,7 +147,7 @@ class Backbone(PassMemory):
         family = family or family_of(model.config)
         if not hasattr(processor, "image_processor"):
             raise ValueError(
-                f"got a {type(processor).__name__}, expected the model's processor of pictures and "
+                f"got a {type(processor).__name__}, expected the model's processor of images and "
                 "text, as AutoProcessor.from_pretrained gives it"
             )
         super().__init__(model.parameters)
@@ -181,17 +181,17 @@ class Backbone(PassMemory):
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(self.model.get_output_embeddings(), softcap(self.model.config))
 
-    def encode(self, pictures: Sequence[Tensor], query: Query) -> Encoding:
+    def encode(self, images: Sequence[Tensor], query: Query) -> Encoding:
         r"""The model's inputs for a query; see :meth:`captum_mllm.MLLM.encode`."""
         self._check_options()
         encoding = encode(
-            query.all_pictures(pictures),
+            query.all_images(images),
             query,
             complete_processor(self.processor, self.model.config),
             self.geometry,
             self.image_token_id,
             self.dtype,
-            self._tokens if wants_gradient(pictures) else None,
+            self._tokens if wants_gradient(images) else None,
         )
         positions = self._positions(encoding.inputs)
         if positions is not None:
@@ -214,22 +214,22 @@ class Backbone(PassMemory):
             check_parity(self.processor, self.geometry, self.image_token_id)
             self._checked_options = options
 
-    def states(self, pictures: Sequence[Tensor], query: Query, layer: int | None = None) -> States:
+    def states(self, images: Sequence[Tensor], query: Query, layer: int | None = None) -> States:
         r"""The states of a pass, which is remembered where passes are; see
         :meth:`captum_mllm.MLLM.states`."""
         passes = self.passes
-        if passes is not None and (known := passes.recall(pictures, query, layer)):
+        if passes is not None and (known := passes.recall(images, query, layer)):
             return known
-        for place, states in self.new_states(pictures, query, layer).items():
+        for place, states in self.new_states(images, query, layer).items():
             if passes is not None:
-                passes.keep(states, pictures, query, place)
+                passes.keep(states, images, query, place)
         return states
 
     def new_states(
-        self, pictures: Sequence[Tensor], query: Query, layer: int | None = None
+        self, images: Sequence[Tensor], query: Query, layer: int | None = None
     ) -> dict[int | None, States]:
         r"""The states of a new pass, the model's own under None, then a layer's."""
-        encoding = self.encode(pictures, query)
+        encoding = self.encode(images, query)
         with self.evaluating(encoding):
             found = self.hidden_states(encoding.inputs, layer)
         return {
@@ -281,7 +281,7 @@ class Backbone(PassMemory):
 
     @torch.no_grad()
     def _positions(self, inputs: dict[str, Tensor]) -> Tensor | None:
-        """Positions of the tokens in models that count them by the picture's grid (Qwen-VL).
+        """Positions of the tokens in models that count them by the image's grid (Qwen-VL).
 
         Such a model would leave something of each pass behind, by which it counts on when a user's
         own decoding goes on with a cache, maybe in another thread.

@@ -15,7 +15,7 @@ from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.query import Prompt
 from captum_mllm.models.states import States, gather_states
 
-# What a model takes for each token; all else that a processor gives belongs to the pictures.
+# What a model takes for each token; all else that a processor gives belongs to the images.
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 # Beside them; of shape (3, rows, tokens).
 POSITIONS = "position_ids"
@@ -34,7 +34,7 @@ def join(
             mask is needed and positions are as without it.
 
     Raises:
-        ValueError: for pictures that do not go into one batch.
+        ValueError: for images that do not go into one batch.
     """
     if len(encodings) == 1:
         return dict(encodings[0].inputs)
@@ -86,7 +86,7 @@ def batch_states(
 
     Args:
         backbone (Backbone): the model.
-        prompts (Sequence[tuple[tuple[Tensor, ...], Query]]): the open pictures, and the question
+        prompts (Sequence[tuple[tuple[Tensor, ...], Query]]): the open images, and the question
             with its answer.
         layer (int, optional): as in :meth:`MLLM.states`.
 
@@ -106,12 +106,12 @@ def make_passes(backbone: Backbone, prompts: Sequence[Prompt], layer: int | None
     r"""Within ``MLLM.remember``, make the passes of some prompts as one, but for those that are
     remembered; arguments as of :func:`batch_states`."""
     missing = [
-        (pictures, query)
-        for pictures, query in prompts
-        if not backbone.knows(*pictures, query, layer=layer)
+        (images, query)
+        for images, query in prompts
+        if not backbone.knows(*images, query, layer=layer)
     ]
     if not missing:
         return
-    for (pictures, query), found in zip(missing, batch_states(backbone, missing, layer)):
+    for (images, query), found in zip(missing, batch_states(backbone, missing, layer)):
         for place, states in found.items():
-            backbone.keep(states, *pictures, query, layer=place, by_value=True)
+            backbone.keep(states, *images, query, layer=place, by_value=True)

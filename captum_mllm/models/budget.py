@@ -73,7 +73,7 @@ def estimate(
         >>> [each.image_tokens for each in estimate(mllm, inp, scales=(0.5, 1.0, 2.0))]
         [49, 196, 784]
     """
-    (image,), query = open_query(mllm.processor, inp, mllm.device, every_picture=False)
+    (image,), query = open_query(mllm.processor, inp, mllm.device, every_image=False)
     native = size_of(image)
     at_native = _count(mllm, query, native, native)
     context = _n_text(mllm, query, native)

@@ -144,14 +144,14 @@ def answer_prompts(
 
     Args:
         backbone (Backbone): the model.
-        prompts (Sequence[tuple[tuple[Tensor, ...], Query]]): the open pictures and the question.
+        prompts (Sequence[tuple[tuple[Tensor, ...], Query]]): the open images and the question.
         options (dict): arguments of ``generate``.
 
     Raises:
         ValueError: for options that ask for anything but one answer to each prompt; if the model
             answers one of them with nothing.
     """
-    encodings = [backbone.encode(pictures, query) for pictures, query in prompts]
+    encodings = [backbone.encode(images, query) for images, query in prompts]
     inputs = join(encodings, backbone.tokenizer, "left")
     decoding = Decoding(backbone.model)
     wanted = backbone.remembers and all(encoding.windows == 1 for encoding in encodings)
@@ -165,8 +165,8 @@ def answer_prompts(
     if decoding.is_whole:
         padded = inputs["input_ids"].shape[1]
         for row, (encoding, answer) in enumerate(zip(encodings, answers)):
-            pictures, query = prompts[row]
+            images, query = prompts[row]
             prompt = decoding.prompt_states(encoding, query, row, padded - lengths([encoding])[0])
             states = decoding.states(prompt, row, answer)
-            backbone.keep(states, *pictures, replace(query, answer_ids=answer))
+            backbone.keep(states, *images, replace(query, answer_ids=answer))
     return answers

@@ -1,4 +1,4 @@
-"""``encode`` turns pictures and a query into an ``Encoding``: the model's inputs, and the
+"""``encode`` turns images and a query into an ``Encoding``: the model's inputs, and the
 positions of its tokens."""
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from captum_mllm.models.query import Query
 
 @dataclass(frozen=True)
 class Encoding:
-    r"""The model's inputs for a batch of pictures, and the positions of its tokens.
+    r"""The model's inputs for a batch of images, and the positions of its tokens.
 
-    Each picture of the batch has one row of inputs for each window through which it is seen, the
-    rows of one picture beside each other. All rows have their tokens at the same positions.
+    Each image of the batch has one row of inputs for each window through which it is seen, the
+    rows of one image beside each other. All rows have their tokens at the same positions.
 
     Args:
         inputs (dict[str, Tensor]): keyword arguments of the model.
-        windows (int): rows of each picture.
-        image_positions (tuple[Tensor, ...]): positions of each picture's tokens.
-        layouts (tuple[Layout, ...]): layout of each picture, over all its windows.
+        windows (int): rows of each image.
+        image_positions (tuple[Tensor, ...]): positions of each image's tokens.
+        layouts (tuple[Layout, ...]): layout of each image, over all its windows.
         text_positions (Tensor): positions of the tokens of the prompt, shape (P,). Each has a
             token before it, by which it is predicted.
         answer_rows (Tensor): positions of the rows that predict the answer, shape (T,).
@@ -59,7 +59,7 @@ class Encoding:
     @property
     def text_runs(self) -> tuple[int, ...]:
         """How many tokens of the prompt stand beside each other, run after run. Between two runs
-        stands what is none of the user's text, such as a picture."""
+        stands what is none of the user's text, such as an image."""
         positions = self.text_positions.tolist()
         starts = [
             place
@@ -87,7 +87,7 @@ _CACHE_LOCK = Lock()
 class TokenCache(OrderedDict[tuple[Any, ...], Processed]):
     r"""What the processor made of the last few shapes of input, all but the pixels.
 
-    Where pixels are computed from the tensors, only the shape of the pictures matters to what the
+    Where pixels are computed from the tensors, only the shape of the images matters to what the
     processor makes, and methods with gradients make many passes of the same shape.
     """
 
@@ -109,13 +109,13 @@ class TokenCache(OrderedDict[tuple[Any, ...], Processed]):
                 self.popitem(last=False)
 
 
-def wants_gradient(pictures: Sequence[Tensor]) -> bool:
+def wants_gradient(images: Sequence[Tensor]) -> bool:
     r"""Whether the pixels are to be computed from the tensors.
 
     Raises:
         RuntimeError: where torch would give no gradient.
     """
-    wanted = torch.is_grad_enabled() and any(picture.requires_grad for picture in pictures)
+    wanted = torch.is_grad_enabled() and any(image.requires_grad for image in images)
     if wanted and torch.is_inference_mode_enabled():
         raise RuntimeError(
             "gradients cannot be had within torch.inference_mode(); call a method that needs them "
@@ -125,7 +125,7 @@ def wants_gradient(pictures: Sequence[Tensor]) -> bool:
 
 
 def encode(
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     query: Query,
     processor: Any,
     geometry: Geometry,
@@ -136,46 +136,46 @@ def encode(
     r"""Run the processor, and append the answer for teacher forcing.
 
     Args:
-        pictures (Sequence[Tensor]): (B, 3, H, W) in [0, 1] for each picture of the prompt.
+        images (Sequence[Tensor]): (B, 3, H, W) in [0, 1] for each image of the prompt.
         query (Query): the question and the answer.
         processor (Any): the model's processor.
-        geometry (Geometry): how pictures turn into tokens.
+        geometry (Geometry): how images turn into tokens.
         image_token_id (int): the placeholder's index.
         dtype (torch.dtype): of the pixels.
         cache (TokenCache, optional): where it is given the pixels are computed from the tensors,
             differentiable, and all else once for each shape. Default: None, all of it is as the
-            processor makes it of 8-bit pictures.
+            processor makes it of 8-bit images.
 
     Returns:
-        Encoding: on the device of the pictures.
+        Encoding: on the device of the images.
 
     Raises:
         ValueError: if a scale cannot be had.
         RuntimeError: if the image tokens are not where the family's facts say.
     """
-    boxes = _windows(pictures, query, geometry)
-    cut = [_cut(picture, box) for picture, box in zip(pictures, boxes)]
+    boxes = _windows(images, query, geometry)
+    cut = [_cut(image, box) for image, box in zip(images, boxes)]
     options = [
-        geometry.processor_options(size_of(picture), native)
-        for picture, native in zip(pictures, query.native)
+        geometry.processor_options(size_of(image), native)
+        for image, native in zip(images, query.native)
     ]
     settings = processor.image_processor.to_json_string()
-    key = (query.prompt, query.native, *(part.shape for part in (*pictures, *cut)), settings)
+    key = (query.prompt, query.native, *(part.shape for part in (*images, *cut)), settings)
     processed = cache.recall(key) if cache is not None else None
     if processed is None:
-        rows = [[to_pil(picture[row]) for picture in cut] for row in range(len(cut[0]))]
+        rows = [[to_pil(image[row]) for image in cut] for row in range(len(cut[0]))]
         processed = process(processor, query.prompt, rows, options, image_token_id)
         if cache is not None:
             cache.keep(key, processed)
     inputs = dict(processed.inputs)
-    positions = [(processed.picture == index).nonzero()[:, 0] for index in range(len(cut))]
+    positions = [(processed.image == index).nonzero()[:, 0] for index in range(len(cut))]
     layouts = [
-        _layout(size_of(picture), processed.images | inputs, index, len(positions[index]), geometry)
-        for index, picture in enumerate(cut)
+        _layout(size_of(image), processed.images | inputs, index, len(positions[index]), geometry)
+        for index, image in enumerate(cut)
     ]
-    for layout, picture, box, native in zip(layouts, pictures, boxes, query.native):
+    for layout, image, box, native in zip(layouts, images, boxes, query.native):
         if len(box) == 1:
-            geometry.check_scale(size_of(picture), native, layout)
+            geometry.check_scale(size_of(image), native, layout)
     positions = [
         found[geometry.drawn(layout, len(found))] for found, layout in zip(positions, layouts)
     ]
@@ -183,7 +183,7 @@ def encode(
         inputs["pixel_values"] = _pixel_values(cut, layouts, geometry, inputs["pixel_values"])
     length, n_answer = inputs["input_ids"].shape[1], len(query.answer_ids)
     inputs = _append(inputs, query.answer_ids[:-1], geometry.answer_fills)
-    device = pictures[0].device
+    device = images[0].device
     return Encoding(
         inputs={
             name: value.to(device, dtype if value.is_floating_point() else value.dtype)
@@ -191,7 +191,7 @@ def encode(
         },
         windows=max(len(box) for box in boxes),
         image_positions=tuple(found.to(device) for found in positions),
-        layouts=tuple(map(_merge, layouts, pictures, boxes)),
+        layouts=tuple(map(_merge, layouts, images, boxes)),
         text_positions=_text_positions(processed, query, processor.tokenizer).to(device),
         answer_rows=torch.arange(length - 1, length - 1 + n_answer, device=device),
         word_embeddings=query.word_embeddings,
@@ -199,26 +199,25 @@ def encode(
     )
 
 
-def _windows(pictures: Sequence[Tensor], query: Query, geometry: Geometry) -> list[list[Box]]:
+def _windows(images: Sequence[Tensor], query: Query, geometry: Geometry) -> list[list[Box]]:
     boxes = [
-        geometry.windows(size_of(picture), native)
-        for picture, native in zip(pictures, query.native)
+        geometry.windows(size_of(image), native) for image, native in zip(images, query.native)
     ]
     several = [index for index, box in enumerate(boxes) if len(box) > 1]
     if len(several) > 1:
         raise ValueError(
-            "several pictures at a scale above 1 need windows of each, which this family cannot "
-            "combine; explain one picture at a time"
+            "several images at a scale above 1 need windows of each, which this family cannot "
+            "combine; explain one image at a time"
         )
     count = max(len(box) for box in boxes)
     return [box if len(box) == count else box * count for box in boxes]
 
 
-def _cut(pictures: Tensor, boxes: list[Box]) -> Tensor:
+def _cut(images: Tensor, boxes: list[Box]) -> Tensor:
     """(B, 3, H, W) to (B * windows, 3, h, w), in float32 at least."""
-    pictures = pictures.to(torch.promote_types(pictures.dtype, torch.float32))
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
     parts = [
-        pictures[..., int(top) : int(bottom), int(left) : int(right)]
+        images[..., int(top) : int(bottom), int(left) : int(right)]
         for left, top, right, bottom in boxes
     ]
     return torch.stack(parts, dim=1).flatten(0, 1)
@@ -230,9 +229,9 @@ def _layout(
     layout = geometry.layout(size, inputs, index, n_tokens)
     if len(geometry.drawn(layout, n_tokens)) != layout.n_tokens:
         raise RuntimeError(
-            f"the prompt has {n_tokens} image tokens for a picture, but the family's layout "
+            f"the prompt has {n_tokens} image tokens for an image, but the family's layout "
             f"accounts for {layout.n_tokens}; please report it with the model's name and the "
-            "picture's size"
+            "image's size"
         )
     return layout
 
@@ -240,9 +239,7 @@ def _layout(
 def _pixel_values(
     cut: Sequence[Tensor], layouts: Sequence[Layout], geometry: Geometry, expected: Tensor
 ) -> Tensor:
-    parts = [
-        geometry.pixel_values(saturate(picture), layout) for picture, layout in zip(cut, layouts)
-    ]
+    parts = [geometry.pixel_values(saturate(image), layout) for image, layout in zip(cut, layouts)]
     values = geometry.join(parts, len(cut[0]))
     if values.shape != expected.shape:
         raise RuntimeError(
@@ -252,14 +249,14 @@ def _pixel_values(
     return values
 
 
-def _merge(layout: Layout, pictures: Tensor, boxes: list[Box]) -> Layout:
-    """The layout of a picture from that of its windows."""
+def _merge(layout: Layout, images: Tensor, boxes: list[Box]) -> Layout:
+    """The layout of an image from that of its windows."""
     pieces = [
         replace(piece, box=_shift(piece, left, top))
         for left, top, _, _ in boxes
         for piece in layout.pieces
     ]
-    return Layout(size_of(pictures), tuple(pieces))
+    return Layout(size_of(images), tuple(pieces))
 
 
 def _shift(piece: Piece, across: float, down: float) -> Box:
@@ -289,7 +286,7 @@ def _text_positions(processed: Processed, query: Query, tokenizer: Any) -> Tenso
     """
     start, end = processed.offsets.unbind(1)
     ids = processed.inputs["input_ids"][0]
-    wanted = (processed.picture < 0) & (start < end)
+    wanted = (processed.image < 0) & (start < end)
     wanted &= ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, dtype=ids.dtype))
     wanted[:1] = False
     first, last = torch.tensor(query.spans, dtype=start.dtype).reshape(-1, 2).unbind(1)

@@ -116,7 +116,7 @@ class Geometry(ABC):
         return torch.arange(n_tokens)
 
     @abstractmethod
-    def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
+    def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
         """What the processor makes of (B, 3, H, W) images in [0, 1], differentiable."""
 
     def join(self, parts: list[Tensor], rows: int) -> Tensor:

@@ -90,14 +90,14 @@ class NativeGrid(Geometry):
             size, (Piece(rows // self.merge, columns // self.merge, (0, 0, width, height)),)
         )
 
-    def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
+    def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
         patch, piece = self.vision.patch_size, layout.pieces[0]
         size = (piece.rows * self.cell, piece.columns * self.cell)
-        pictures = normalize(resize(pictures, size, self.option("resample")), self.option)
+        images = normalize(resize(images, size, self.option("resample")), self.option)
         if not self.blocks:
-            patches = pictures.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+            patches = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
             return patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-        blocks = pictures.unflatten(3, (piece.columns, self.merge, patch)).unflatten(
+        blocks = images.unflatten(3, (piece.columns, self.merge, patch)).unflatten(
             2, (piece.rows, self.merge, patch)
         )
         blocks = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7)
@@ -140,10 +140,10 @@ class RowGrid(Geometry):
         rows, columns = (int(length) // self.cell for length in inputs["image_sizes"][index])
         return Layout(size, (Piece(rows, columns, (0, 0, size[1], size[0])),))
 
-    def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
+    def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
         piece = layout.pieces[0]
         size = (piece.rows * self.cell, piece.columns * self.cell)
-        return normalize(resize(pictures, size, self.option("resample")), self.option)
+        return normalize(resize(images, size, self.option("resample")), self.option)
 
     def join(self, parts: list[Tensor], rows: int) -> Tensor:
         # Images of a prompt are padded to the largest of them, after they were normalized.
@@ -180,12 +180,12 @@ class PooledGrid(Geometry):
         pool = self.option("pooling_kernel_size")
         return Layout(size, (Piece(rows // pool, columns // pool, (0, 0, size[1], size[0])),))
 
-    def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
+    def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
         patch, pool = self.option("patch_size"), self.option("pooling_kernel_size")
         piece = layout.pieces[0]
         size = (piece.rows * pool * patch, piece.columns * pool * patch)
-        pictures = normalize(resize(pictures, size, self.option("resample")), self.option)
-        patches = pictures.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+        images = normalize(resize(images, size, self.option("resample")), self.option)
+        patches = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
         return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
     def join(self, parts: list[Tensor], rows: int) -> Tensor:
@@ -245,18 +245,18 @@ class NewlineGrid(Geometry):
         places = places[:, : fine.columns].flatten() + whole.n_tokens
         return torch.cat([torch.arange(whole.n_tokens), places])
 
-    def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
+    def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
         side, resample = self._side, self.option("resample")
         if len(layout.pieces) == 1:
-            pictures = pad_square(pictures, self.option("image_mean"))
-            return normalize(resize(pictures, (side, side), resample), self.option)[:, None]
-        canvas, start, inner = self._canvas(size_of(pictures))
-        laid = pad(resize(pictures, inner, resample), canvas, start)
+            images = pad_square(images, self.option("image_mean"))
+            return normalize(resize(images, (side, side), resample), self.option)[:, None]
+        canvas, start, inner = self._canvas(size_of(images))
+        laid = pad(resize(images, inner, resample), canvas, start)
         tiles = laid.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
-        whole = resize(pictures, (side, side), resample)
+        whole = resize(images, (side, side), resample)
         return normalize(
             torch.cat([whole[:, None], tiles.flatten(1, 2)], 1).flatten(0, 1), self.option
-        ).unflatten(0, (len(pictures), -1))
+        ).unflatten(0, (len(images), -1))
 
     def join(self, parts: list[Tensor], rows: int) -> Tensor:
         most = max(part.shape[1] for part in parts)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_mllm.models.pictures import Picture, read_picture
+from captum_mllm.models.images import ImageLike, read_image
 from captum_mllm.models.query import is_integer
 
 Messages = Sequence[dict[str, Any]]
@@ -49,7 +49,7 @@ class ImageTextInput:
 
     def __init__(
         self,
-        image: Picture | Sequence[Picture],
+        image: ImageLike | Sequence[ImageLike],
         text: str | None = None,
         *,
         messages: Messages | None = None,
@@ -75,7 +75,7 @@ class ImageTextInput:
         self.messages = [_own(message) for message in messages]
         self.texts = tuple(part["text"] for part in _parts(self.messages) if part["type"] == "text")
         _check_counts(self.messages, self.texts, len(images))
-        self.images = tuple(read_picture(each) for each in images)
+        self.images = tuple(read_image(each) for each in images)
         self.explained = int(explained)
 
     @property

@@ -31,12 +31,12 @@ def hidden_words(
 
     Args:
         mllm (MLLM): The model.
-        image (Tensor): The picture that will be passed to it, of shape (1, 3, H, W).
+        image (Tensor): The image that will be passed to it, of shape (1, 3, H, W).
         query (Query): The question and the answer.
 
     Returns:
         Callable: Takes a mask, bool, of shape (B, n): the words to hide for each row of a batch of
-        pictures, in the order of ``mllm.word_embeddings(query, answer=True)``. Gives a context
+        images, in the order of ``mllm.word_embeddings(query, answer=True)``. Gives a context
         manager; passes of this thread within it hide them.
 
     Raises:
@@ -45,11 +45,11 @@ def hidden_words(
     Examples::
 
         >>> from captum_mllm import MLLM, ImageTextInput
-        >>> from captum_mllm.demo import demo_picture
+        >>> from captum_mllm.demo import demo_image
         >>> from captum_mllm.metrics import attention_knockout
         >>> from PIL import Image
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
-        >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+        >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
         >>> image, query = mllm.prepare(inp, target="a red circle")
         >>> drops = attention_knockout(
         ...     mllm,
@@ -96,7 +96,7 @@ def _masking(columns: Tensor) -> Callable[..., tuple[Any, Any] | None]:
             raise ValueError(
                 f"words are hidden in {columns.shape[0]} rows of {columns.shape[1]} tokens, but "
                 f"the pass has {states.shape[0]} of {states.shape[1]}; hide one row of words for "
-                "each picture of the batch, at the size that hidden_words was given"
+                "each image of the batch, at the size that hidden_words was given"
             )
         if "attention_mask" not in kwargs:
             raise _refusal(layer)

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_mllm.models.backbone import Backbone
-from captum_mllm.models.pictures import Picture, read_picture
+from captum_mllm.models.images import ImageLike, read_image
 from captum_mllm.models.pixels import to_pil
 
-# What belongs to the tokens of a text; all else that a processor gives belongs to its pictures.
+# What belongs to the tokens of a text; all else that a processor gives belongs to its images.
 _TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 # What does not grow along with the tokens, and is computed anew.
 _STALE = ("mm_token_type_ids", "position_ids", "cache_position")
@@ -28,17 +28,17 @@ class LanguageModel(nn.Module):
 
     These append the tokens of the answer to ``input_ids`` themselves and leave the other inputs as
     the processor gave them, or drop them. So the attention mask, the types and the positions of
-    the tokens are computed from the tokens here; pictures are shown with the first tokens, and a
+    the tokens are computed from the tokens here; images are shown with the first tokens, and a
     cache gets only those that it does not hold yet. Every combination of ``use_cached_outputs``
     and ``forward_in_tokens`` then gives the same values.
 
-    ``ImageMaskInput`` brings the picture along. ``TextTokenInput`` and ``TextTemplateInput`` bring
-    text alone: give the picture to :meth:`~captum_mllm.MLLM.as_language_model`, and write the
+    ``ImageMaskInput`` brings the image along. ``TextTokenInput`` and ``TextTemplateInput`` bring
+    text alone: give the image to :meth:`~captum_mllm.MLLM.as_language_model`, and write the
     prompt with :meth:`expand`.
 
     Args:
         backbone (Backbone): the model. It is shared, and left as it is.
-        images (Sequence[PIL.Image.Image, numpy.ndarray or Tensor]): the pictures that the
+        images (Sequence[PIL.Image.Image, numpy.ndarray or Tensor]): the images that the
             placeholders of a text without pixels stand for; see :class:`ImageTextInput`.
             Default: (), none.
 
@@ -46,9 +46,9 @@ class LanguageModel(nn.Module):
         >>> from captum.attr import FeatureAblation, LLMAttribution, TextTemplateInput
         >>> from PIL import Image
         >>> from captum_mllm import MLLM
-        >>> from captum_mllm.demo import demo_picture
+        >>> from captum_mllm.demo import demo_image
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
-        >>> language_model = mllm.as_language_model(Image.open(demo_picture()))
+        >>> language_model = mllm.as_language_model(Image.open(demo_image()))
         >>> inp = TextTemplateInput(
         ...     language_model.expand(mllm.processor.image_token + "{} the {}."),
         ...     values=["Describe", "image"],
@@ -58,18 +58,18 @@ class LanguageModel(nn.Module):
         torch.Size([3, 2])
     """
 
-    def __init__(self, backbone: Backbone, images: Sequence[Picture] = ()) -> None:
+    def __init__(self, backbone: Backbone, images: Sequence[ImageLike] = ()) -> None:
         super().__init__()
         self.backbone = backbone
         self.model = backbone.model
         self.training = self.model.training
         forward = inspect.signature(self.model.forward).parameters
         self._takes_types = "mm_token_type_ids" in forward
-        pictures = [to_pil(read_picture(image)) for image in images]
-        # What the processor writes in the place of each picture's placeholder.
-        self._written = [self._tokens_of(picture) for picture in pictures]
+        opened = [to_pil(read_image(image)) for image in images]
+        # What the processor writes in the place of each image's placeholder.
+        self._written = [self._tokens_of(image) for image in opened]
         self._n_tokens = sum(tokens.count(backbone.image_token_id) for tokens in self._written)
-        self._shown = self._process(pictures) if pictures else {}
+        self._shown = self._process(opened) if opened else {}
         self._shown = {name: value for name, value in self._shown.items() if name not in _TEXT}
 
     @property
@@ -89,23 +89,23 @@ class LanguageModel(nn.Module):
         return self.model.get_input_embeddings()
 
     def expand(self, text: str) -> str:
-        r"""A text with each picture's placeholder written out as the model reads it.
+        r"""A text with each image's placeholder written out as the model reads it.
 
         Args:
-            text (str): with one placeholder, ``mllm.processor.image_token``, for each picture.
+            text (str): with one placeholder, ``mllm.processor.image_token``, for each image.
 
         Returns:
-            str: with as many as the picture has tokens, and what else the processor puts there.
+            str: with as many as the image has tokens, and what else the processor puts there.
 
         Raises:
-            ValueError: if the number of placeholders is not that of the pictures.
+            ValueError: if the number of placeholders is not that of the images.
         """
         placeholder = self.backbone.processor.image_token
         parts = text.split(placeholder)
         if len(parts) - 1 != len(self._written):
             raise ValueError(
                 f"the text has {len(parts) - 1} placeholder(s) {placeholder!r} for "
-                f"{len(self._written)} picture(s); give the pictures to as_language_model, and "
+                f"{len(self._written)} image(s); give the images to as_language_model, and "
                 "write one placeholder for each"
             )
         for index, tokens in enumerate(self._written):
@@ -135,7 +135,7 @@ class LanguageModel(nn.Module):
             (B, S - cached, V), and ``past_key_values``.
 
         Raises:
-            ValueError: for placeholders without a picture, or of another number than its tokens.
+            ValueError: for placeholders without an image, or of another number than its tokens.
         """
         arguments = self._complete(input_ids, attention_mask, inputs)
         if past_key_values is not None:
@@ -157,10 +157,10 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         r"""The tokens followed by the model's answer; see the model's own ``generate``."""
         arguments = self._complete(input_ids, attention_mask, inputs)
-        # Only where they follow the picture's grid does the model not count them by itself.
+        # Only where they follow the image's grid does the model not count them by itself.
         if arguments["position_ids"] is None or arguments["position_ids"].ndim < 3:
             arguments.pop("position_ids")
-        # A placeholder without a picture behind it would break every later pass.
+        # A placeholder without an image behind it would break every later pass.
         suppressed = arguments.get("suppress_tokens") or []
         arguments["suppress_tokens"] = [*suppressed, self.backbone.image_token_id]
         with self.backbone.evaluating():
@@ -175,19 +175,19 @@ class LanguageModel(nn.Module):
     ) -> dict[str, Any]:
         return {**model_kwargs, "past_key_values": outputs.past_key_values}
 
-    def _process(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
-        """What the processor gives for pictures and their placeholders."""
-        text = self.backbone.processor.image_token * len(pictures)
-        images = [pictures] if len(pictures) > 1 else pictures
-        return dict(self.backbone.processor(images=images, text=[text], return_tensors="pt"))
+    def _process(self, images: list[Image.Image]) -> dict[str, Tensor]:
+        """What the processor gives for images and their placeholders."""
+        text = self.backbone.processor.image_token * len(images)
+        given = [images] if len(images) > 1 else images
+        return dict(self.backbone.processor(images=given, text=[text], return_tensors="pt"))
 
-    def _tokens_of(self, picture: Image.Image) -> list[int]:
-        """The tokens that the processor writes in the place of a picture's placeholder."""
+    def _tokens_of(self, image: Image.Image) -> list[int]:
+        """The tokens that the processor writes in the place of an image's placeholder."""
         placeholder = self.backbone.processor.image_token
         around = self.backbone.tokenizer(placeholder)["input_ids"]
         before = around.index(self.backbone.tokenizer.convert_tokens_to_ids(placeholder))
         after = len(around) - before - 1
-        tokens = self._process([picture])["input_ids"][0].tolist()
+        tokens = self._process([image])["input_ids"][0].tolist()
         return tokens[before : len(tokens) - after]
 
     def _complete(self, ids: Tensor, mask: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class LanguageModel(nn.Module):
         given = {name: value for name, value in inputs.items() if name not in _STALE}
         if "pixel_values" not in given:
             self._check_placeholders(ids)
-            # The same pictures for each row of tokens.
+            # The same images for each row of tokens.
             given |= {
                 name: value.repeat(len(ids), *[1] * (value.ndim - 1))
                 for name, value in self._shown.items()
@@ -230,7 +230,7 @@ class LanguageModel(nn.Module):
             )
             return positions
         if by_grid or not mask.all():
-            # Counted here, since such models go on from the picture of an earlier pass.
+            # Counted here, since such models go on from the image of an earlier pass.
             return (mask.cumsum(-1) - 1).clamp(min=0)
         return None
 
@@ -239,7 +239,7 @@ class LanguageModel(nn.Module):
         if any(count != self._n_tokens for count in counts):
             raise ValueError(
                 f"the text has {counts} image token(s), expected {self._n_tokens} for "
-                f"{len(self._written)} picture(s): give the pictures to as_language_model, write "
+                f"{len(self._written)} image(s): give the images to as_language_model, write "
                 "the text with its expand(), and keep image tokens from being perturbed with the "
                 "skip_tokens of TextTokenInput"
             )

@@ -1,4 +1,4 @@
-"""``Layout`` tells where each image token lies in the picture."""
+"""``Layout`` tells where each image token lies in the image."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Size = tuple[int, int]
 KEPT_BYTES = 2**23
 
 
-def size_of(pictures: Tensor) -> Size:
-    """Height and width of pictures (..., H, W)."""
-    height, width = pictures.shape[-2:]
+def size_of(images: Tensor) -> Size:
+    """Height and width of images (..., H, W)."""
+    height, width = images.shape[-2:]
     return height, width
 
 
@@ -35,13 +35,13 @@ def square_around(size: Size) -> Box:
 
 @dataclass(frozen=True)
 class Piece:
-    r"""A grid of image tokens, in raster order, that covers one box of the picture.
+    r"""A grid of image tokens, in raster order, that covers one box of the image.
 
     Args:
         rows (int): rows of tokens.
         columns (int): columns of tokens.
         box (tuple[float, float, float, float]): left, top, right and bottom edge of the part that
-            the grid shows, in pixels of the original picture. It may reach beyond the picture
+            the grid shows, in pixels of the original image. It may reach beyond the image
             where the model sees padding.
     """
 
@@ -55,20 +55,20 @@ class Piece:
 
     @property
     def density(self) -> float:
-        """Tokens per pixel of the picture."""
+        """Tokens per pixel of the image."""
         left, top, right, bottom = self.box
         return self.n_tokens / ((right - left) * (bottom - top))
 
 
 @dataclass(frozen=True)
 class Layout:
-    r"""The pieces of one picture, in the order of its image tokens.
+    r"""The pieces of one image, in the order of its image tokens.
 
-    A fixed square encoder has one piece, an encoder that cuts the picture into tiles has one for
-    each tile and one for the thumbnail. Pieces may overlap, and need not cover the picture.
+    A fixed square encoder has one piece, an encoder that cuts the image into tiles has one for
+    each tile and one for the thumbnail. Pieces may overlap, and need not cover the image.
 
     Args:
-        size (tuple[int, int]): height and width of the picture in pixels.
+        size (tuple[int, int]): height and width of the image in pixels.
         pieces (tuple[Piece, ...]): the pieces.
 
     Examples::
@@ -89,7 +89,7 @@ class Layout:
 
     @cached_property
     def grid(self) -> Size:
-        """Rows and columns of a map of the whole picture as fine as its finest piece.
+        """Rows and columns of a map of the whole image as fine as its finest piece.
 
         Where the tokens of that piece do not fall on the cells of such a map it is twice as fine,
         so that little is lost between them.
@@ -103,12 +103,12 @@ class Layout:
 
     @full_precision()
     def paint(self, values: Tensor, size: Size | None = None) -> Tensor:
-        r"""Lay a value for each token out as a map of the whole picture.
+        r"""Lay a value for each token out as a map of the whole image.
 
         Each piece is enlarged into its box by bilinear interpolation. Where pieces overlap their
         mean counts, each weighed by its tokens per area, so that a thumbnail does not blur what
         its tiles tell apart; where none reaches (see :meth:`coverage`) the map is zero. A single
-        piece that covers the picture is reproduced as it is when ``size`` is its own.
+        piece that covers the image is reproduced as it is when ``size`` is its own.
 
         Args:
             values (Tensor): one value for each image token, shape (..., n_tokens).
@@ -139,10 +139,10 @@ class Layout:
         return (painted / torch.where(cover > 0, cover, 1.0)).to(values.dtype)
 
     def coverage(self, size: Size | None = None) -> Tensor:
-        r"""Which cells of a map of the whole picture any image token sees.
+        r"""Which cells of a map of the whole image any image token sees.
 
         A map is zero elsewhere, which is not to say that what lies there is irrelevant: it was cut
-        away before the model saw the picture.
+        away before the model saw the image.
 
         Args:
             size (tuple[int, int], optional): rows and columns of the map. Default: ``grid``.

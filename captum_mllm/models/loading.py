@@ -39,7 +39,7 @@ def image_only(processor_class: ProcessorClass) -> ProcessorClass:
     r"""The same processor without its slot for a video processor.
 
     Video processors need torchvision, so a processor that has a slot for one (Qwen-VL, InternVL,
-    LLaVA-OneVision, SmolVLM ...) cannot be built without it, not even for pictures. What the
+    LLaVA-OneVision, SmolVLM ...) cannot be built without it, not even for images. What the
     returned class saves names the original class and holds no video processor: it is loaded by
     :func:`load_processor`, with torchvision and without it.
 
@@ -87,7 +87,7 @@ def _restore(processor_class: type[ProcessorMixin], state: dict[str, Any]) -> Pr
 
 
 def load_processor(name_or_folder: str | Path, **kwargs: Any) -> ProcessorMixin:
-    r"""``AutoProcessor.from_pretrained``, for pictures alone where torchvision is missing or the
+    r"""``AutoProcessor.from_pretrained``, for images alone where torchvision is missing or the
     folder holds no video processor.
 
     Args:
@@ -99,7 +99,7 @@ def load_processor(name_or_folder: str | Path, **kwargs: Any) -> ProcessorMixin:
         ProcessorMixin: the processor of a multimodal model.
 
     Raises:
-        ValueError: if what lies there is not a processor of pictures and text.
+        ValueError: if what lies there is not a processor of images and text.
     """
     processor_class = _processor_class(name_or_folder, kwargs)
     if processor_class is not None and not _takes_videos(name_or_folder, kwargs):
@@ -109,7 +109,7 @@ def load_processor(name_or_folder: str | Path, **kwargs: Any) -> ProcessorMixin:
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ValueError(
             f"{str(name_or_folder)!r} holds a {type(processor).__name__}, expected a processor of "
-            "pictures and text (an image processor and a tokenizer). Is it a multimodal model?"
+            "images and text (an image processor and a tokenizer). Is it a multimodal model?"
         )
     return processor
 

@@ -85,12 +85,12 @@ def _movement(
 ) -> Tensor:
     """How far each token moves when a cell is changed, (cells, N), over two ways to change it."""
     moved = torch.zeros(1)
-    for picture in (image, image.roll(1, 1)):
-        changed = picture.repeat(len(cells), 1, 1, 1)
+    for shown in (image, image.roll(1, 1)):
+        changed = shown.repeat(len(cells), 1, 1, 1)
         for row, (left, top, right, bottom) in enumerate(cells):
             part = changed[row, :, top:bottom, left:right]
             part.copy_(1 - part.round())
-        features = image_features(backbone, encode(torch.cat([picture, changed])))
+        features = image_features(backbone, encode(torch.cat([shown, changed])))
         moved = moved.to(features) + (features[1:] - features[:1]).norm(dim=-1)
     return moved
 

@@ -20,12 +20,12 @@ from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.families import Family
 from captum_mllm.models.geometry import Geometry
 from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.images import ImageLike
 from captum_mllm.models.language_model import LanguageModel
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.loading import load_model
 from captum_mllm.models.pairing import checked_pair
 from captum_mllm.models.passes import Passes
-from captum_mllm.models.pictures import Picture
 from captum_mllm.models.preparation import find_answer, open_query
 from captum_mllm.models.probe import probe
 from captum_mllm.models.query import Query, split_arguments
@@ -34,12 +34,12 @@ from captum_mllm.models.vocabulary import Vocabulary
 
 
 class MLLM(nn.Module):
-    r"""A multimodal LLM whose answer to a question is a function of a picture tensor.
+    r"""A multimodal LLM whose answer to a question is a function of an image tensor.
 
-    ``mllm(image, query)`` takes a picture of any size, (B, 3, H, W) in [0, 1], and gives the logits
+    ``mllm(image, query)`` takes an image of any size, (B, 3, H, W) in [0, 1], and gives the logits
     of the tokens of a fixed answer, (B, T, V), so every attribution method of Captum works on it:
-    the target ``(t, token_id)`` stays the same when the size of the picture, and with it the
-    number of image tokens, changes. A picture of another size than its native one is seen at
+    the target ``(t, token_id)`` stays the same when the size of the image, and with it the
+    number of image tokens, changes. An image of another size than its native one is seen at
     another scale. The words of the question are an input too where they are given,
     ``mllm(image, word_embeddings, query)``.
 
@@ -63,10 +63,10 @@ class MLLM(nn.Module):
     Examples::
         >>> from captum.attr import Saliency
         >>> from captum_mllm import MLLM, ImageTextInput
-        >>> from captum_mllm.demo import demo_picture
+        >>> from captum_mllm.demo import demo_image
         >>> from PIL import Image
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
-        >>> inp = ImageTextInput(Image.open(demo_picture()), "Describe the image.")
+        >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
         >>> image, query = mllm.prepare(inp, target="a red circle")
         >>> mllm(image, query).shape == (1, 3, mllm.vocabulary.size)
         True
@@ -140,7 +140,7 @@ class MLLM(nn.Module):
         r"""Logits of the explained tokens, each predicted from what stands before it.
 
         Args:
-            *args (Any): the pictures that the query leaves open, usually one, each of shape
+            *args (Any): the images that the query leaves open, usually one, each of shape
                 (B, 3, H, W); embeddings of the words as in :meth:`word_embeddings`, (B, P, D), if
                 they are inputs too; then the :class:`Query`.
 
@@ -148,11 +148,11 @@ class MLLM(nn.Module):
             Tensor: of shape (B, T, V).
 
         Raises:
-            ValueError: for inputs of another shape, or pictures far outside of [0, 1].
+            ValueError: for inputs of another shape, or images far outside of [0, 1].
         """
         refuse_deep_lift(self)
-        pictures, query = split_arguments(args, with_text=True)
-        encoding = self.encode(pictures, query)
+        images, query = split_arguments(args, with_text=True)
+        encoding = self.encode(images, query)
         with self.evaluating(encoding):
             rows = encoding.explained_rows(query)
             logits = self.model(**encoding.inputs, logits_to_keep=rows, use_cache=False).logits
@@ -162,30 +162,30 @@ class MLLM(nn.Module):
         self,
         inp: ImageTextInput,
         target: str | Sequence[int] | Tensor | None = None,
-        every_picture: bool = False,
+        every_image: bool = False,
         **generation: Any,
     ) -> tuple[Any, Query]:
         r"""The tensor and the query that stand for an input and its answer.
 
         Args:
-            inp (ImageTextInput): the pictures and the question.
+            inp (ImageTextInput): the images and the question.
             target (str, Sequence[int] or Tensor, optional): the answer to explain, as text or as
                 tokens. Default: None, what the model answers.
-            every_picture (bool): leave every picture open, not only the explained one.
+            every_image (bool): leave every image open, not only the explained one.
             **generation (Any): arguments of ``generate``, such as ``max_new_tokens``, where the
                 model answers. Default: greedy, 64 tokens at most.
 
         Returns:
-            tuple[Tensor, Query]: the picture (1, 3, H, W) in [0, 1], or a tuple of all pictures
-            if ``every_picture``, on the model's device, and the query.
+            tuple[Tensor, Query]: the image (1, 3, H, W) in [0, 1], or a tuple of all images
+            if ``every_image``, on the model's device, and the query.
 
         Raises:
             ValueError: for an empty answer, and where the chat template leaves no place for the
-                picture.
+                image.
         """
-        opened, query = open_query(self.processor, inp, self.device, every_picture)
+        opened, query = open_query(self.processor, inp, self.device, every_image)
         answer = find_answer(self.backbone, opened, query, target, generation)
-        return (opened if every_picture else opened[0]), replace(query, answer_ids=answer)
+        return (opened if every_image else opened[0]), replace(query, answer_ids=answer)
 
     def check(self, inp: ImageTextInput | None = None, scales: Sequence[float] = SCALES) -> Report:
         r"""Prove that the model, its processor and its family's facts fit together.
@@ -210,7 +210,7 @@ class MLLM(nn.Module):
         r"""The hidden states that explanations need, from one pass.
 
         Args:
-            *args (Any): the pictures and the query, as for ``forward``.
+            *args (Any): the images and the query, as for ``forward``.
             layer (int, optional): take the output of this layer of the language model through the
                 final norm; negative ones count from the end. Default: None, the last.
 
@@ -220,24 +220,24 @@ class MLLM(nn.Module):
         Raises:
             ValueError: for a layer that the model does not have.
         """
-        pictures, query = split_arguments(args, with_text=True)
-        return self.backbone.states(pictures, query, layer)
+        images, query = split_arguments(args, with_text=True)
+        return self.backbone.states(images, query, layer)
 
     def layouts(self, *args: Any) -> tuple[Layout, ...]:
-        r"""Where the tokens of each explained picture lie, without a pass through the model."""
-        pictures, query = split_arguments(args, with_text=True)
-        if self._passes is not None and (known := self._passes.recall(pictures, query, None)):
+        r"""Where the tokens of each explained image lie, without a pass through the model."""
+        images, query = split_arguments(args, with_text=True)
+        if self._passes is not None and (known := self._passes.recall(images, query, None)):
             return known.layouts
-        encoding = self.encode(pictures, query)
+        encoding = self.encode(images, query)
         return tuple(encoding.layouts[index] for index in query.explained)
 
     def explained_ids(self, *args: Any) -> Tensor:
         r"""Vocabulary indices of the explained tokens, without a pass through the model."""
-        pictures, query = split_arguments(args, with_text=True)
-        answer = torch.tensor(query.answer_ids, device=pictures[0].device)
+        images, query = split_arguments(args, with_text=True)
+        answer = torch.tensor(query.answer_ids, device=images[0].device)
         if not query.with_prompt:
             return answer
-        return torch.cat([self.encode(pictures, query).text_ids, answer])
+        return torch.cat([self.encode(images, query).text_ids, answer])
 
     @torch.no_grad()
     def target_probability(
@@ -246,13 +246,13 @@ class MLLM(nn.Module):
         r"""Probability of the explained tokens, without logits of all of the vocabulary.
 
         Args:
-            *args (Any): the pictures and the query, as for ``forward``.
-            target (tuple, list of tuples, optional): ``(t, token_id)`` for all B pictures or for
+            *args (Any): the images and the query, as for ``forward``.
+            target (tuple, list of tuples, optional): ``(t, token_id)`` for all B images or for
                 each of them, as Captum takes it. Default: None, every token of the answer.
             layer (int, optional): as in :meth:`states`.
 
         Returns:
-            Tensor: float32, of shape (B,), or (T,) for one picture where no target is given.
+            Tensor: float32, of shape (B,), or (T,) for one image where no target is given.
         """
         _, query = split_arguments(args, with_text=True)
         states = self.states(*args, layer=layer)
@@ -261,12 +261,12 @@ class MLLM(nn.Module):
     @torch.no_grad()
     def token_logits(self, *args: Any) -> Tensor:
         r"""Logits of the explained tokens alone, (B, T), from a pass that nothing remembers."""
-        pictures, query = split_arguments(args, with_text=True)
-        states = self.backbone.new_states(pictures, query)[None]
+        images, query = split_arguments(args, with_text=True)
+        states = self.backbone.new_states(images, query)[None]
         return token_logits(self.vocabulary, states, query)
 
     def word_embeddings(self, query: Query, answer: bool = False) -> Tensor:
-        r"""What stands for the words in the model, an input of ``forward`` beside the picture.
+        r"""What stands for the words in the model, an input of ``forward`` beside the image.
 
         Args:
             query (Query): the question and the answer.
@@ -281,26 +281,26 @@ class MLLM(nn.Module):
         r"""A ``feature_mask`` of :meth:`word_embeddings`, (1, P, 1), one feature for each word."""
         return word_embeddings.word_mask(self.backbone, query, answer)
 
-    def as_language_model(self, *images: Picture) -> LanguageModel:
+    def as_language_model(self, *images: ImageLike) -> LanguageModel:
         r"""The model for Captum's own ``LLMAttribution``; see :class:`LanguageModel`.
 
         Args:
-            *images (PIL.Image.Image, numpy.ndarray or Tensor): the pictures of inputs that are
+            *images (PIL.Image.Image, numpy.ndarray or Tensor): the images of inputs that are
                 text alone.
         """
         return LanguageModel(self.backbone, images)
 
-    def encode(self, pictures: Sequence[Tensor], query: Query) -> Encoding:
+    def encode(self, images: Sequence[Tensor], query: Query) -> Encoding:
         r"""The wrapped model's inputs for a query, and where everything lies in them.
 
         Args:
-            pictures (Sequence[Tensor]): the pictures that the query leaves open.
+            images (Sequence[Tensor]): the images that the query leaves open.
             query (Query): the question and the answer.
 
         Returns:
-            Encoding: differentiable in pictures that require a gradient.
+            Encoding: differentiable in images that require a gradient.
         """
-        return self.backbone.encode(pictures, query)
+        return self.backbone.encode(images, query)
 
     def evaluating(self, encoding: Encoding | None = None) -> AbstractContextManager[None]:
         r"""Within it passes in this thread have no dropout, and the embeddings of the words that
@@ -308,7 +308,7 @@ class MLLM(nn.Module):
         return self.backbone.evaluating(encoding)
 
     def remember(self) -> AbstractContextManager[None]:
-        r"""Within it a pass with the same pictures and query is made once in this thread; see
+        r"""Within it a pass with the same images and query is made once in this thread; see
         :class:`~captum_mllm.models.passes.Passes` for what goes unnoticed."""
         return self.backbone.remember()
 
@@ -334,7 +334,7 @@ class MLLM(nn.Module):
         self, states: States, *args: Any, layer: int | None = None, by_value: bool = False
     ) -> None:
         r"""Within :meth:`remember`, take states for those of the pass with these arguments; if
-        ``by_value``, also with other tensors that are equal pictures."""
+        ``by_value``, also with other tensors that are equal images."""
         self.backbone.keep(states, *args, layer=layer, by_value=by_value)
 
 

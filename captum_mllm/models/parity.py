@@ -57,7 +57,7 @@ def pixel_difference(
     processed = process(
         processor, processor.image_token, [[to_pil(image[0])]], [{}], image_token_id
     )
-    count = int((processed.picture == 0).sum())
+    count = int((processed.image == 0).sum())
     inputs = processed.images | processed.inputs
     layout = geometry.layout(size_of(image), inputs, 0, count)
     found = geometry.join([geometry.pixel_values(image, layout)], 1)

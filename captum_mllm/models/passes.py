@@ -21,9 +21,9 @@ Versions = tuple[int, ...]
 
 
 class Passes:
-    r"""The states of passes with the same pictures, weights and query.
+    r"""The states of passes with the same images, weights and query.
 
-    A picture or a weight that was changed in place makes another pass; one that was changed
+    An image or a weight that was changed in place makes another pass; one that was changed
     through ``.data`` or in inference mode, where torch counts no changes, does not.
 
     Args:
@@ -33,38 +33,38 @@ class Passes:
     def __init__(self, weights: Iterable[Tensor]) -> None:
         self.is_open = True
         self._weights = tuple(weights)
-        # The pictures are kept so that no other tensor takes their identity.
+        # The images are kept so that no other tensor takes their identity.
         self._kept: dict[Hashable, tuple[States, Sequence[Tensor], Query]] = {}
         self._by_value: dict[Hashable, list[tuple[States, Sequence[Tensor], Versions]]] = (
             defaultdict(list)
         )
 
-    def recall(self, pictures: Sequence[Tensor], query: Query, layer: int | None) -> States | None:
+    def recall(self, images: Sequence[Tensor], query: Query, layer: int | None) -> States | None:
         """The states of an earlier pass, if there was one."""
-        kept = self._kept.get(self._key(pictures, query, layer))
+        kept = self._kept.get(self._key(images, query, layer))
         if kept is not None:
             return kept[0]
         for states, others, versions in self._by_value.get(
-            self._value_key(pictures, query, layer), ()
+            self._value_key(images, query, layer), ()
         ):
-            if _versions(others) == versions and all(map(torch.equal, pictures, others)):
+            if _versions(others) == versions and all(map(torch.equal, images, others)):
                 return states
         return None
 
     def keep(
         self,
         states: States,
-        pictures: Sequence[Tensor],
+        images: Sequence[Tensor],
         query: Query,
         layer: int | None,
         by_value: bool = False,
     ) -> None:
-        """Keep the states of a pass, if wanted for all pictures of the same values, which are
+        """Keep the states of a pass, if wanted for all images of the same values, which are
         looked at then."""
-        self._kept[self._key(pictures, query, layer)] = (states, pictures, query)
+        self._kept[self._key(images, query, layer)] = (states, images, query)
         if by_value:
-            key = self._value_key(pictures, query, layer)
-            self._by_value[key].append((states, pictures, _versions(pictures)))
+            key = self._value_key(images, query, layer)
+            self._by_value[key].append((states, images, _versions(images)))
 
     def close(self) -> None:
         """Forget everything, also in threads that were started with a copy of this context."""
@@ -72,16 +72,16 @@ class Passes:
         self._kept.clear()
         self._by_value.clear()
 
-    def _key(self, pictures: Sequence[Tensor], query: Query, layer: int | None) -> Hashable:
-        identities = tuple(map(id, pictures)), _versions(pictures)
+    def _key(self, images: Sequence[Tensor], query: Query, layer: int | None) -> Hashable:
+        identities = tuple(map(id, images)), _versions(images)
         return identities, self._fixed_key(query, layer)
 
-    def _value_key(self, pictures: Sequence[Tensor], query: Query, layer: int | None) -> Hashable:
-        kinds = tuple((picture.shape, picture.dtype, picture.device) for picture in pictures)
+    def _value_key(self, images: Sequence[Tensor], query: Query, layer: int | None) -> Hashable:
+        kinds = tuple((image.shape, image.dtype, image.device) for image in images)
         return kinds, self._fixed_key(query, layer)
 
     def _fixed_key(self, query: Query, layer: int | None) -> Hashable:
-        fixed = [picture for picture in query.pictures if picture is not None]
+        fixed = [image for image in query.images if image is not None]
         weights = sum(map(_version, self._weights))
         return query.inputs_key, layer, _versions(fixed), weights
 
@@ -117,9 +117,9 @@ class PassMemory:
 
     @contextmanager
     def remember(self) -> Iterator[None]:
-        r"""Within it, a pass with the same pictures and query is made once.
+        r"""Within it, a pass with the same images and query is made once.
 
-        What randomises weights or changes pictures in place must not run within it, see
+        What randomises weights or changes images in place must not run within it, see
         :class:`Passes` for what goes unnoticed.
         """
         if self.remembers:
@@ -135,9 +135,9 @@ class PassMemory:
 
     def recall(self, *args: Any, layer: int | None = None) -> States | None:
         r"""The states of the pass with these arguments, if it was made within :meth:`remember`."""
-        pictures, query = split_arguments(args)
+        images, query = split_arguments(args)
         passes = self.passes
-        return None if passes is None else passes.recall(pictures, query, layer)
+        return None if passes is None else passes.recall(images, query, layer)
 
     def knows(self, *args: Any, layer: int | None = None) -> bool:
         r"""Whether the pass with these arguments was made within :meth:`remember`."""
@@ -147,11 +147,11 @@ class PassMemory:
         self, states: States, *args: Any, layer: int | None = None, by_value: bool = False
     ) -> None:
         r"""Within :meth:`remember`, take states for those of the pass with these arguments; if
-        ``by_value``, also with other tensors that are equal pictures."""
-        pictures, query = split_arguments(args)
+        ``by_value``, also with other tensors that are equal images."""
+        images, query = split_arguments(args)
         passes = self.passes
         if passes is not None:
-            passes.keep(states, pictures, query, layer, by_value)
+            passes.keep(states, images, query, layer, by_value)
 
 
 def _versions(tensors: Sequence[Tensor]) -> Versions:

@@ -23,46 +23,46 @@ _RESAMPLE = {
 _MAY_GO_DOWN_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 
 
-def to_pil(picture: Tensor) -> Image.Image:
-    r"""A tensor (3, H, W) in [0, 1] as the 8-bit picture that processors take."""
-    levels = picture.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
+def to_pil(image: Tensor) -> Image.Image:
+    r"""A tensor (3, H, W) in [0, 1] as the 8-bit image that processors take."""
+    levels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
-def to_tensor(picture: Image.Image) -> Tensor:
-    r"""An RGB picture as a tensor (3, H, W) in [0, 1]; :func:`to_pil` gives it back exactly."""
-    levels = torch.from_numpy(np.array(picture, dtype=np.uint8))
+def to_tensor(image: Image.Image) -> Tensor:
+    r"""An RGB image as a tensor (3, H, W) in [0, 1]; :func:`to_pil` gives it back exactly."""
+    levels = torch.from_numpy(np.array(image, dtype=np.uint8))
     return levels.permute(2, 0, 1).contiguous().float().div(255)
 
 
-def saturate(pictures: Tensor) -> Tensor:
-    r"""Pictures cut to [0, 1], as 8 bits are, with the gradient of what is not cut.
+def saturate(images: Tensor) -> Tensor:
+    r"""Images cut to [0, 1], as 8 bits are, with the gradient of what is not cut.
 
     Noise of a method and bicubic interpolation leave the range by a hair or more. The gradient of
-    a clamp would be zero there, so an average over noise would show black and white parts of a
-    picture half as bright as grey ones, for no reason that lies in the model. What is passed on
+    a clamp would be zero there, so an average over noise would show black and white parts of an
+    image half as bright as grey ones, for no reason that lies in the model. What is passed on
     instead is the derivative towards the inside of the range.
 
     Args:
-        pictures (Tensor): of any shape.
+        images (Tensor): of any shape.
 
     Returns:
         Tensor: of the same shape, exactly the same where nothing is cut.
 
     Examples::
         >>> import torch
-        >>> pictures = torch.tensor([-0.25, 0.5, 1.25], requires_grad=True)
-        >>> saturate(pictures).tolist()
+        >>> images = torch.tensor([-0.25, 0.5, 1.25], requires_grad=True)
+        >>> saturate(images).tolist()
         [0.0, 0.5, 1.0]
-        >>> saturate(pictures).sum().backward()
-        >>> pictures.grad
+        >>> saturate(images).sum().backward()
+        >>> images.grad
         tensor([1., 1., 1.])
     """
-    cut = pictures.detach().clamp(0, 1)
-    return cut + (pictures - pictures.detach())
+    cut = images.detach().clamp(0, 1)
+    return cut + (images - images.detach())
 
 
-def resize(pictures: Tensor, size: tuple[int, int], resample: int | None) -> Tensor:
+def resize(images: Tensor, size: tuple[int, int], resample: int | None) -> Tensor:
     r"""Resize (B, 3, H, W) as PIL does, but without rounding to 8 bits.
 
     PIL rounds to 8 bits after each of its two passes, which makes a difference of up to 2/255.
@@ -70,8 +70,8 @@ def resize(pictures: Tensor, size: tuple[int, int], resample: int | None) -> Ten
     Raises:
         ValueError: for a filter that torch does not have.
     """
-    if tuple(pictures.shape[-2:]) == tuple(size):
-        return pictures
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
     resample = Image.Resampling.BILINEAR if resample is None else Image.Resampling(resample)
     if resample not in _RESAMPLE and resample != Image.Resampling.LANCZOS:
         raise ValueError(
@@ -80,26 +80,26 @@ def resize(pictures: Tensor, size: tuple[int, int], resample: int | None) -> Ten
             "gradients"
         )
     # The order of the two passes shows where an overshoot is cut in between.
-    height, width = pictures.shape[-2:]
+    height, width = images.shape[-2:]
     downwards = _MAY_GO_DOWN_FIRST and height - size[0] > max(2 * (width - size[1]), 0)
     first = (size[0], width) if downwards else (height, size[1])
     for step in (first, size):
         # Bicubic interpolation and Lanczos overshoot.
-        pictures = saturate(_interpolate(pictures, step, resample))
-    return pictures
+        images = saturate(_interpolate(images, step, resample))
+    return images
 
 
-def _interpolate(pictures: Tensor, size: Sequence[int], resample: Image.Resampling) -> Tensor:
+def _interpolate(images: Tensor, size: Sequence[int], resample: Image.Resampling) -> Tensor:
     if resample != Image.Resampling.LANCZOS:
         antialias = resample != Image.Resampling.NEAREST
         mode = _RESAMPLE[resample]
-        return F.interpolate(pictures, size=tuple(size), mode=mode, antialias=antialias)
-    height, width = pictures.shape[-2:]
+        return F.interpolate(images, size=tuple(size), mode=mode, antialias=antialias)
+    height, width = images.shape[-2:]
     if size[0] != height:
-        pictures = _lanczos(height, size[0]).to(pictures) @ pictures
+        images = _lanczos(height, size[0]).to(images) @ images
     if size[1] != width:
-        pictures = pictures @ _lanczos(width, size[1]).to(pictures).mT
-    return pictures
+        images = images @ _lanczos(width, size[1]).to(images).mT
+    return images
 
 
 def _lanczos(length: int, wanted: int) -> Tensor:
@@ -118,42 +118,42 @@ def _lanczos(length: int, wanted: int) -> Tensor:
 
 
 def pad(
-    pictures: Tensor, size: tuple[int, int], start: tuple[int, int], colour: Sequence[float] = ()
+    images: Tensor, size: tuple[int, int], start: tuple[int, int], colour: Sequence[float] = ()
 ) -> Tensor:
     r"""Lay (B, 3, H, W) images on a canvas.
 
     Args:
-        pictures (Tensor): images in [0, 1].
+        images (Tensor): images in [0, 1].
         size (tuple[int, int]): height and width of the canvas.
         start (tuple[int, int]): row and column of the images' upper left corner on it.
         colour (Sequence[float]): the canvas' three levels in [0, 1]. Default: black.
     """
-    height, width = pictures.shape[-2:]
-    levels = pictures.new_tensor([int(level * 255) / 255 for level in colour or (0, 0, 0)])
-    canvas = levels[:, None, None].expand(len(pictures), 3, *size).clone()
-    canvas[..., start[0] : start[0] + height, start[1] : start[1] + width] = pictures
+    height, width = images.shape[-2:]
+    levels = images.new_tensor([int(level * 255) / 255 for level in colour or (0, 0, 0)])
+    canvas = levels[:, None, None].expand(len(images), 3, *size).clone()
+    canvas[..., start[0] : start[0] + height, start[1] : start[1] + width] = images
     return canvas
 
 
-def pad_square(pictures: Tensor, colour: Sequence[float]) -> Tensor:
+def pad_square(images: Tensor, colour: Sequence[float]) -> Tensor:
     r"""Images in the middle of a square of a colour, as LLaVA's own processor may lay them."""
-    height, width = pictures.shape[-2:]
+    height, width = images.shape[-2:]
     side = max(height, width)
-    return pad(pictures, (side, side), ((side - height) // 2, (side - width) // 2), colour)
+    return pad(images, (side, side), ((side - height) // 2, (side - width) // 2), colour)
 
 
-def normalize(pictures: Tensor, option: Callable[[str], Any]) -> Tensor:
+def normalize(images: Tensor, option: Callable[[str], Any]) -> Tensor:
     r"""Scale and shift (B, 3, H, W) in [0, 1] as an image processor does with 8-bit images.
 
     Args:
-        pictures (Tensor): images in [0, 1].
+        images (Tensor): images in [0, 1].
         option (Callable[[str], Any]): gives an option of the image processor by its name.
     """
-    pictures = pictures * (255 * option("rescale_factor") if option("do_rescale") else 255)
+    images = images * (255 * option("rescale_factor") if option("do_rescale") else 255)
     if option("do_normalize"):
         mean, std = (
-            torch.as_tensor(option(name), dtype=pictures.dtype, device=pictures.device)
+            torch.as_tensor(option(name), dtype=images.dtype, device=images.device)
             for name in ("image_mean", "image_std")
         )
-        pictures = (pictures - mean.reshape(-1, 1, 1)) / std.reshape(-1, 1, 1)
-    return pictures
+        images = (images - mean.reshape(-1, 1, 1)) / std.reshape(-1, 1, 1)
+    return images

@@ -19,18 +19,18 @@ from captum_mllm.models.query import Answer, Query
 
 
 def open_query(
-    processor: Any, inp: ImageTextInput, device: torch.device, every_picture: bool
+    processor: Any, inp: ImageTextInput, device: torch.device, every_image: bool
 ) -> tuple[tuple[Tensor, ...], Query]:
-    r"""The pictures that are explained, and a query without an answer yet.
+    r"""The images that are explained, and a query without an answer yet.
 
     Args:
         processor (Any): the model's processor.
-        inp (ImageTextInput): the pictures and the question.
-        device (torch.device): where the pictures are to be.
-        every_picture (bool): leave every picture open, not only the explained one.
+        inp (ImageTextInput): the images and the question.
+        device (torch.device): where the images are to be.
+        every_image (bool): leave every image open, not only the explained one.
 
     Returns:
-        tuple[tuple[Tensor, ...], Query]: pictures (1, 3, H, W) in [0, 1], and the query.
+        tuple[tuple[Tensor, ...], Query]: images (1, 3, H, W) in [0, 1], and the query.
 
     Raises:
         ValueError: where the chat template leaves no place for an image or the question, and for a
@@ -40,23 +40,23 @@ def open_query(
     prompt, spans = read_prompt(processor, inp)
     # Tensors of their own, also for gradients later on where they are made in inference mode.
     with torch.inference_mode(False):
-        pictures = [picture.to(device, copy=True) for picture in inp.images]
+        images = [image.to(device, copy=True) for image in inp.images]
     query = Query(
         prompt=prompt,
         answer_ids=(),
         spans=spans,
-        native=tuple(map(size_of, pictures)),
-        pictures=tuple(
-            None if every_picture or index == inp.explained else picture
-            for index, picture in enumerate(pictures)
+        native=tuple(map(size_of, images)),
+        images=tuple(
+            None if every_image or index == inp.explained else image
+            for index, image in enumerate(images)
         ),
     )
-    return tuple(pictures[index].unsqueeze(0) for index in query.explained), query
+    return tuple(images[index].unsqueeze(0) for index in query.explained), query
 
 
 def find_answer(
     backbone: Backbone,
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     query: Query,
     target: str | Sequence[int] | Tensor | None,
     generation: dict[str, Any],
@@ -65,7 +65,7 @@ def find_answer(
 
     Args:
         backbone (Backbone): the model.
-        pictures (Sequence[Tensor]): the pictures that the query leaves open.
+        images (Sequence[Tensor]): the images that the query leaves open.
         query (Query): the question.
         target (str, Sequence[int] or Tensor, optional): the answer. None for the model's own.
         generation (dict): arguments of ``generate``.
@@ -74,7 +74,7 @@ def find_answer(
         ValueError: for an answer and arguments of ``generate`` at once, and an empty answer.
     """
     if target is None:
-        return answer_prompts(backbone, [(tuple(pictures), query)], generation)[0]
+        return answer_prompts(backbone, [(tuple(images), query)], generation)[0]
     if generation:
         raise ValueError(
             f"got both an answer and {', '.join(generation)}, which ask the model for one; "

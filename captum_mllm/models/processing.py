@@ -27,14 +27,14 @@ class Processed:
         inputs (dict[str, Tensor]): keyword arguments of the model.
         offsets (Tensor): where the text of each token starts and ends in the prompt; both are the
             same for a token that has no text there; shape (S, 2).
-        picture (Tensor): which image a token stands for, -1 for text, shape (S,).
+        image (Tensor): which image a token stands for, -1 for text, shape (S,).
         images (dict[str, Any]): what the image processor returned, also what the model does not
             take.
     """
 
     inputs: dict[str, Tensor]
     offsets: Tensor
-    picture: Tensor
+    image: Tensor
     images: dict[str, Any]
 
 
@@ -115,12 +115,12 @@ def process(
         if isinstance(value, Tensor) and name not in _UNWANTED
     }
     ids = inputs["input_ids"][0]
-    picture = torch.full_like(ids, -1)
+    image = torch.full_like(ids, -1)
     shift = torch.zeros_like(offsets)
     for index, replacement in enumerate(replacements[0]):
         start, end = replacement["new_span"]
         inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 0] < end)
-        picture[inside & (ids == image_token_id)] = index
+        image[inside & (ids == image_token_id)] = index
         grown = end - start - (replacement["span"][1] - replacement["span"][0])
         shift[offsets[:, 0] >= end] += grown
         offsets[inside] = start
@@ -128,7 +128,7 @@ def process(
     written = _written(processor, prompt, images[0])
     if written != prompt:
         offsets = _in_prompt(prompt, written)[offsets]
-    return Processed(inputs, offsets, picture, recorder.output)
+    return Processed(inputs, offsets, image, recorder.output)
 
 
 def _with_image_processor(processor: Any, image_processor: Any) -> Any:

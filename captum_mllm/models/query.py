@@ -1,5 +1,5 @@
 """``Query`` holds the question and the answer under explanation: all inputs of a pass except the
-picture."""
+image."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from captum_mllm.models.images import check_images
 from captum_mllm.models.layout import Size
-from captum_mllm.models.pictures import check_pictures
 
 
 class Answer(tuple[int, ...]):
@@ -37,19 +37,19 @@ class Answer(tuple[int, ...]):
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    r"""A question, its teacher-forced answer, and what stays fixed while a picture changes.
+    r"""A question, its teacher-forced answer, and what stays fixed while an image changes.
 
     It is not a tensor, so Captum passes it through ``additional_forward_args`` untouched. Made by
     :meth:`captum_mllm.MLLM.prepare`.
 
     Args:
-        prompt (str): the text of the chat template, with one placeholder for each picture.
+        prompt (str): the text of the chat template, with one placeholder for each image.
         answer_ids (tuple[int, ...]): the tokens of the answer.
         spans (tuple[tuple[int, int], ...]): where the user's own texts lie in ``prompt``.
-        native (tuple[tuple[int, int], ...]): height and width of each picture as it was given;
-            a picture of another size is that picture at another scale.
-        pictures (tuple[Tensor or None, ...]): the pictures that stay fixed, (3, H, W) in [0, 1];
-            None for each picture that is an input of the explained function.
+        native (tuple[tuple[int, int], ...]): height and width of each image as it was given;
+            an image of another size is that image at another scale.
+        images (tuple[Tensor or None, ...]): the images that stay fixed, (3, H, W) in [0, 1];
+            None for each image that is an input of the explained function.
         with_prompt (bool): whether the tokens of the prompt are explained before those of the
             answer. Default: False, the answer alone.
         word_embeddings (Tensor, optional): what stands at the places of the words instead of the
@@ -61,7 +61,7 @@ class Query:
     answer_ids: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     native: tuple[Size, ...]
-    pictures: tuple[Tensor | None, ...]
+    images: tuple[Tensor | None, ...]
     with_prompt: bool = False
     word_embeddings: Tensor | None = None
 
@@ -72,64 +72,64 @@ class Query:
 
     @property
     def explained(self) -> tuple[int, ...]:
-        """Indices of the pictures that are inputs of the explained function."""
-        return tuple(index for index, fixed in enumerate(self.pictures) if fixed is None)
+        """Indices of the images that are inputs of the explained function."""
+        return tuple(index for index, fixed in enumerate(self.images) if fixed is None)
 
     @property
     def inputs_key(self) -> tuple[Any, ...]:
         """Equal for queries that make the same pass through the model."""
         words = self.word_embeddings
         version = None if words is None or words.is_inference() else words._version
-        pictures = tuple(map(id, self.pictures))
-        return (self.prompt, self.answer_ids, self.native, pictures, id(words), version)
+        images = tuple(map(id, self.images))
+        return (self.prompt, self.answer_ids, self.native, images, id(words), version)
 
     def including_prompt(self) -> Query:
         """The same query with the tokens of the prompt explained too."""
         return replace(self, with_prompt=True)
 
-    def all_pictures(self, given: Sequence[Tensor]) -> list[Tensor]:
-        """The pictures in the order of the prompt, (B, 3, H, W) each, fixed ones repeated.
+    def all_images(self, given: Sequence[Tensor]) -> list[Tensor]:
+        """The images in the order of the prompt, (B, 3, H, W) each, fixed ones repeated.
 
         Raises:
-            ValueError: if the number of pictures is not that of the explained ones.
+            ValueError: if the number of images is not that of the explained ones.
         """
         if len(given) != len(self.explained):
             raise ValueError(
-                f"got {len(given)} picture tensor(s), expected {len(self.explained)}, one for each "
-                "picture that the query leaves open"
+                f"got {len(given)} image tensor(s), expected {len(self.explained)}, one for each "
+                "image that the query leaves open"
             )
         remaining = iter(given)
         like = given[0]
         return [
             next(remaining) if fixed is None else fixed.to(like).expand(len(like), -1, -1, -1)
-            for fixed in self.pictures
+            for fixed in self.images
         ]
 
 
-#: The pictures that a query leaves open, (B, 3, H, W) each, and the query.
+#: The images that a query leaves open, (B, 3, H, W) each, and the query.
 Prompt = tuple[tuple[Tensor, ...], Query]
 
 
 def split_arguments(
     args: tuple[Any, ...], with_text: bool = False
 ) -> tuple[tuple[Tensor, ...], Query]:
-    r"""The pictures and the query apart that are the arguments of an ``MLLM``.
+    r"""The images and the query apart that are the arguments of an ``MLLM``.
 
     Args:
-        args (tuple): the pictures, (B, 3, H, W) each; the embeddings of the words, (B, P, D), where
+        args (tuple): the images, (B, 3, H, W) each; the embeddings of the words, (B, P, D), where
             they are inputs too; then the query.
         with_text (bool): whether embeddings may be among them. Default: False
 
     Returns:
-        tuple[tuple[Tensor, ...], Query]: the pictures, and the query, which has the embeddings.
+        tuple[tuple[Tensor, ...], Query]: the images, and the query, which has the embeddings.
 
     Raises:
         TypeError: if the last is no query.
-        ValueError: if a picture is none, or batches differ in size.
+        ValueError: if an image is none, or batches differ in size.
     """
     if len(args) < 2 or not isinstance(args[-1], Query):
         raise TypeError(
-            "expected the picture and a Query; pass additional_forward_args=(query,) with the "
+            "expected the image and a Query; pass additional_forward_args=(query,) with the "
             "query that MLLM.prepare gives"
         )
     *inputs, query = args
@@ -139,10 +139,10 @@ def split_arguments(
     if not with_text and (has_words or query.word_embeddings is not None):
         raise ValueError(
             "got embeddings of the words, which this method does not take for an input; give the "
-            "picture alone"
+            "image alone"
         )
-    for picture in inputs:
-        check_pictures(picture)
+    for image in inputs:
+        check_images(image)
     words = query.word_embeddings
     sizes = [len(tensor) for tensor in (*inputs, *([] if words is None else [words]))]
     if len(set(sizes)) > 1:
@@ -156,15 +156,15 @@ def split_target(
     r"""Captum's targets of answer logits as rows and tokens, a (B,) tensor each.
 
     Args:
-        target (tuple or list of tuples): ``(t, token_id)``, for all pictures or for each; ``t``
+        target (tuple or list of tuples): ``(t, token_id)``, for all images or for each; ``t``
             counts from the end where it is negative.
-        batch (int): how many pictures there are.
+        batch (int): how many images there are.
         length (int): how many tokens are explained.
         device (torch.device): where the tensors are to be.
         vocabulary (int, optional): how many tokens there are, to be checked. Default: None
 
     Raises:
-        ValueError: for a target that is not ``(t, token_id)``, one for all or one for each picture.
+        ValueError: for a target that is not ``(t, token_id)``, one for all or one for each image.
     """
     pairs = target if isinstance(target, list) else [target] * batch
     valid = len(pairs) == batch and all(
@@ -181,7 +181,7 @@ def split_target(
         raise ValueError(
             f"got target {target!r}, expected (t, token_id), integers, with t below {length}, the "
             f"number of explained tokens, and a token{limit}; or a list of {batch} of them, one "
-            "for each picture"
+            "for each image"
         )
     rows, tokens = torch.tensor(pairs, dtype=torch.long, device=device).unbind(-1)
     return rows, tokens

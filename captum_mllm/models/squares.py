@@ -60,14 +60,14 @@ class FixedSquare(Geometry):
             raise RuntimeError(f"{n_tokens} image tokens do not make a square grid")
         return Layout(size, (Piece(side, side, self._seen(size)),))
 
-    def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
+    def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
         resample = self.option("resample")
         if self._pads():
-            pictures = pad_square(pictures, self.option("image_mean"))
-        resized, (top, left), kept = self._crop(size_of(pictures))
-        pictures = resize(pictures, resized, resample)
-        pictures = pictures[..., top : top + kept[0], left : left + kept[1]]
-        return normalize(pictures, self.option)
+            images = pad_square(images, self.option("image_mean"))
+        resized, (top, left), kept = self._crop(size_of(images))
+        images = resize(images, resized, resample)
+        images = images[..., top : top + kept[0], left : left + kept[1]]
+        return normalize(images, self.option)
 
     def _pads(self) -> bool:
         """Whether the processor pads images to a square; others pad batches by this option."""
@@ -106,9 +106,9 @@ class PaddedSquare(FixedSquare):
 
     required: ClassVar[dict[str, tuple[Any, ...]]] = {"do_resize": (True,), "do_pad": (True,)}
 
-    def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
+    def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
         side = self.size["height"]
-        zoom, least = side / max(size_of(pictures)), self.option("min_size", 1)
-        height, width = (max(round(length * zoom), least) for length in size_of(pictures))
-        pictures = resize(pictures, (height, width), self.option("resample"))
-        return normalize(pad_square(pictures, self.option("image_mean")), self.option)
+        zoom, least = side / max(size_of(images)), self.option("min_size", 1)
+        height, width = (max(round(length * zoom), least) for length in size_of(images))
+        images = resize(images, (height, width), self.option("resample"))
+        return normalize(pad_square(images, self.option("image_mean")), self.option)

@@ -22,10 +22,10 @@ RANKED = 50
 
 @dataclass(frozen=True)
 class States:
-    r"""Hidden states of one pass, after the final norm, for B pictures.
+    r"""Hidden states of one pass, after the final norm, for B images.
 
     Args:
-        image (tuple[Tensor, ...]): the tokens of each explained picture, shape (B, N, d).
+        image (tuple[Tensor, ...]): the tokens of each explained image, shape (B, N, d).
         layouts (tuple[Layout, ...]): where they lie.
         text (Tensor): the tokens of the prompt's text at their own positions, shape (B, P, d).
         predicting (Tensor): the rows that predict the tokens of the prompt, then those that
@@ -64,7 +64,7 @@ class States:
         return torch.cat([self.text, self.predicting[:, self.n_prompt :]], dim=1)
 
     def predictions(self, vocabulary: Vocabulary, k: int, with_text: bool) -> Predictions:
-        r"""What the model says in the place of each token; of one picture.
+        r"""What the model says in the place of each token; of one image.
 
         All logits of a token are computed once for as long as the states are kept, unless more of
         them are to be ranked later on.
@@ -131,17 +131,17 @@ def token_logits(vocabulary: Vocabulary, states: States, query: Query) -> Tensor
 def target_probability(
     vocabulary: Vocabulary, states: States, query: Query, target: Any = None
 ) -> Tensor:
-    r"""The probability of the target of each picture, (B,), or of all tokens of one picture, (T,).
+    r"""The probability of the target of each image, (B,), or of all tokens of one image, (T,).
 
     Raises:
-        ValueError: for several pictures without a target, and a target that is none.
+        ValueError: for several images without a target, and a target that is none.
     """
     start = 0 if query.with_prompt else states.n_prompt
     predicting, ids = states.predicting[:, start:], states.ids[start:]
     if target is None:
         if len(predicting) != 1:
             raise ValueError(
-                f"got {len(predicting)} pictures and no target; give a target, or one picture"
+                f"got {len(predicting)} images and no target; give a target, or one image"
             )
         return states.predictions(vocabulary, 1, query.with_prompt).probability
     rows, wanted = split_target(target, len(predicting), len(ids), ids.device, vocabulary.size)

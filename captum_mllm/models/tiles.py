@@ -78,12 +78,12 @@ class Tiles(Geometry):
         )
         return Layout(size, (whole, *tiles) if self.whole_first else (*tiles, whole))
 
-    def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
+    def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
         parts = []
         if len(layout.pieces) > 1:
-            parts.append(self._tiles(pictures, layout))
+            parts.append(self._tiles(images, layout))
         tile = self._tile
-        whole = resize(pictures, (tile, tile), self.option("resample")).unsqueeze(1)
+        whole = resize(images, (tile, tile), self.option("resample")).unsqueeze(1)
         parts.insert(0 if self.whole_first else len(parts), whole)
         return normalize(torch.cat(parts, 1).flatten(0, 1), self.option)
 
@@ -100,10 +100,10 @@ class Tiles(Geometry):
         """Height and width of all tiles in pixels of the image."""
         return size
 
-    def _tiles(self, pictures: Tensor, layout: Layout) -> Tensor:
+    def _tiles(self, images: Tensor, layout: Layout) -> Tensor:
         rows, columns = _rows_and_columns(layout, self.whole_first)
         size = (rows * self._tile, columns * self._tile)
-        return _cut(resize(pictures, size, self.option("resample")), self._tile)
+        return _cut(resize(images, size, self.option("resample")), self._tile)
 
     def _arrangement(self, size: Size, inputs: dict[str, Any], index: int) -> Size:
         """Rows and columns of tiles."""
@@ -192,18 +192,18 @@ class SplitTiles(Tiles):
         rows, columns = (_flat(inputs[name])[index] for name in ("rows", "cols"))
         return max(int(rows), 1), max(int(columns), 1)
 
-    def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
+    def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
         tile, resample = self._tile, self.option("resample")
         rows, columns = _rows_and_columns(layout, self.whole_first)
         longest = self.size["longest_edge"]
         if self.option("do_image_splitting") and math.ceil(longest / tile) != max(rows, columns):
             longest = max(rows, columns) * tile
         # The processor resizes to the longest edge, then to whole tiles, then the tiles to one.
-        for size in (_by_longest(size_of(pictures), longest), (rows * tile, columns * tile)):
-            pictures = resize(pictures, size, resample)
-        parts = [_cut(pictures, tile)]
+        for size in (_by_longest(size_of(images), longest), (rows * tile, columns * tile)):
+            images = resize(images, size, resample)
+        parts = [_cut(images, tile)]
         if len(layout.pieces) > 1:
-            parts.append(resize(pictures, (tile, tile), resample)[:, None])
+            parts.append(resize(images, (tile, tile), resample)[:, None])
         return normalize(torch.cat(parts, 1).flatten(0, 1), self.option)
 
     def join(self, parts: list[Tensor], rows: int) -> Tensor:
@@ -216,14 +216,14 @@ class PaddedTiles(Tiles):
     def windows(self, size: Size, native: Size) -> list[Box]:
         return [(0, 0, size[1], size[0])]
 
-    def pixel_values(self, pictures: Tensor, layout: Layout) -> Tensor:
+    def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
         tile, resample = self._tile, self.option("resample")
         tiles = _rows_and_columns(layout, self.whole_first)
         canvas = (tiles[0] * tile, tiles[1] * tile)
-        laid = resize(pictures, self._inner(size_of(pictures), canvas), resample)
+        laid = resize(images, self._inner(size_of(images), canvas), resample)
         parts = [_cut(pad(laid, canvas, (0, 0)), tile)]
         if len(layout.pieces) > 1:
-            parts.append(resize(pictures, (tile, tile), resample)[:, None])
+            parts.append(resize(images, (tile, tile), resample)[:, None])
         return normalize(torch.cat(parts, 1).flatten(0, 1), self.option)
 
     def _only(self, side: int, box: Box, whole: Piece) -> Piece:

@@ -1,5 +1,5 @@
 """``own_embeddings`` and ``word_mask`` make the embeddings of the text an input beside the
-picture."""
+image."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 "use strict";
 
-/** Maps of the picture: unpacking, averaging and drawing them. */
+/** Maps of the image: unpacking, averaging and drawing them. */
 const heatmap = (() => {
   function bytes(base64) {
     return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
@@ -83,7 +83,7 @@ const heatmap = (() => {
     };
   }
 
-  /** Gives a canvas the shape of a picture (`ratio`, width to height), at least a pixel a cell. */
+  /** Gives a canvas the shape of an image (`ratio`, width to height), at least a pixel a cell. */
   function fit(canvas, ratio, [height, width], longest) {
     canvas.width = Math.max(width, Math.round(longest * Math.min(1, ratio)));
     canvas.height = Math.max(height, Math.round(longest * Math.min(1, 1 / ratio)));

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_mllm import MLLM, ImageTextInput
-from captum_mllm.demo import DEMO_PROMPT, demo_picture
+from captum_mllm.demo import DEMO_PROMPT, demo_image
 from captum_mllm.models.towers import decoder_layers, vision_layers
 from tests.attr.rectified_classifier import RectifiedClassifier
 from tests.attr.toy_networks import VisionTransformerClassifier
@@ -24,11 +24,11 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """A model, a picture and a target; float64 throughout."""
+    """A model, an image and a target; float64 throughout."""
 
     title: str
     network: nn.Module
-    pictures: Tensor
+    images: Tensor
     target: Any
     extra: tuple[Any, ...] = ()
     layers: dict[str, nn.Module] = field(default_factory=dict)
@@ -43,26 +43,26 @@ class Column:
 
     @property
     def size(self) -> Size:
-        return self.pictures.shape[2], self.pictures.shape[3]
+        return self.images.shape[2], self.images.shape[3]
 
     def explain(self, attribution: Attribution, **arguments: Any) -> Tensor:
         """A method's attributions for the target, detached."""
         arguments |= self.forward_arguments
-        return attribution.attribute(self.pictures.clone(), **arguments).detach()
+        return attribution.attribute(self.images.clone(), **arguments).detach()
 
-    def score(self, pictures: Tensor) -> Tensor:
-        """The explained number for each picture, (B,)."""
-        output = self.network(pictures, *self.extra)
+    def score(self, images: Tensor) -> Tensor:
+        """The explained number for each image, (B,)."""
+        output = self.network(images, *self.extra)
         place = self.target if isinstance(self.target, tuple) else (self.target,)
         return output[(slice(None), *place)]
 
     def difference(self) -> float:
-        """Of the scores of the picture and of a black one, on the path that gradients take."""
-        black = torch.zeros_like(self.pictures)
-        return self.differentiable_score(self.pictures) - self.differentiable_score(black)
+        """Of the scores of the image and of a black one, on the path that gradients take."""
+        black = torch.zeros_like(self.images)
+        return self.differentiable_score(self.images) - self.differentiable_score(black)
 
-    def differentiable_score(self, pictures: Tensor) -> float:
-        return self.score(pictures.clone().requires_grad_()).item()
+    def differentiable_score(self, images: Tensor) -> float:
+        return self.score(images.clone().requires_grad_()).item()
 
 
 def noise(size: Size, seed: int = 0) -> Tensor:
@@ -91,8 +91,8 @@ def _tiny(title: str, family: str, size: Size) -> Column:
 
 def _bundled(title: str, name: str) -> Column:
     mllm = MLLM.from_pretrained(name, dtype="float64")
-    with Image.open(demo_picture()) as picture:
-        inp = ImageTextInput(picture, DEMO_PROMPT)
+    with Image.open(demo_image()) as image:
+        inp = ImageTextInput(image, DEMO_PROMPT)
         return _multimodal(f"bundled {title}", mllm, inp, "a striped red star", 3)
 
 
@@ -117,6 +117,6 @@ def column(name: str) -> Column:
 
 
 def quadrants(size: Size) -> Tensor:
-    """Four segments of a picture, (1, 1, H, W)."""
+    """Four segments of an image, (1, 1, H, W)."""
     down = (torch.arange(size[0]) * 2 // size[0])[:, None]
     return (2 * down + torch.arange(size[1]) * 2 // size[1])[None, None]

@@ -34,10 +34,10 @@ NO_MAP = Reason(
     "states of tokens are no map that could be resized, and another scale has other tokens, tiles "
     "or windows; `TokenCam` gives maps, and `combine=False` the states of each scale",
 )
-ROWS_ARE_NOT_PICTURES = Reason(
+ROWS_ARE_NOT_IMAGES = Reason(
     RuntimeError,
     r"shape '.*' is invalid for input of size",
-    "Captum presumes that the layer has one row for each picture, and this one has a row for each "
+    "Captum presumes that the layer has one row for each image, and this one has a row for each "
     "patch, tile or window",
 )
 NO_RULES = Reason(
@@ -46,7 +46,7 @@ NO_RULES = Reason(
     "has no rules for the attention, the norms and the activations of a multimodal LLM, and would "
     "give `(input - baseline) * gradient`; `InputXGradient` gives that under its own name",
 )
-REASONS = (NOT_MULTIMODAL, NO_MAP, ROWS_ARE_NOT_PICTURES, NO_RULES)
+REASONS = (NOT_MULTIMODAL, NO_MAP, ROWS_ARE_NOT_IMAGES, NO_RULES)
 
 _PATH_METHODS = ("LayerConductance", "InternalInfluence")
 _HAS_ONE_ROW = "LLaVA-1.5"
@@ -62,7 +62,7 @@ def refusal(row: Row, column: Column, wrapped: bool) -> Reason | None:
         return None
     one_row = column.title == _HAS_ONE_ROW
     if row.name.startswith(_PATH_METHODS) and row.layer == "vision" and not one_row:
-        return ROWS_ARE_NOT_PICTURES
+        return ROWS_ARE_NOT_IMAGES
     return NO_MAP if wrapped else None
 
 
@@ -86,7 +86,7 @@ def remark(row: Row, column: Column) -> str | None:
     if row.name in ("GuidedBackprop", "Deconvolution") and not rules:
         return "there is no `nn.ReLU` in this network: it gives the gradient"
     if row.name == "FeaturePermutation":
-        return "exchanges pixels between pictures, so it needs two; it gives zeros for one"
+        return "exchanges pixels between images, so it needs two; it gives zeros for one"
     if row.name in ("Lime", "KernelShap"):
         return "the linear model that it fits by default needs scikit-learn"
     if row.name.startswith("LayerGradCam") and column.is_multimodal:

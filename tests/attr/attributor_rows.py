@@ -65,9 +65,9 @@ def kernel_shap(network: nn.Module) -> KernelShap:
     return method
 
 
-def swap(pictures: Tensor, mask: Tensor) -> Tensor:
-    """Two pictures exchange a segment."""
-    return torch.where(mask, pictures.flip(0), pictures)
+def swap(images: Tensor, mask: Tensor) -> Tensor:
+    """Two images exchange a segment."""
+    return torch.where(mask, images.flip(0), images)
 
 
 Arguments = Callable[[Column, Size], dict[str, Any]]
@@ -100,7 +100,7 @@ def _black(column: Column, size: Size) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A method and its arguments, which may depend on the size of the picture."""
+    """A method and its arguments, which may depend on the size of the image."""
 
     name: str
     method: Callable[[Column], Attribution]
@@ -122,8 +122,8 @@ class Row:
         return method.attribute(self.inputs(column), **self.kwargs(column), **scales)
 
     def inputs(self, column: Column) -> Tensor:
-        flipped = column.pictures.flip(-1)
-        return torch.cat([column.pictures, flipped])[: self.batch].clone()
+        flipped = column.images.flip(-1)
+        return torch.cat([column.images, flipped])[: self.batch].clone()
 
     def kwargs(self, column: Column, size: Size | None = None) -> dict[str, Any]:
         found = dict(column.forward_arguments)
@@ -145,7 +145,7 @@ def _on_layer(method: Callable[..., Attribution], layer: str) -> Callable[[Colum
 
 
 TUNNEL: dict[str, Any] = {"nt_samples": 2, "stdevs": 0.01}
-PICTURE_ROWS = [
+IMAGE_ROWS = [
     Row("Saliency", _on_network(Saliency)),
     Row("InputXGradient", _on_network(InputXGradient)),
     Row("IntegratedGradients", _on_network(IntegratedGradients), fixed(n_steps=4)),
@@ -205,7 +205,7 @@ TOKEN_ROWS = [
         lambda column: AttentionMaps(column.network, mode="gradient"),
     ),
 ]
-ROWS = {row.name: row for row in PICTURE_ROWS + LAYER_ROWS + TOKEN_ROWS}
+ROWS = {row.name: row for row in IMAGE_ROWS + LAYER_ROWS + TOKEN_ROWS}
 
 
 @cache

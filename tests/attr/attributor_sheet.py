@@ -1,6 +1,6 @@
 """The sheet of maps in the docs: ``python -m tests.attr.attributor_sheet`` draws it anew.
 
-Every method on the bundled model, for a word of each of three pictures, alone and under MSEA. It
+Every method on the bundled model, for a word of each of three images, alone and under MSEA. It
 takes some minutes on one core.
 """
 
@@ -58,7 +58,7 @@ Make = Callable[[MLLM], Attribution]
 
 @dataclass(frozen=True)
 class Subject:
-    """A picture, its caption as the answer, and the word that is explained."""
+    """An image, its caption as the answer, and the word that is explained."""
 
     image: Tensor
     query: Query
@@ -156,7 +156,7 @@ def subjects(mllm: MLLM) -> list[Subject]:
 
 
 def explain(method: Attribution, subject: Subject, **arguments: Any) -> np.ndarray:
-    """A map at the picture's size, in [-1, 1]."""
+    """A map at the image's size, in [-1, 1]."""
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (GradientShap draws from it)
     found = method.attribute(
@@ -173,7 +173,7 @@ def explain(method: Attribution, subject: Subject, **arguments: Any) -> np.ndarr
 
 
 def draw(mllm: MLLM) -> Image.Image:
-    """The sheet: a row for each method below the pictures, two columns for each of these."""
+    """The sheet: a row for each method below the images, two columns for each of these."""
     import matplotlib.pyplot as plt
 
     chosen = subjects(mllm)
@@ -205,7 +205,7 @@ def draw(mllm: MLLM) -> Image.Image:
             -0.08, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=8
         )
     figure.subplots_adjust(left=0.2, right=0.995, top=0.995, bottom=0.005, wspace=0.04, hspace=0.04)
-    # Room for what stands below the pictures.
+    # Room for what stands below the images.
     for place in axes[0]:
         box = place.get_position()
         place.set_position((box.x0, box.y0 + 0.012, box.width, box.height - 0.012))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.attr.attributor_columns import COLUMNS, column
 from tests.attr.attributor_outcomes import REASONS, kind, remark
-from tests.attr.attributor_rows import LAYER_ROWS, PICTURE_ROWS, TOKEN_ROWS, Row, attributions
+from tests.attr.attributor_rows import IMAGE_ROWS, LAYER_ROWS, TOKEN_ROWS, Row, attributions
 
 PAGE = Path(__file__).parents[2] / "docs" / "attributors.md"
 
@@ -18,28 +18,28 @@ Every method below is run on a small model of each kind in the tests, and this p
 that run. A cell says what the values are, of the method alone and under `MSEA`:
 
 - **pixels**: one value for each channel of each pixel, `(B, 3, H, W)`;
-- **grid**: one value for each token of the picture, where it lies, `(B, 1, h, w)`;
+- **grid**: one value for each token of the image, where it lies, `(B, 1, h, w)`;
 - **map**: one value for each pixel, `(B, 1, H, W)`;
 - **states**: one value for each state of the layer, as the layer has them, enlarged under `MSEA`
   where they are a grid;
 - **–**: an error, which says why.
 """
 
-BESIDE_THE_TABLE = """## Picture and words together
+BESIDE_THE_TABLE = """## Image and words together
 
 On a multimodal LLM, the embeddings of the words are an input too, `mllm(image, words, query)`, so
 methods of gradients and methods that perturb take `(image, mllm.word_embeddings(query))` as well;
-see [the questions](questions.md#how-do-i-weigh-the-picture-and-the-question-together).
+see [the questions](questions.md#how-do-i-weigh-the-image-and-the-question-together).
 
 ## What they look like
 
-The bundled model, a word of three pictures each; red speaks for the word, blue against it.
+The bundled model, a word of three images each; red speaks for the word, blue against it.
 
 ![A row of maps for each method, alone and under MSEA](images/attributors.jpg)
 
 ## With Captum's metrics
 
-`captum.metrics.infidelity` wants attributions of the shape of the picture. A grid or a map gets
+`captum.metrics.infidelity` wants attributions of the shape of the image. A grid or a map gets
 that by
 
 ```python
@@ -51,10 +51,10 @@ and `captum.metrics.sensitivity_max` takes `method.attribute` of every method as
 
 SECTIONS = [
     (
-        "Captum's methods on pictures",
+        "Captum's methods on images",
         "The forward function is the network, or `MLLM` with its query in "
         "`additional_forward_args`.",
-        PICTURE_ROWS,
+        IMAGE_ROWS,
     ),
     (
         "Captum's methods on layers",
@@ -63,7 +63,7 @@ SECTIONS = [
         LAYER_ROWS,
     ),
     (
-        "Methods on the tokens of a picture",
+        "Methods on the tokens of an image",
         "These know where a token lies, and explain every word of an answer from one pass.",
         TOKEN_ROWS,
     ),

@@ -18,6 +18,6 @@ class RectifiedClassifier(nn.Module):
             self.head = nn.Linear(8, 5)
         self.eval()
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        activations = self.last_relu(self.last(self.first_relu(self.first(pictures))))
+    def forward(self, images: Tensor) -> Tensor:
+        activations = self.last_relu(self.last(self.first_relu(self.first(images))))
         return self.head(activations.mean(dim=(2, 3)))

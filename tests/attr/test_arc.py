@@ -19,7 +19,7 @@ SEEN = torch.stack([LEFT, torch.zeros(4), RIGHT]).expand(2, 3, 4)
 
 def toy(predicting: Tensor, ids: list[int], words: Tensor) -> ToyMLLM:
     head = torch.eye(predicting.shape[1])
-    return ToyMLLM(head, lambda picture: SEEN, words, predicting, ids)
+    return ToyMLLM(head, lambda image: SEEN, words, predicting, ids)
 
 
 def slow_overlap(first: list[int], second: list[int], p: float) -> float:

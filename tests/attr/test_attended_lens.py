@@ -201,17 +201,17 @@ def test_it_is_the_base_of_every_wrapper(wrapper: Any) -> None:
     assert maps.isfinite().all() and (maps >= 0).all() and (maps > 0).any()
 
 
-def test_several_open_pictures_have_a_map_each() -> None:
+def test_several_open_images_have_a_map_each() -> None:
     mllm = MLLM(*shared("qwen2_vl"))
-    pictures = [noise((84, 84), 1), noise((84, 140), 2)]
+    images = [noise((84, 84), 1), noise((84, 140), 2)]
     opened, query = mllm.prepare(
-        ImageTextInput(pictures, "what differs ?"), target="a cat", every_picture=True
+        ImageTextInput(images, "what differs ?"), target="a cat", every_image=True
     )
     maps = AttendedLens(mllm).attribute(opened, additional_forward_args=(query,))
     assert isinstance(maps, tuple)
     for index, found in enumerate(maps):
         image, alone = mllm.prepare(
-            ImageTextInput(pictures, "what differs ?", explained=index), target="a cat"
+            ImageTextInput(images, "what differs ?", explained=index), target="a cat"
         )
         expected = AttendedLens(mllm).attribute(image, additional_forward_args=(alone,))
         torch.testing.assert_close(found, expected)

@@ -298,11 +298,11 @@ def test_relative_maps_count_in_even_shares(size: tuple[int, int], tower: Any) -
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "internvl"])
-def test_a_row_that_looks_evenly_at_pictures_alone_has_ones(family: str) -> None:
+def test_a_row_that_looks_evenly_at_images_alone_has_ones(family: str) -> None:
     mllm = sharp(family)
     pictures = [noise(SIZES[family], 1), noise((112, 56), 2)]
     opened, query = mllm.prepare(
-        ImageTextInput(pictures, "what differs ?"), target="a cat", every_picture=True
+        ImageTextInput(pictures, "what differs ?"), target="a cat", every_image=True
     )
 
     def evenly(weights: Tensor) -> Tensor:
@@ -321,7 +321,7 @@ def test_a_row_that_looks_evenly_at_pictures_alone_has_ones(family: str) -> None
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("tower", ["decoder", "vision"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_of_pictures_equals_single_ones(family: str, tower: Any, mode: Any) -> None:
+def test_a_batch_of_images_equals_single_ones(family: str, tower: Any, mode: Any) -> None:
     mllm = MLLM(*shared(family))
     size = SIZES[family]
     _, query = prepared(mllm, size)
@@ -336,11 +336,11 @@ def test_a_batch_of_pictures_equals_single_ones(family: str, tower: Any, mode: A
 
 @pytest.mark.parametrize("tower", ["decoder", "vision"])
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "llava"])
-def test_several_open_pictures_have_a_map_each(family: str, tower: Any) -> None:
+def test_several_open_images_have_a_map_each(family: str, tower: Any) -> None:
     mllm = sharp(family)
     pictures = [noise((84, 84), 1), noise((84, 140), 2)]
     opened, query = mllm.prepare(
-        ImageTextInput(pictures, "what differs ?"), target="a cat", every_picture=True
+        ImageTextInput(pictures, "what differs ?"), target="a cat", every_image=True
     )
     method = AttentionMaps(mllm, tower=tower)
     maps = method.attribute(opened, additional_forward_args=(query,))
@@ -486,7 +486,7 @@ def test_the_loaded_implementation_does_not_matter(family: str, mode: Any) -> No
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_bfloat16_and_a_constant_picture_give_finite_float32_maps(mode: Any) -> None:
+def test_bfloat16_and_a_constant_image_give_finite_float32_maps(mode: Any) -> None:
     model, processor = build("qwen2_vl")
     mllm = MLLM(model.bfloat16(), processor)
     image, query = mllm.prepare(ImageTextInput(torch.zeros(3, 56, 84), "what ?"), target="a cat")
@@ -513,7 +513,7 @@ def test_unknown_options_are_refused(options: dict[str, Any], message: str) -> N
         AttentionMaps(MLLM(*shared("llava")), **options)
 
 
-def test_several_pictures_need_a_target() -> None:
+def test_several_images_need_a_target() -> None:
     mllm = MLLM(*shared("llava"))
     image, query = prepared(mllm, (84, 84))
     with pytest.raises(ValueError, match="got 2 images and no target"):

@@ -34,43 +34,43 @@ everywhere = pytest.mark.parametrize("name", [*COLUMNS, *BUNDLED])
 without_rules = pytest.mark.parametrize("name", [*list(COLUMNS)[1:], *BUNDLED])
 
 
-def gradient(where: Column, pictures: Tensor) -> Tensor:
-    pictures = pictures.clone().requires_grad_()
-    return torch.autograd.grad(where.score(pictures).sum(), pictures)[0]
+def gradient(where: Column, images: Tensor) -> Tensor:
+    images = images.clone().requires_grad_()
+    return torch.autograd.grad(where.score(images).sum(), images)[0]
 
 
 @everywhere
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
     where = column(name)
     # Of low contrast: what reaches 0 or 1, here or by resizing, is cut, which has no derivative.
-    pictures = 0.3 + 0.4 * where.pictures
+    images = 0.3 + 0.4 * where.images
     generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(pictures.shape, generator=generator, dtype=torch.float64)
+    direction = torch.randn(images.shape, generator=generator, dtype=torch.float64)
     # Multimodal models round to float32 here and there, so a smaller step finds no more.
     step = 1e-3 if where.is_multimodal else 1e-6
     higher, lower = (
-        where.differentiable_score(pictures + sign * step * direction) for sign in (1.0, -1.0)
+        where.differentiable_score(images + sign * step * direction) for sign in (1.0, -1.0)
     )
     method = Saliency(where.network)
-    slope = method.attribute(pictures, abs=False, **where.forward_arguments)
+    slope = method.attribute(images, abs=False, **where.forward_arguments)
     expected = (higher - lower) / (2 * step)
     assert (slope * direction).sum().item() == pytest.approx(expected, rel=5e-3)
-    sizes = method.attribute(pictures, **where.forward_arguments)
+    sizes = method.attribute(images, **where.forward_arguments)
     assert torch.equal(sizes, slope.abs())
-    product = InputXGradient(where.network).attribute(pictures, **where.forward_arguments)
-    torch.testing.assert_close(product, pictures * slope)
+    product = InputXGradient(where.network).attribute(images, **where.forward_arguments)
+    torch.testing.assert_close(product, images * slope)
 
 
 @pytest.mark.parametrize(
     ("name", "n_steps", "method"),
     [*((name, 32, "gausslegendre") for name in COLUMNS)]
-    # A trained model is steep near a black picture.
+    # A trained model is steep near a black image.
     + [pytest.param(name, 200, "riemann_trapezoid", marks=pytest.mark.slow) for name in BUNDLED],
 )
 def test_integrated_gradients_sum_to_the_difference(name: str, n_steps: int, method: str) -> None:
     where = column(name)
     maps, delta = IntegratedGradients(where.network).attribute(
-        where.pictures,
+        where.images,
         n_steps=n_steps,
         method=method,
         internal_batch_size=20,
@@ -87,7 +87,7 @@ def test_gradient_shap_of_one_baseline_sums_to_the_difference(name: str) -> None
     where = column(name)
     np.random.seed(0)  # noqa: NPY002 (Captum draws from it)
     torch.manual_seed(0)
-    black = torch.zeros_like(where.pictures)
+    black = torch.zeros_like(where.images)
     maps = where.explain(GradientShap(where.network), baselines=black, n_samples=100)
     difference = where.difference()
     assert maps.sum().item() == pytest.approx(difference, rel=0.1)
@@ -95,35 +95,35 @@ def test_gradient_shap_of_one_baseline_sums_to_the_difference(name: str) -> None
 
 def test_deep_lift_sums_to_the_difference_where_it_has_rules() -> None:
     where = column("cnn")
-    black = torch.zeros_like(where.pictures)
+    black = torch.zeros_like(where.images)
     maps, delta = DeepLift(where.network).attribute(
-        where.pictures, black, return_convergence_delta=True, **where.forward_arguments
+        where.images, black, return_convergence_delta=True, **where.forward_arguments
     )
     difference = where.difference()
     assert maps.sum().item() == pytest.approx(difference, rel=1e-9)
     assert abs(delta.item()) < 1e-9
     # That is not what the gradient gives.
-    product = where.pictures * gradient(where, where.pictures)
+    product = where.images * gradient(where, where.images)
     assert product.sum().item() != pytest.approx(difference, rel=1e-4)
 
 
 def test_deep_lift_is_the_gradient_times_the_difference_without_rules() -> None:
     where = column("vit")
-    grey = torch.full_like(where.pictures, 0.25)
+    grey = torch.full_like(where.images, 0.25)
     maps = where.explain(DeepLift(where.network), baselines=grey)
-    expected = (where.pictures - grey) * gradient(where, where.pictures)
+    expected = (where.images - grey) * gradient(where, where.images)
     torch.testing.assert_close(maps, expected, rtol=1e-5, atol=1e-9 * expected.abs().max())
 
 
 @pytest.mark.parametrize("method", [DeepLift, DeepLiftShap])
 def test_deep_lift_is_refused_on_multimodal_models(method: Callable[..., Attribution]) -> None:
     where = column("qwen2_vl")
-    black = torch.zeros_like(where.pictures).expand(2, -1, -1, -1)
+    black = torch.zeros_like(where.images).expand(2, -1, -1, -1)
     with pytest.raises(NotImplementedError, match="take InputXGradient"):
         where.explain(method(where.network), baselines=black[: 1 if method is DeepLift else 2])
     modules = list(where.network.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-    where.network(where.pictures, *where.forward_arguments["additional_forward_args"])
+    where.network(where.images, *where.forward_arguments["additional_forward_args"])
 
 
 class Rectify(torch.autograd.Function):
@@ -143,14 +143,14 @@ class Rectify(torch.autograd.Function):
 def test_rules_for_rectifiers_are_followed(method: Callable[..., Attribution]) -> None:
     where = column("cnn")
     network: Any = where.network
-    pictures = where.pictures.clone().requires_grad_()
+    images = where.images.clone().requires_grad_()
     guided = method is GuidedBackprop
-    hidden = Rectify.apply(network.first(pictures), guided)
+    hidden = Rectify.apply(network.first(images), guided)
     hidden = Rectify.apply(network.last(hidden), guided)
     score = network.head(hidden.mean(dim=(2, 3)))[0, where.target]
-    (expected,) = torch.autograd.grad(score, pictures)
+    (expected,) = torch.autograd.grad(score, images)
     torch.testing.assert_close(where.explain(method(network)), expected)
-    assert not torch.allclose(expected, gradient(where, where.pictures), rtol=0.1)
+    assert not torch.allclose(expected, gradient(where, where.images), rtol=0.1)
 
 
 @pytest.mark.parametrize("method", [GuidedBackprop, Deconvolution])
@@ -159,13 +159,13 @@ def test_without_rectifiers_the_gradient_is_left(
     name: str, method: Callable[..., Attribution]
 ) -> None:
     where = column(name)
-    expected = gradient(where, where.pictures)
+    expected = gradient(where, where.images)
     torch.testing.assert_close(where.explain(method(where.network)), expected)
 
 
 @pytest.mark.parametrize("method", [Saliency, InputXGradient, IntegratedGradients])
 @pytest.mark.parametrize("name", COLUMNS)
-def test_a_noise_tunnel_is_the_mean_over_noisy_pictures(
+def test_a_noise_tunnel_is_the_mean_over_noisy_images(
     name: str, method: Callable[..., Attribution]
 ) -> None:
     where = column(name)
@@ -174,7 +174,7 @@ def test_a_noise_tunnel_is_the_mean_over_noisy_pictures(
     tunnel = NoiseTunnel(method(where.network))
     found = where.explain(tunnel, nt_samples=3, stdevs=0.02, **arguments)
     torch.manual_seed(0)
-    draws = where.pictures + torch.normal(0, torch.full((3, *where.pictures.shape[1:]), 0.02))
+    draws = where.images + torch.normal(0, torch.full((3, *where.images.shape[1:]), 0.02))
     maps = [
         method(where.network).attribute(draw[None], **where.forward_arguments, **arguments)
         for draw in draws.double()

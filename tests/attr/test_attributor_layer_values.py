@@ -35,10 +35,10 @@ layers_of_all = pytest.mark.parametrize(
 )
 
 
-def states_and_gradient(where: Column, module: nn.Module, pictures: Tensor) -> tuple[Tensor, ...]:
+def states_and_gradient(where: Column, module: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     """The output of a layer and the gradient of the score there, by plain backpropagation.
 
-    Pictures that require no gradient are seen as the model's processor shows them.
+    Images that require no gradient are seen as the model's processor shows them.
     """
     seen: list[Tensor] = []
 
@@ -47,7 +47,7 @@ def states_and_gradient(where: Column, module: nn.Module, pictures: Tensor) -> t
 
     handle = module.register_forward_hook(keep)
     try:
-        score = where.score(pictures).sum()
+        score = where.score(images).sum()
     finally:
         handle.remove()
     (gradient,) = torch.autograd.grad(score, seen[0])
@@ -60,12 +60,12 @@ def test_activations_and_their_gradients_are_those_of_backpropagation(
 ) -> None:
     where = column(name)
     module = where.layers[layer]
-    states, gradient = states_and_gradient(where, module, where.pictures)
+    states, gradient = states_and_gradient(where, module, where.images)
     product = where.explain(LayerGradientXActivation(where.network, module))
     scale = float((states * gradient).abs().max())
     torch.testing.assert_close(product, states * gradient, rtol=1e-4, atol=1e-6 * scale)
     method = LayerActivation(where.network, module)
-    found = method.attribute(where.pictures, additional_forward_args=where.extra or None)
+    found = method.attribute(where.images, additional_forward_args=where.extra or None)
     torch.testing.assert_close(found, states)
 
 
@@ -88,10 +88,10 @@ def test_integrated_gradients_of_a_layer_sum_to_the_difference(name: str, layer:
 
 
 def along_the_path(where: Column, module: nn.Module, n_steps: int) -> list[tuple[Tensor, ...]]:
-    """States and gradients in the middle of each step from a black picture to the picture."""
+    """States and gradients in the middle of each step from a black image to the image."""
     points = [(step + 0.5) / n_steps for step in range(n_steps)]
     return [
-        states_and_gradient(where, module, (point * where.pictures).requires_grad_())
+        states_and_gradient(where, module, (point * where.images).requires_grad_())
         for point in points
     ]
 
@@ -123,7 +123,7 @@ def test_conductance_and_influence_equal_a_loop_over_the_path(name: str, layer: 
 @pytest.mark.parametrize("name", ["cnn", "vit"])
 def test_grad_cam_of_a_convolution_follows_its_definition(name: str) -> None:
     where = column(name)
-    states, gradient = states_and_gradient(where, where.layers["first"], where.pictures)
+    states, gradient = states_and_gradient(where, where.layers["first"], where.images)
     expected = torch.zeros_like(states[:, :1])
     for channel in range(states.shape[1]):
         expected += gradient[0, channel].mean() * states[:, channel : channel + 1]
@@ -131,14 +131,14 @@ def test_grad_cam_of_a_convolution_follows_its_definition(name: str) -> None:
     torch.testing.assert_close(found, expected)
 
 
-# The tokens of a picture. Beyond this, each method of this package has tests of its own.
+# The tokens of an image. Beyond this, each method of this package has tests of its own.
 
 
 def image_positions(where: Column) -> list[int]:
-    """Where the tokens of the picture stand in the prompt."""
+    """Where the tokens of the image stand in the prompt."""
     (query,) = where.extra
     network: Any = where.network
-    encoding = network.encode((where.pictures,), query)
+    encoding = network.encode((where.images,), query)
     return (encoding.inputs["input_ids"][0] == network.image_token_id).nonzero()[:, 0].tolist()
 
 
@@ -148,12 +148,12 @@ def test_the_logit_lens_reads_hidden_states(name: str) -> None:
     where = column(name)
     (query,) = where.extra
     network: Any = where.network
-    inputs = network.encode((where.pictures,), query).inputs
+    inputs = network.encode((where.images,), query).inputs
     hidden = network.model(**inputs, output_hidden_states=True).hidden_states[-1]
     word = network.model.get_output_embeddings().weight[where.target[1]]
     scores = torch.stack([hidden[0, place] @ word for place in image_positions(where)])
     found = where.explain(LogitLens(network))
-    expected = network.layouts(where.pictures, query)[0].paint(scores)
+    expected = network.layouts(where.images, query)[0].paint(scores)
     torch.testing.assert_close(found[0, 0], expected)
 
 
@@ -164,7 +164,7 @@ def attention_of(where: Column, layers: list[nn.Module]) -> Any:
     network: Any = where.network
     found: list[Tensor] = []
     with torch.no_grad(), record_attention(network.model, layers) as record:
-        network(where.pictures, query)
+        network(where.images, query)
     for calls in record.calls:
         for call in calls:
             found.append(call.weights(torch.arange(call.query.shape[2])))
@@ -201,7 +201,7 @@ def test_grad_cam_of_the_bundled_model_follows_its_definition(layer: int) -> Non
     where = column("bundled")
     network: Any = where.network
     module = decoder_layers(network.model)[layer]
-    states, gradient = states_and_gradient(where, module, where.pictures)
+    states, gradient = states_and_gradient(where, module, where.images)
     places = image_positions(where)
     states, gradient = states[0, places], gradient[0, places]
     expected = torch.zeros(len(places), dtype=torch.float64)

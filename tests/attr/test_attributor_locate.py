@@ -1,4 +1,4 @@
-"""Where a method points is proven: changing one patch of the picture moves its map most there."""
+"""Where a method points is proven: changing one patch of the image moves its map most there."""
 
 from __future__ import annotations
 

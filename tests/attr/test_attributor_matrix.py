@@ -51,8 +51,8 @@ def test_alone_a_cell_works_or_says_why_not(row: Row, name: str, wrapped: bool) 
         assert kind(found, inputs) == ("grid" if row in TOKEN_ROWS else "pixels")
 
 
-def resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(pictures, size, mode="bilinear", align_corners=False, antialias=True)
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def mean_over_scales(row: Row, where: Column) -> Tensor:
@@ -64,8 +64,8 @@ def mean_over_scales(row: Row, where: Column) -> Tensor:
     found = []
     for scale in SCALES:
         size = (round(height * scale), round(width * scale))
-        pictures = inputs if scale == 1 else resize(inputs, size)
-        maps = row.method(where).attribute(pictures, **row.kwargs(where, size)).detach()
+        images = inputs if scale == 1 else resize(inputs, size)
+        maps = row.method(where).attribute(images, **row.kwargs(where, size)).detach()
         found.append(resize(maps, (height, width)) if maps.ndim == 4 else maps)
     return torch.stack(found).mean(0)
 
@@ -101,14 +101,14 @@ def test_layer_grad_cam_of_tokens_cannot_be_taken_for_a_map(name: str, layer: st
     assert found.ndim < 4
     # ValueError or, of two dimensions, NotImplementedError.
     with pytest.raises((ValueError, NotImplementedError), match=r"[Ii]nput"):
-        LayerAttribution.interpolate(found, where.pictures.shape[-2:], "bilinear")
+        LayerAttribution.interpolate(found, where.images.shape[-2:], "bilinear")
 
 
-def test_one_picture_has_nothing_to_exchange() -> None:
+def test_one_image_has_nothing_to_exchange() -> None:
     row = ROWS["FeaturePermutation"]
     where = column("qwen2_vl")
     method = row.method(where)
-    assert not method.attribute(where.pictures, **row.kwargs(where)).any()
+    assert not method.attribute(where.images, **row.kwargs(where)).any()
 
 
 def test_the_table_in_the_docs_is_that_of_this_run() -> None:

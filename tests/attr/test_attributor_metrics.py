@@ -1,4 +1,4 @@
-"""Captum's own metrics take the maps of this package, once they have the shape of the picture."""
+"""Captum's own metrics take the maps of this package, once they have the shape of the image."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.attr.attributor_columns import Column, column
 METHODS = [LogitLens, TokenCam, AttentionMaps, lambda network: MSEA(LogitLens(network))]
 
 
-def on_pixels(maps: Tensor, pictures: Tensor) -> Tensor:
+def on_pixels(maps: Tensor, images: Tensor) -> Tensor:
     """Maps (B, 1, h, w) as values of each channel of each pixel, as the docs do it."""
-    return LayerAttribution.interpolate(maps, pictures.shape[-2:], "bilinear").expand_as(pictures)
+    return LayerAttribution.interpolate(maps, images.shape[-2:], "bilinear").expand_as(images)
 
 
 def explain(method: Any, where: Column) -> Tensor:
-    maps = method.attribute(where.pictures, **where.forward_arguments)
-    return on_pixels(maps, where.pictures)
+    maps = method.attribute(where.images, **where.forward_arguments)
+    return on_pixels(maps, where.images)
 
 
 @pytest.mark.parametrize("make", METHODS)
@@ -36,25 +36,25 @@ def test_infidelity_is_the_mean_square_of_what_a_map_does_not_foretell(
     maps = explain(make(where.network), where)
     generator = torch.Generator().manual_seed(0)
     # Darker by at least 1 of 255 levels, so that 8 bits tell the difference.
-    amounts = 0.1 + 0.2 * torch.rand(3, *where.pictures.shape[1:], generator=generator).double()
-    amounts = amounts * where.pictures
+    amounts = 0.1 + 0.2 * torch.rand(3, *where.images.shape[1:], generator=generator).double()
+    amounts = amounts * where.images
     remaining = iter(amounts)
 
-    def darken(pictures: Tensor) -> tuple[Tensor, Tensor]:
-        amount = torch.stack([next(remaining) for _ in pictures])
-        return amount, pictures - amount
+    def darken(images: Tensor) -> tuple[Tensor, Tensor]:
+        amount = torch.stack([next(remaining) for _ in images])
+        return amount, images - amount
 
     found = infidelity(
         where.network,
         darken,
-        where.pictures,
+        where.images,
         maps,
         n_perturb_samples=3,
         **where.forward_arguments,
     )
     with torch.no_grad():
         drops = [
-            (where.score(where.pictures) - where.score(where.pictures - amount)).item()
+            (where.score(where.images) - where.score(where.images - amount)).item()
             for amount in amounts
         ]
     foretold = [(amount * maps[0]).sum().item() for amount in amounts]
@@ -70,22 +70,22 @@ def test_sensitivity_is_the_largest_relative_change_of_a_map(name: str, make: An
     where = column(name)
     method = make(where.network)
     noisy = 0.05 * torch.randn(
-        3, *where.pictures.shape[1:], generator=torch.Generator().manual_seed(0)
+        3, *where.images.shape[1:], generator=torch.Generator().manual_seed(0)
     )
-    others = (where.pictures + noisy.double()).clamp(0, 1)
+    others = (where.images + noisy.double()).clamp(0, 1)
     remaining = iter(others)
 
-    def other(pictures: tuple[Tensor, ...], radius: float) -> tuple[Tensor, ...]:
-        return (torch.stack([next(remaining) for _ in pictures[0]]),)
+    def other(images: tuple[Tensor, ...], radius: float) -> tuple[Tensor, ...]:
+        return (torch.stack([next(remaining) for _ in images[0]]),)
 
     found = sensitivity_max(
         method.attribute,
-        where.pictures,
+        where.images,
         perturb_func=other,
         n_perturb_samples=3,
         **where.forward_arguments,
     )
-    before = method.attribute(where.pictures, **where.forward_arguments)
+    before = method.attribute(where.images, **where.forward_arguments)
     changes = [
         (method.attribute(each[None], **where.forward_arguments) - before).norm() for each in others
     ]
@@ -94,14 +94,14 @@ def test_sensitivity_is_the_largest_relative_change_of_a_map(name: str, make: An
     assert found.item() > 0
 
 
-def test_maps_of_another_shape_than_the_picture_are_refused() -> None:
+def test_maps_of_another_shape_than_the_image_are_refused() -> None:
     where = column("qwen2_vl")
-    maps = LogitLens(where.network).attribute(where.pictures, **where.forward_arguments)
+    maps = LogitLens(where.network).attribute(where.images, **where.forward_arguments)
     with pytest.raises(AssertionError, match="must have matching shapes"):
         infidelity(
             where.network,
-            lambda pictures: (pictures, pictures),
-            where.pictures,
+            lambda images: (images, images),
+            where.images,
             maps,
             **where.forward_arguments,
         )

@@ -29,9 +29,9 @@ everywhere = pytest.mark.parametrize("name", [*COLUMNS, *BUNDLED])
 
 
 def with_segments(where: Column, kept: tuple[bool, ...]) -> Tensor:
-    """The picture with some of its quadrants, black elsewhere."""
+    """The image with some of its quadrants, black elsewhere."""
     mask = quadrants(where.size)
-    return where.pictures * torch.tensor(kept)[mask]
+    return where.images * torch.tensor(kept)[mask]
 
 
 @cache
@@ -67,7 +67,7 @@ def test_ablation_equals_ablation_by_hand(name: str, at_once: int) -> None:
         FeatureAblation(where.network), feature_mask=mask, perturbations_per_eval=at_once
     )
     torch.testing.assert_close(by_segment(where, maps), expected.double(), rtol=0, atol=1e-6)
-    window = (3, where.pictures.shape[2] // 2, where.pictures.shape[3] // 2)
+    window = (3, where.images.shape[2] // 2, where.images.shape[3] // 2)
     maps = where.explain(
         Occlusion(where.network),
         sliding_window_shapes=window,
@@ -81,7 +81,7 @@ def test_ablation_equals_ablation_by_hand(name: str, at_once: int) -> None:
 @everywhere
 def test_permutation_equals_an_exchange_by_hand(name: str) -> None:
     where = column(name)
-    pair = torch.cat([where.pictures, where.pictures.flip(-1)])
+    pair = torch.cat([where.images, where.images.flip(-1)])
     mask = quadrants((pair.shape[2], pair.shape[3]))
     maps = FeaturePermutation(where.network, perm_func=swap).attribute(
         pair, feature_mask=mask, **where.forward_arguments

@@ -22,8 +22,8 @@ from captum_mllm import (
 )
 from tests.models.tiny_models import shared
 
-PICTURE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
-INPUT = ImageTextInput(PICTURE, "what is in the image ?")
+IMAGE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
+INPUT = ImageTextInput(IMAGE, "what is in the image ?")
 
 METHODS: dict[str, Callable[[MLLM], Any]] = {
     "lens": LogitLens,

@@ -22,7 +22,7 @@ from captum_mllm.models.vocabulary import Predictions, Vocabulary
 from tests.attr.toy_mllm import ToyMLLM
 from tests.attr.toy_networks import ConvolutionalClassifier
 
-PICTURE = torch.zeros(1, 3, 8, 8)
+IMAGE = torch.zeros(1, 3, 8, 8)
 
 
 def slow_suppression(maps: Tensor, context: Tensor, weights: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def test_bad_weights_are_refused(weights: Tensor, message: str) -> None:
 
 
 # A vocabulary of four orthogonal words in four dimensions: a state says how strongly it speaks of
-# each. The picture has an object of word 0 on the left and one of word 1 on the right; the tokens
+# each. The image has an object of word 0 on the left and one of word 1 on the right; the tokens
 # on the right also speak, falsely, of word 2, as much as they speak of word 1.
 CAT, DOG, RED, THE = range(4)
 HEAD = torch.eye(4)
@@ -115,12 +115,12 @@ SEEN = torch.stack([LEFT, torch.zeros(4), RIGHT]).expand(2, 3, 4)
 def toy(predicting: list[list[float]], ids: list[int], n_words: int = 1) -> ToyMLLM:
     states = torch.tensor(predicting)
     words = torch.eye(4)[ids[:n_words]]
-    return ToyMLLM(HEAD, lambda picture: SEEN, words, states, ids)
+    return ToyMLLM(HEAD, lambda image: SEEN, words, states, ids)
 
 
 def test_the_lens_reads_the_words_off_the_states() -> None:
     mllm = toy([[0, 0, 0, 1.0], [1.0, 0, 0, 0], [0, 1.0, 0, 0]], [THE, CAT, DOG])
-    maps = LogitLens(mllm).attribute(PICTURE, additional_forward_args=(mllm.query(),))
+    maps = LogitLens(mllm).attribute(IMAGE, additional_forward_args=(mllm.query(),))
     assert maps[:, 0].tolist() == [[[2, 0, 0]] * 2, [[0, 0, 3]] * 2]
 
 
@@ -131,7 +131,7 @@ PREDICTING = [[0, 0, 0, 1.0], [1.0, 0, 0, 0], [0, 2.0, 1.0, 0], [0, 1.0, 2.0, 0]
 def test_tam_takes_from_a_word_what_an_earlier_word_accounts_for() -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
     tam = TAM(LogitLens(mllm), normalize=False, filter_size=None)
-    maps = tam.attribute(PICTURE, additional_forward_args=(mllm.query(),))[:, 0]
+    maps = tam.attribute(IMAGE, additional_forward_args=(mllm.query(),))[:, 0]
     assert maps.tolist() == [[[2, 0, 0]] * 2, [[0, 0, 3]] * 2, [[0, 0, 0]] * 2]
 
 
@@ -141,11 +141,11 @@ def test_without_suppression_maps_stay_and_words_are_still_weighed() -> None:
     lens = LogitLens(mllm)
     words_only = ARC(lens, top_k=2, suppress=None)
     call = {"additional_forward_args": query}
-    assert torch.equal(words_only.attribute(PICTURE, **call), lens.attribute(PICTURE, **call))
-    weights = words_only.attribute_text(PICTURE, query)
+    assert torch.equal(words_only.attribute(IMAGE, **call), lens.attribute(IMAGE, **call))
+    weights = words_only.attribute_text(IMAGE, query)
     assert weights[2, 2] > 0
-    assert torch.equal(weights, ARC(lens, top_k=2).attribute_text(PICTURE, query))
-    normalized = ARC(lens, top_k=2, suppress=None, normalize=True).attribute(PICTURE, **call)
+    assert torch.equal(weights, ARC(lens, top_k=2).attribute_text(IMAGE, query))
+    normalized = ARC(lens, top_k=2, suppress=None, normalize=True).attribute(IMAGE, **call)
     # RED's own map goes up to 3, and so does nothing that the words before say of it.
     assert normalized[2].max() == 1 and normalized[2].min() == 0
 
@@ -155,19 +155,19 @@ def test_image_agreement_gates_each_token_by_its_own_ranking() -> None:
     query = (mllm.query(),)
     plain = ARC(LogitLens(mllm), top_k=1, normalize=False)
     gated = ARC(LogitLens(mllm), top_k=1, normalize=False, image_agreement=True)
-    before = plain.attribute(PICTURE, additional_forward_args=query)[:, 0]
-    after = gated.attribute(PICTURE, additional_forward_args=query)[:, 0]
+    before = plain.attribute(IMAGE, additional_forward_args=query)[:, 0]
+    after = gated.attribute(IMAGE, additional_forward_args=query)[:, 0]
     # On the left CAT comes first, as it does where it is said; the right ranks DOG before RED.
     assert torch.equal(after[0], before[0])
     assert torch.equal(after[1], before[1])
-    states = mllm.states(PICTURE, *query)
+    states = mllm.states(IMAGE, *query)
     assert mllm.vocabulary.rankings(states.image[0][0], 1).flatten()[2] == DOG
 
 
 def test_a_repeated_word_does_not_suppress_itself() -> None:
     mllm = toy([[0, 0, 0, 1.0], [1.0, 0, 0, 0], [1.0, 0, 0, 0]], [THE, CAT, CAT])
     tam = TAM(LogitLens(mllm), normalize=False, filter_size=None)
-    maps = tam.attribute(PICTURE, additional_forward_args=(mllm.query(),))
+    maps = tam.attribute(IMAGE, additional_forward_args=(mllm.query(),))
     assert torch.equal(maps[0], maps[1])
     assert maps[1].max() == 2
 
@@ -177,11 +177,11 @@ def test_a_word_that_rests_on_text_has_a_faint_map() -> None:
     lens = [toy(strong, [THE, CAT, DOG, RED]), toy(weak, [THE, CAT, DOG])]
     maps = [
         TAM(LogitLens(mllm), filter_size=None).attribute(
-            PICTURE, additional_forward_args=(mllm.query(),)
+            IMAGE, additional_forward_args=(mllm.query(),)
         )[1]
         for mllm in lens
     ]
-    # DOG was already said by the state of CAT, with 8 against 3 in the picture.
+    # DOG was already said by the state of CAT, with 8 against 3 in the image.
     assert maps[0].max() == 1
     assert maps[1].max() == 3 / 8
 
@@ -202,7 +202,7 @@ def test_maps_in_other_units_are_not_weighed_against_logits_of_text(wrapper: typ
 
     def largest(method: Attribution, **arguments: Any) -> float:
         options = {"filter_size": None, "normalize": True}
-        return float(wrapper(method, **options).attribute(PICTURE, **call, **arguments)[1].max())
+        return float(wrapper(method, **options).attribute(IMAGE, **call, **arguments)[1].max())
 
     once = {"scales": (1.0,)}
     assert largest(LogitLens(mllm)) == 3 / 8
@@ -216,16 +216,16 @@ def test_maps_in_other_units_are_not_weighed_against_logits_of_text(wrapper: typ
 
 def test_maps_are_as_fine_as_the_largest_scale_makes_them() -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
-    mllm.see = lambda picture: SEEN.repeat_interleave(picture.shape[-1] // 8, 0)
+    mllm.see = lambda image: SEEN.repeat_interleave(image.shape[-1] // 8, 0)
     call = {"additional_forward_args": (mllm.query(),), "scales": (1.0, 2.0)}
-    assert TAM(MSEA(LogitLens(mllm))).attribute(PICTURE, **call).shape == (3, 1, 4, 3)
-    sized = TAM(MSEA(LogitLens(mllm))).attribute(PICTURE, output_size=(8, 8), **call)
+    assert TAM(MSEA(LogitLens(mllm))).attribute(IMAGE, **call).shape == (3, 1, 4, 3)
+    sized = TAM(MSEA(LogitLens(mllm))).attribute(IMAGE, output_size=(8, 8), **call)
     assert sized.shape == (3, 1, 8, 8)
 
 
 def test_rankings_of_the_same_states_are_made_once() -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
-    states = mllm.states(PICTURE, mllm.query())
+    states = mllm.states(IMAGE, mllm.query())
     arc = ARC(LogitLens(mllm), top_k=2)
     made: list[int] = []
 
@@ -249,7 +249,7 @@ def test_rankings_of_the_same_states_are_made_once() -> None:
 
 def test_the_default_ranking_is_all_of_a_small_vocabulary() -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
-    states = mllm.states(PICTURE, mllm.query())
+    states = mllm.states(IMAGE, mllm.query())
     all_of_it = ARC(LogitLens(mllm), top_k=4).correlation(states)
     assert torch.equal(ARC(LogitLens(mllm)).correlation(states), all_of_it)
 
@@ -264,18 +264,18 @@ def test_suppression_without_weights_is_abstract() -> None:
 def test_what_is_not_one_map_for_each_word_is_refused(arguments: dict[str, Any]) -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
     with pytest.raises(ValueError, match="each word has one map here"):
-        ARC(MSEA(LogitLens(mllm))).attribute(PICTURE, None, (mllm.query(),), **arguments)
+        ARC(MSEA(LogitLens(mllm))).attribute(IMAGE, None, (mllm.query(),), **arguments)
 
 
 def test_msea_averages_the_scales() -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
 
-    def see(picture: Tensor) -> Tensor:
-        return SEEN * (picture.shape[-1] / 8)
+    def see(image: Tensor) -> Tensor:
+        return SEEN * (image.shape[-1] / 8)
 
     mllm.see = see
     maps = MSEA(LogitLens(mllm)).attribute(
-        PICTURE,
+        IMAGE,
         scales=(0.5, 1.0, 2.0),
         output_size="largest",
         additional_forward_args=(mllm.query(),),
@@ -286,40 +286,40 @@ def test_msea_averages_the_scales() -> None:
 def test_a_target_selects_one_word_of_the_answer() -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
     tam, query = TAM(LogitLens(mllm)), (mllm.query(),)
-    every = tam.attribute(PICTURE, additional_forward_args=query)
+    every = tam.attribute(IMAGE, additional_forward_args=query)
     for place, target in enumerate([(0, CAT), (1, DOG), (-1, RED)]):
-        one = tam.attribute(PICTURE, target=target, additional_forward_args=query)
+        one = tam.attribute(IMAGE, target=target, additional_forward_args=query)
         assert torch.equal(one, every[place : place + 1])
     for target in [(0, DOG), (3, CAT), 1, (0,), [(0, DOG)], (True, CAT), (0.0, CAT)]:
         with pytest.raises(ValueError, match=r"expected \(t, token_id\)"):
-            tam.attribute(PICTURE, target=target, additional_forward_args=query)
+            tam.attribute(IMAGE, target=target, additional_forward_args=query)
 
 
-def test_a_tuple_of_one_picture_gives_a_tuple() -> None:
+def test_a_tuple_of_one_image_gives_a_tuple() -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
     tam, query = TAM(LogitLens(mllm)), (mllm.query(),)
-    found = tam.attribute((PICTURE,), additional_forward_args=query)
+    found = tam.attribute((IMAGE,), additional_forward_args=query)
     assert isinstance(found, tuple)
     assert len(found) == 1
-    assert torch.equal(found[0], tam.attribute(PICTURE, additional_forward_args=query))
-    assert torch.equal(tam.attribute_text((PICTURE,), query), tam.attribute_text(PICTURE, query))
+    assert torch.equal(found[0], tam.attribute(IMAGE, additional_forward_args=query))
+    assert torch.equal(tam.attribute_text((IMAGE,), query), tam.attribute_text(IMAGE, query))
     with pytest.raises(ValueError, match="got 2 open images, and one is explained at a time"):
-        tam.attribute((PICTURE, PICTURE), additional_forward_args=query)
+        tam.attribute((IMAGE, IMAGE), additional_forward_args=query)
 
 
 @pytest.mark.parametrize("wrapper", [TAM, ARC])
-def test_a_batch_with_targets_is_explained_picture_by_picture(wrapper: type[TAM]) -> None:
+def test_a_batch_with_targets_is_explained_image_by_image(wrapper: type[TAM]) -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
-    mllm.see = lambda picture: SEEN + picture.mean() * torch.tensor([1.0, 2, 0, 0])
+    mllm.see = lambda image: SEEN + image.mean() * torch.tensor([1.0, 2, 0, 0])
     method, query = wrapper(LogitLens(mllm)), (mllm.query(),)
     batch = torch.rand(3, 3, 8, 8)
     targets = [(0, CAT), (1, DOG), (-1, RED)]
     found = method.attribute(batch, targets, query)
     same = method.attribute(batch, (1, DOG), query)
     for index, target in enumerate(targets):
-        picture = batch[index : index + 1]
-        assert torch.equal(found[index : index + 1], method.attribute(picture, target, query))
-        assert torch.equal(same[index : index + 1], method.attribute(picture, (1, DOG), query))
+        image = batch[index : index + 1]
+        assert torch.equal(found[index : index + 1], method.attribute(image, target, query))
+        assert torch.equal(same[index : index + 1], method.attribute(image, (1, DOG), query))
     with pytest.raises(ValueError, match="a list of 3 of them"):
         method.attribute(batch, targets[:2], query)
 
@@ -327,21 +327,21 @@ def test_a_batch_with_targets_is_explained_picture_by_picture(wrapper: type[TAM]
 @pytest.mark.parametrize("wrapper", [TAM, ARC])
 def test_within_and_around_a_noise_tunnel(wrapper: type[TAM]) -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED])
-    mllm.see = lambda picture: SEEN + picture.mean().clamp(0, 1)
+    mllm.see = lambda image: SEEN + image.mean().clamp(0, 1)
     noisy = {"nt_samples": 3, "stdevs": 0.1, "additional_forward_args": (mllm.query(),)}
     around = NoiseTunnel(wrapper(LogitLens(mllm)))
-    assert around.attribute(PICTURE + 0.5, target=(1, DOG), **noisy).shape == (1, 1, 2, 3)
+    assert around.attribute(IMAGE + 0.5, target=(1, DOG), **noisy).shape == (1, 1, 2, 3)
     within = wrapper(NoiseTunnel(LogitLens(mllm)))
-    assert within.attribute(PICTURE + 0.5, **noisy).shape == (3, 1, 2, 3)
+    assert within.attribute(IMAGE + 0.5, **noisy).shape == (3, 1, 2, 3)
 
 
 def test_the_words_of_the_prompt_can_be_explained_too() -> None:
     mllm = toy(PREDICTING, [THE, CAT, DOG, RED], n_words=2)
     tam, query = TAM(LogitLens(mllm)), mllm.query()
-    every = tam.attribute(PICTURE, additional_forward_args=(query.including_prompt(),))
+    every = tam.attribute(IMAGE, additional_forward_args=(query.including_prompt(),))
     assert len(every) == 4
-    assert torch.equal(every[2:], tam.attribute(PICTURE, additional_forward_args=(query,)))
-    text = tam.attribute_text(PICTURE, (query.including_prompt(),))
+    assert torch.equal(every[2:], tam.attribute(IMAGE, additional_forward_args=(query,)))
+    text = tam.attribute_text(IMAGE, (query.including_prompt(),))
     assert text.shape == (4, 4)
     assert not text.triu().any()
 
@@ -365,7 +365,7 @@ def test_what_is_not_an_attribution_on_an_mllm_is_refused() -> None:
     with pytest.raises(ValueError, match="no target; give a target for each, or explain one"):
         TAM(LogitLens(mllm)).attribute(torch.zeros(2, 3, 8, 8), None, (mllm.query(),))
     with pytest.raises(TypeError, match=r"the query that MLLM\.prepare gives"):
-        TAM(LogitLens(mllm)).attribute(PICTURE)
+        TAM(LogitLens(mllm)).attribute(IMAGE)
 
 
 def test_interference_is_summed_in_full_precision_under_autocast() -> None:

@@ -13,7 +13,7 @@ from captum.attr import Attribution, IntegratedGradients, LayerGradCam, NoiseTun
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
 from captum_mllm.attr import AttentionMaps, TokenCam
 from tests.attr.toy_networks import ConvolutionalClassifier
-from tests.models.test_mllm import picture
+from tests.models.test_mllm import random_image
 from tests.models.tiny_models import build, shared
 
 PROMPT = "what is in the image ?"
@@ -35,7 +35,7 @@ def test_gradient_methods_are_refused_under_inference_mode(
     mllm = MLLM(*shared("llava"))
     explainer = MLLMAttribution(method(mllm))
     with torch.inference_mode(), pytest.raises(RuntimeError, match="takes gradients, and torch"):
-        explainer.attribute(ImageTextInput(picture(84, 84), PROMPT), target="a cat")
+        explainer.attribute(ImageTextInput(random_image(84, 84), PROMPT), target="a cat")
 
 
 def test_msea_of_a_gradient_method_is_refused_under_inference_mode() -> None:
@@ -46,7 +46,7 @@ def test_msea_of_a_gradient_method_is_refused_under_inference_mode() -> None:
 
 def test_other_methods_run_under_inference_mode_and_leave_nothing_behind() -> None:
     mllm = MLLM(*shared("llava"))
-    inp = ImageTextInput(picture(84, 90), PROMPT)
+    inp = ImageTextInput(random_image(84, 90), PROMPT)
     with torch.inference_mode():
         inside = MLLMAttribution(ARC(MSEA(LogitLens(mllm)))).attribute(inp, target="a cat")
     outside = MLLMAttribution(ARC(MSEA(LogitLens(mllm)))).attribute(inp, target="a cat")
@@ -56,11 +56,11 @@ def test_other_methods_run_under_inference_mode_and_leave_nothing_behind() -> No
 
 @pytest.mark.parametrize("wrapper", [ARC, TAM, MLLMAttribution, MSEA, lambda m: ARC(MSEA(m))])
 @pytest.mark.parametrize("required", [True, False])
-def test_pictures_require_gradients_as_before_also_after_an_exception(
+def test_images_require_gradients_as_before_also_after_an_exception(
     wrapper: Callable[[Attribution], Any], required: bool
 ) -> None:
     mllm = MLLM(*build("llava"))
-    inp = ImageTextInput(picture(84, 84), PROMPT)
+    inp = ImageTextInput(random_image(84, 84), PROMPT)
     image, query = mllm.prepare(inp, target="a cat")
     image.requires_grad_(required)
     prepared: list[Any] = []

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from captum_mllm import MLLM, ImageTextInput, LogitLens
-from tests.models.test_mllm import picture
+from tests.models.test_mllm import random_image
 from tests.models.tiny_models import FAMILIES, shared
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_last_layer_is_the_default(family: str) -> None:
     mllm = MLLM(*shared(family))
-    image, query = mllm.prepare(ImageTextInput(picture(), "what ?"), target="a cat")
+    image, query = mllm.prepare(ImageTextInput(random_image(), "what ?"), target="a cat")
     call = {"additional_forward_args": (query,)}
     default = LogitLens(mllm).attribute(image, **call)
     torch.testing.assert_close(LogitLens(mllm, layer=-1).attribute(image, **call), default)
@@ -34,9 +34,11 @@ def test_a_layer_that_is_no_index_is_refused(layer: Any) -> None:
         LogitLens(MLLM(*shared("llava")), layer=layer)
 
 
-def test_bad_targets_and_pictures_are_refused() -> None:
+def test_bad_targets_and_images_are_refused() -> None:
     mllm = MLLM(*shared("llava"))
-    image, query = mllm.prepare(ImageTextInput(picture(84, 84), "what is this ?"), target="a cat")
+    image, query = mllm.prepare(
+        ImageTextInput(random_image(84, 84), "what is this ?"), target="a cat"
+    )
     lens, size = LogitLens(mllm), mllm.vocabulary.size
     # The words of the prompt are not explained, so there is no third token.
     for target in [

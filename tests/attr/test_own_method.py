@@ -22,7 +22,7 @@ from captum_mllm import (
     TokenAttribution,
     TokenMaps,
 )
-from captum_mllm.demo import DEMO_PROMPT, demo_picture
+from captum_mllm.demo import DEMO_PROMPT, demo_image
 from captum_mllm.models.query import Query
 from tests.models.test_decoding import counted
 
@@ -52,7 +52,7 @@ class SoftmaxLens(TokenAttribution):
         return TokenMaps(tuple(maps))
 
 
-INP = ImageTextInput(Image.open(demo_picture()), DEMO_PROMPT)
+INP = ImageTextInput(Image.open(demo_image()), DEMO_PROMPT)
 ANSWER = "a red circle"
 WRAPPERS = {
     "alone": lambda method: method,

@@ -1,4 +1,4 @@
-"""Where a model sees only a part of a picture: what is known, what is not, and what is no map."""
+"""Where a model sees only a part of an image: what is known, what is not, and what is no map."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps
 from captum_mllm.attr.resizing import resize_seen
 from captum_mllm.models.layout import Layout, Piece
 from captum_mllm.models.query import Query
-from tests.models.test_mllm import picture
+from tests.models.test_mllm import random_image
 from tests.models.tiny_models import shared
 
-# A picture three times as wide as high, of which the model sees the square in the middle.
+# An image three times as wide as high, of which the model sees the square in the middle.
 MIDDLE = Layout((6, 18), (Piece(6, 6, (6, 0, 12, 6)),))
 PROMPT = "what is in the image ?"
 
@@ -29,7 +29,7 @@ def plain(method: Attribution, **options: Any) -> MSEA:
 
 
 class EvenScores(TokenAttribution):
-    """Scores all tokens of a picture alike, with 1 for the first word, 2 for the second..."""
+    """Scores all tokens of an image alike, with 1 for the first word, 2 for the second..."""
 
     def explain_tokens(
         self, images: tuple[Tensor, ...], query: Query, target: Target | None = None
@@ -42,9 +42,9 @@ class EvenScores(TokenAttribution):
 
 @pytest.fixture
 def wide() -> tuple[MLLM, Tensor, Query]:
-    """LLaVA sees the middle third of this picture at scale 1, and all of it at scale 2."""
+    """LLaVA sees the middle third of this image at scale 1, and all of it at scale 2."""
     mllm = MLLM(*shared("llava"))
-    image, query = mllm.prepare(ImageTextInput(picture(84, 252), PROMPT), target="a cat")
+    image, query = mllm.prepare(ImageTextInput(random_image(84, 252), PROMPT), target="a cat")
     assert mllm.layouts(image, query)[0].coverage().float().mean() == 1 / 3
     return mllm, image, query
 
@@ -61,7 +61,7 @@ def test_an_even_map_stays_even_up_to_the_edge_of_what_is_seen(
     torch.testing.assert_close(resized, torch.full((2, 1, *size), 3.0) * seen)
 
 
-def test_a_picture_that_is_seen_as_a_whole_is_resized_as_it_is() -> None:
+def test_a_image_that_is_seen_as_a_whole_is_resized_as_it_is() -> None:
     whole = Layout((6, 18), (Piece(6, 18, (0, 0, 18, 6)),))
     maps = torch.rand(2, 1, 6, 18)
     for layout in (None, whole):
@@ -70,7 +70,7 @@ def test_a_picture_that_is_seen_as_a_whole_is_resized_as_it_is() -> None:
         assert resized is maps
 
 
-def test_a_scale_counts_where_it_sees_the_picture(wide: tuple[MLLM, Tensor, Query]) -> None:
+def test_a_scale_counts_where_it_sees_the_image(wide: tuple[MLLM, Tensor, Query]) -> None:
     mllm, image, query = wide
     call = {"additional_forward_args": (query,)}
     even = MSEA(EvenScores(mllm)).attribute(image, scales=(0.5, 1.0, 2.0), **call)
@@ -146,7 +146,7 @@ def test_a_layer_whose_rows_are_windows_is_refused() -> None:
     mllm = MLLM(*shared("llava"))
     layer = mllm.model.get_encoder(modality="image").embeddings.patch_embedding
     for size, scale in (((84, 84), 2.0), ((84, 252), 1.0)):
-        image, query = mllm.prepare(ImageTextInput(picture(*size), PROMPT), target="a cat")
+        image, query = mllm.prepare(ImageTextInput(random_image(*size), PROMPT), target="a cat")
         call = {"target": (1, query.answer_ids[1]), "additional_forward_args": (query,)}
         msea = MSEA(LayerGradCam(mllm, layer))
         with pytest.raises(ValueError, match="take TokenCam"):
@@ -158,7 +158,7 @@ def test_a_layer_whose_rows_are_tiles_or_tokens_is_refused() -> None:
     mllm = MLLM(*shared("internvl"))
     tower = mllm.model.get_encoder(modality="image").embeddings.patch_embeddings.projection
     decoder = mllm.model.get_decoder().layers[0].mlp
-    inp = ImageTextInput(picture(112, 168), PROMPT)
+    inp = ImageTextInput(random_image(112, 168), PROMPT)
     image, query = mllm.prepare(inp, target="a cat")
     call = {"target": (1, query.answer_ids[1]), "additional_forward_args": (query,)}
     for layer in (tower, decoder):

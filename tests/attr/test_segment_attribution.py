@@ -1,4 +1,4 @@
-"""Methods that perturb segments of the picture and words together, for all tokens at once."""
+"""Methods that perturb segments of the image and words together, for all tokens at once."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from torch import Tensor
 
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
 from captum_mllm.attr import AttentionMaps, TokenCam, grid_segments
-from captum_mllm.demo import demo_picture
+from captum_mllm.demo import demo_image
 from captum_mllm.models import Query
 from captum_mllm.models.word_embeddings import word_baseline
 from tests.attr.attributor_rows import LeastSquares, kernel_shap
 from tests.attr.test_attributor_perturbations import shapley_values
 from tests.models.test_decoding import counted
-from tests.models.test_mllm import picture
+from tests.models.test_mllm import random_image
 from tests.models.test_model_unchanged import snapshot
 from tests.models.tiny_models import build, shared
 
@@ -46,25 +46,25 @@ def tiny(family: str) -> MLLM:
 
 
 def question(text: str = PROMPT) -> ImageTextInput:
-    return ImageTextInput(picture(84, 112), text)
+    return ImageTextInput(random_image(84, 112), text)
 
 
 class ByHand:
     """The logits of the answer's tokens with some segments and words, from passes of their own."""
 
-    def __init__(self, mllm: MLLM, answer: bool = False, picture: Any = 0.0) -> None:
+    def __init__(self, mllm: MLLM, answer: bool = False, image: Any = 0.0) -> None:
         self.mllm = mllm
         self.image, self.query = mllm.prepare(question(), target=ANSWER)
         self.labels = grid_segments((84, 112), GRID)
         self.own = mllm.word_embeddings(self.query, answer)
         self.absent = word_baseline(mllm.model, mllm.tokenizer, self.own, None)
         self.words = mllm.word_mask(self.query, answer)[0, :, 0]
-        self.picture = picture
+        self.hidden = image
         self.n_words = int(self.words.max()) + 1
 
     @torch.no_grad()
     def logits(self, segments: Tensor, words: Tensor) -> Tensor:
-        image = torch.where(segments[self.labels], self.image, self.picture)
+        image = torch.where(segments[self.labels], self.image, self.hidden)
         embeddings = torch.where(words[self.words][:, None], self.own, self.absent)
         logits = self.mllm(image, embeddings, self.query)[0]
         ids = torch.tensor(self.query.answer_ids)
@@ -109,7 +109,7 @@ def test_ablation_equals_ablation_by_hand(family: str, words: Any) -> None:
 def test_shapley_values_of_segments_and_words_sum_to_the_difference(name: str) -> None:
     if name.startswith("demo"):
         mllm = MLLM.from_pretrained(name)
-        inp = ImageTextInput(Image.open(demo_picture()), "Describe image")
+        inp = ImageTextInput(Image.open(demo_image()), "Describe image")
         answer = "a striped red star"
     else:
         mllm, inp, answer = tiny(name), question("what ?"), ANSWER
@@ -243,7 +243,7 @@ def test_what_stands_in_the_place_of_the_absent_is_the_users(given: Any) -> None
         shown = image.mean((-2, -1), keepdim=True)
     elif given == "tensor":
         baseline = shown = image.flip(-1)
-    hand = ByHand(mllm, picture=shown)
+    hand = ByHand(mllm, image=shown)
     hand.absent = word_baseline(mllm.model, mllm.tokenizer, hand.own, " ")
     whole = hand.without(-1)
     explainer = MLLMAttribution(FeatureAblation(mllm))
@@ -255,7 +255,7 @@ def test_what_stands_in_the_place_of_the_absent_is_the_users(given: Any) -> None
     tokens = (hand.words == 3).nonzero()[:, 0]
     found = result.token_attr[:, tokens].sum(1)
     torch.testing.assert_close(found, whole - hand.without(6 + 3), rtol=1e-4, atol=1e-6)
-    # Under MSEA a picture goes along with the scale.
+    # Under MSEA an image goes along with the scale.
     MLLMAttribution(MSEA(FeatureAblation(mllm))).attribute(
         question(), target="a", segments=GRID, baselines=(baseline, " "), scales=(0.5, 1.0)
     )
@@ -323,7 +323,7 @@ def test_the_words_of_the_question_are_explained_by_those_before_them() -> None:
 
 @pytest.mark.parametrize("words", ["prompt", "earlier"])
 @families
-def test_gradients_of_picture_and_words_are_those_of_captum(family: str, words: Any) -> None:
+def test_gradients_of_image_and_words_are_those_of_captum(family: str, words: Any) -> None:
     mllm = tiny(family)
     image, query = mllm.prepare(question(), target="a cat")
     own = mllm.word_embeddings(query, words == "earlier")
@@ -402,7 +402,7 @@ def test_a_bar_shows_the_progress(method: Any, capsys: pytest.CaptureFixture[str
             FeatureAblation,
             {"segments": GRID, "baselines": (0, 0, 0)},
             ValueError,
-            r"expected \(picture, words\)",
+            r"expected \(image, words\)",
         ),
         (
             FeatureAblation,

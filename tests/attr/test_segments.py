@@ -9,13 +9,13 @@ from captum.attr import ImageMaskInput
 from torch import Tensor
 
 from captum_mllm.attr import grid_segments, superpixels
-from captum_mllm.attr.segments import Segments, picture_segments
+from captum_mllm.attr.segments import Segments, image_segments
 from captum_mllm.models.pixels import to_pil, to_tensor
 
 SIZE = (6, 9)
 
 
-def picture(size: tuple[int, int] = SIZE) -> Tensor:
+def image(size: tuple[int, int] = SIZE) -> Tensor:
     return (
         torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
     )
@@ -29,18 +29,18 @@ def overlapping() -> list[Tensor]:
     return list(masks)
 
 
-def two_halves(picture: Tensor) -> Tensor:
+def two_halves(image: Tensor) -> Tensor:
     labels = torch.full(SIZE, 7)
     labels[:, 4:] = -2
     return labels
 
 
 @pytest.mark.parametrize(
-    "given", [overlapping(), two_halves(picture()), grid_segments(SIZE, (2, 3))], ids=str
+    "given", [overlapping(), two_halves(image()), grid_segments(SIZE, (2, 3))], ids=str
 )
 def test_segments_are_hidden_and_painted_as_captum_does(given: Any) -> None:
-    segments = picture_segments(given, picture())
-    pil = to_pil(picture()[0])
+    segments = image_segments(given, image())
+    pil = to_pil(image()[0])
     as_masks = {"mask_list": given} if isinstance(given, list) else {"mask": given}
     inp = ImageMaskInput(pil, baseline=(0, 0, 0), **as_masks)
     count = inp.n_itp_features
@@ -49,14 +49,14 @@ def test_segments_are_hidden_and_painted_as_captum_does(given: Any) -> None:
         present = torch.tensor([[number >> index & 1 for index in range(count)]])
         expected = to_tensor(inp.to_model_input(present))
         seen = segments.seen(present.bool())
-        assert torch.equal(torch.where(seen, picture(), 0.0)[0], expected)
+        assert torch.equal(torch.where(seen, image(), 0.0)[0], expected)
     values = torch.randn(4, count)
     expected = torch.stack([inp.format_pixel_attr(row[None])[0] for row in values])
     torch.testing.assert_close(segments.paint(values)[:, 0], expected)
 
 
 def test_several_coalitions_are_hidden_at_once() -> None:
-    segments = picture_segments((2, 3), picture())
+    segments = image_segments((2, 3), image())
     present = torch.rand(5, 1, 2, 3, generator=torch.Generator().manual_seed(0)) > 0.5
     seen = segments.seen(present)
     assert seen.shape == (5, 1, *SIZE)
@@ -76,7 +76,7 @@ def test_a_grid_has_cells_of_nearly_the_same_size(shape: tuple[int, int]) -> Non
     for side, pixels, cells in zip(sides, SIZE, shape):
         assert side.min() >= pixels // cells
         assert side.max() <= -(-pixels // cells)
-    assert picture_segments(shape, picture()).shape == (1, *shape)
+    assert image_segments(shape, image()).shape == (1, *shape)
 
 
 def test_superpixels_follow_colours() -> None:
@@ -86,7 +86,7 @@ def test_superpixels_follow_colours() -> None:
     labels = superpixels(flat, n_segments=6)
     assert labels.shape == (30, 40)
     assert not set(labels[:, :19].unique().tolist()) & set(labels[:, 21:].unique().tolist())
-    segments = picture_segments(6, flat)
+    segments = image_segments(6, flat)
     assert segments.shape == (len(labels.unique()),)
     assert segments.text == f"{len(labels.unique())} superpixels"
     assert torch.equal(superpixels(flat[0], n_segments=6), labels)
@@ -97,24 +97,24 @@ def test_superpixels_without_scikit_image_say_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install scikit-image; or give .* grid"):
-        picture_segments(10, picture())
+        image_segments(10, image())
 
 
 def test_at_another_size_segments_lie_where_they_lay() -> None:
-    segments = picture_segments((2, 3), picture())
+    segments = image_segments((2, 3), image())
     assert segments.resized(SIZE) is segments
     twice = segments.resized((12, 18))
     assert torch.equal(twice.regions, grid_segments((12, 18), (2, 3)))
-    half = picture_segments(overlapping()[:2], picture()).resized((3, 5))
+    half = image_segments(overlapping()[:2], image()).resized((3, 5))
     assert half.size == (3, 5)
     assert half.members.any(0).all()
-    single = picture_segments(overlapping(), picture())
+    single = image_segments(overlapping(), image())
     with pytest.raises(ValueError, match=r"2 x 4 pixels no pixel is left for segments \[2\]"):
         single.resized((2, 4))
 
 
 def test_pixels_outside_of_all_masks_stay_and_are_worth_nothing() -> None:
-    segments = picture_segments(overlapping()[:1], picture())
+    segments = image_segments(overlapping()[:1], image())
     seen = segments.seen(torch.zeros(1, 1, dtype=torch.bool))
     assert torch.equal(~seen[0, 0], overlapping()[0])
     maps = segments.paint(torch.ones(1, 1))
@@ -131,7 +131,7 @@ def test_pixels_outside_of_all_masks_stay_and_are_worth_nothing() -> None:
         ("superpixels", TypeError, "expected \\(rows, columns\\)"),
         ((2.0, 3), TypeError, "expected \\(rows, columns\\)"),
         ((), TypeError, "expected"),
-        (torch.zeros(3, 4, dtype=torch.long), ValueError, "the picture's 6 x 9 pixels"),
+        (torch.zeros(3, 4, dtype=torch.long), ValueError, "the image's 6 x 9 pixels"),
         (torch.zeros(SIZE), ValueError, "dtype torch.float32"),
         ([torch.zeros(SIZE)], ValueError, "with 0 pixels for segment 0"),
         ([torch.ones(2, 2)], ValueError, r"shape \(2, 2\)"),
@@ -140,33 +140,33 @@ def test_pixels_outside_of_all_masks_stay_and_are_worth_nothing() -> None:
 )
 def test_what_is_no_segments_is_refused(given: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
-        picture_segments(given, picture())
+        image_segments(given, image())
 
 
 def test_labels_may_be_any_whole_numbers() -> None:
-    segments = picture_segments(two_halves(picture()).to(torch.int16), picture())
+    segments = image_segments(two_halves(image()).to(torch.int16), image())
     assert isinstance(segments, Segments)
     assert segments.text == "2 segments"
-    assert torch.equal(segments.regions, (two_halves(picture()) == 7).long())
+    assert torch.equal(segments.regions, (two_halves(image()) == 7).long())
 
 
 def test_many_masks_are_told_apart() -> None:
     random = torch.Generator().manual_seed(0)
     masks = list(torch.rand(70, 20, 30, generator=random) > 0.7)
-    segments = picture_segments(masks, torch.zeros(1, 3, 20, 30))
+    segments = image_segments(masks, torch.zeros(1, 3, 20, 30))
     for index, mask in enumerate(masks):
         assert torch.equal(segments.members[:, index][segments.regions], mask)
 
 
 def test_labels_of_numpy_are_those_of_torch() -> None:
-    picture = torch.rand(1, 3, 4, 6)
+    image = torch.rand(1, 3, 4, 6)
     labels = torch.arange(24).reshape(4, 6) // 5
-    own, given = picture_segments(labels.numpy(), picture), picture_segments(labels, picture)
+    own, given = image_segments(labels.numpy(), image), image_segments(labels, image)
     assert torch.equal(own.regions, given.regions) and torch.equal(own.members, given.members)
 
 
 def test_segments_are_painted_in_full_precision_under_autocast() -> None:
-    segments = picture_segments((2, 3), torch.rand(1, 3, 4, 6))
+    segments = image_segments((2, 3), torch.rand(1, 3, 4, 6))
     values = torch.rand(5, 2, 3)
     with torch.autocast("cpu", torch.bfloat16):
         found = segments.paint(values)

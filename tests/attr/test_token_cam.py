@@ -166,7 +166,7 @@ def test_vision_maps_equal_a_straightforward_implementation(
         )
 
 
-def test_windows_of_a_larger_scale_are_one_picture() -> None:
+def test_windows_of_a_larger_scale_are_one_image() -> None:
     mllm = MLLM(*build("llava"))
     _, query = prepared(mllm, (84, 84))
     image = noise((168, 168), seed=1)[None]
@@ -191,7 +191,7 @@ def test_windows_of_a_larger_scale_are_one_picture() -> None:
 
 
 def image_span(mllm: MLLM, image: Tensor, query: Query) -> tuple[int, int]:
-    """Where the image tokens start and end in a prompt of one picture and one piece."""
+    """Where the image tokens start and end in a prompt of one image and one piece."""
     count = mllm.layouts(image, query)[0].n_tokens
     before = query.prompt.split(mllm.processor.image_token)[0]
     start = len(mllm.tokenizer(before)["input_ids"])
@@ -252,7 +252,7 @@ def test_every_token_at_once_equals_one_target_after_the_other(family: str, laye
 
 @pytest.mark.parametrize("layer", [0, "vision.0"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_of_pictures_equals_single_ones(family: str, layer: Any) -> None:
+def test_a_batch_of_images_equals_single_ones(family: str, layer: Any) -> None:
     mllm = MLLM(*shared(family))
     size = SIZES[family]
     _, query = prepared(mllm, size)
@@ -267,12 +267,12 @@ def test_a_batch_of_pictures_equals_single_ones(family: str, layer: Any) -> None
 
 @pytest.mark.parametrize("layer", [0, "vision.0"])
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "llava"])
-def test_several_open_pictures_have_a_map_each(family: str, layer: Any) -> None:
+def test_several_open_images_have_a_map_each(family: str, layer: Any) -> None:
     mllm = MLLM(*shared(family))
     first, second = noise((84, 84), 1), noise((84, 140), 2)
     inp = ImageTextInput([first, second], "what differs ?")
-    pictures, query = mllm.prepare(inp, target="a cat", every_picture=True)
-    maps = TokenCam(mllm, layer=layer).attribute(pictures, additional_forward_args=(query,))
+    images, query = mllm.prepare(inp, target="a cat", every_image=True)
+    maps = TokenCam(mllm, layer=layer).attribute(images, additional_forward_args=(query,))
     assert isinstance(maps, tuple)
     for index, found in enumerate(maps):
         inp = ImageTextInput([first, second], "what differs ?", explained=index)
@@ -294,7 +294,7 @@ def test_runs_under_the_wrappers(family: str, wrap: Callable[[Any], Any]) -> Non
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_bfloat16_and_a_constant_picture_give_finite_float32_maps(variant: Any) -> None:
+def test_bfloat16_and_a_constant_image_give_finite_float32_maps(variant: Any) -> None:
     model, processor = build("qwen2_vl")
     mllm = MLLM(model.bfloat16(), processor)
     image, query = mllm.prepare(ImageTextInput(torch.zeros(3, 56, 84), "what ?"), target="a cat")

@@ -24,11 +24,11 @@ class StatesAtHand(PassMemory):
 
 
 class ToyMLLM(MLLM):
-    """An MLLM without a network: image states come from a function of the picture.
+    """An MLLM without a network: image states come from a function of the image.
 
     Args:
         head (Tensor): output embedding (V, d).
-        see (Callable): a picture (1, 3, H, W) to image states (h, w, d).
+        see (Callable): an image (1, 3, H, W) to image states (h, w, d).
         words (Tensor): states of the words of the prompt (P, d).
         predicting (Tensor): states of the rows that predict all P + T tokens (P + T, d).
         ids (list[int]): those tokens.
@@ -69,11 +69,11 @@ class ToyMLLM(MLLM):
 
     def states(self, *args: Any, layer: int | None = None) -> States:
         self.passes += 1
-        pictures = args[0]
-        count = len(pictures)
+        images = args[0]
+        count = len(images)
         return States(
-            image=(torch.stack([self.see(each).flatten(0, 1) for each in pictures.split(1)]),),
-            layouts=self.layouts(pictures),
+            image=(torch.stack([self.see(each).flatten(0, 1) for each in images.split(1)]),),
+            layouts=self.layouts(images),
             text=self.words.expand(count, -1, -1),
             predicting=self.predicting.expand(count, -1, -1),
             ids=torch.tensor(self.ids),

@@ -1,4 +1,4 @@
-"""Small networks that take pictures of any size, for testing attribution methods."""
+"""Small networks that take images of any size, for testing attribution methods."""
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,8 @@ class ConvolutionalClassifier(nn.Module):
             self.head = nn.Linear(8, 5)
         self.eval()
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        activations = F.gelu(self.last(F.gelu(self.first(pictures))))
+    def forward(self, images: Tensor) -> Tensor:
+        activations = F.gelu(self.last(F.gelu(self.first(images))))
         return self.head(activations.mean(dim=(2, 3)))
 
 
@@ -43,8 +43,8 @@ class VisionTransformerClassifier(nn.Module):
             self.head = nn.Linear(width, 5)
         self.eval()
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        grid = self.patches(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        grid = self.patches(images)
         size = (grid.shape[2], grid.shape[3])
         grid = grid + F.interpolate(self.positions, size, mode="bicubic", align_corners=False)
         tokens = grid.flatten(2).transpose(1, 2)
@@ -55,11 +55,11 @@ class VisionTransformerClassifier(nn.Module):
 
 
 class WeightedMean(nn.Module):
-    """Mean over the picture of the pixels times a weight, which is a function of the place alone.
+    """Mean over the image of the pixels times a weight, which is a function of the place alone.
 
     Score c is the mean over pixels of ``offset[c] + down[c] * v + right[c] * u`` times the sum of
     the channels, with u, v in (0, 1) the place of the pixel's centre. At any size it computes the
-    same functional of the continuous picture, and its gradient is known in closed form.
+    same functional of the continuous image, and its gradient is known in closed form.
     """
 
     offset: Tensor
@@ -78,25 +78,25 @@ class WeightedMean(nn.Module):
         u = (torch.arange(width, dtype=torch.float64) + 0.5) / width
         return self.offset[target] + self.down[target] * v[:, None] + self.right[target] * u
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        height, width = pictures.shape[-2:]
-        intensity = pictures.sum(dim=1)
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        intensity = images.sum(dim=1)
         weights = [self.weight(target, height, width) for target in range(len(self.offset))]
         return torch.stack(
             [(weight.to(intensity) * intensity).mean(dim=(1, 2)) for weight in weights], dim=1
         )
 
 
-class PictureAndVectorClassifier(nn.Module):
-    """A picture and a vector: (N, 3, H, W), (N, 4) -> (N, 5)."""
+class ImageAndVectorClassifier(nn.Module):
+    """An image and a vector: (N, 3, H, W), (N, 4) -> (N, 5)."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        self.picture = ConvolutionalClassifier(seed)
+        self.image = ConvolutionalClassifier(seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed + 1)
             self.vector = nn.Linear(4, 5)
         self.eval()
 
-    def forward(self, pictures: Tensor, vectors: Tensor) -> Tensor:
-        return self.picture(pictures) * torch.tanh(self.vector(vectors))
+    def forward(self, images: Tensor, vectors: Tensor) -> Tensor:
+        return self.image(images) * torch.tanh(self.vector(vectors))

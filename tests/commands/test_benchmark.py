@@ -25,7 +25,7 @@ def test_the_command_leaves_tables_scores_and_figures(
         "figures",
     }
     report = (tmp_path / "report.md").read_text()
-    assert "## demo/qwen2-vl, style caption, 2 pictures" in report
+    assert "## demo/qwen2-vl, style caption, 2 images" in report
     assert "### Difference from lens" in report
     (results,) = json.loads((tmp_path / "results.json").read_text())
     assert results["tables"]["localization"]["pointing"]["uniform"]["value"] == 0

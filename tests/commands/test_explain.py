@@ -1,4 +1,4 @@
-"""Explaining from the command line: every family, pictures of every kind, chats, and errors."""
+"""Explaining from the command line: every family, images of every kind, chats, and errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.models.tiny_models import FAMILIES, save
 
 SIZES = {"square": (96, 96), "wide": (60, 200), "tall": (180, 70)}
 KINDS = ["RGB", "RGBA", "grey", "palette", "16-bit", "EXIF-rotated"]
-# Every picture with every family takes long; one family for each goes round.
+# Every image with every family takes long; one family for each goes round.
 MATRIX = [
     pytest.param(kind, shape, family, marks=() if turn % len(FAMILIES) == own else pytest.mark.slow)
     for turn, (kind, shape) in enumerate(product(KINDS, SIZES))
@@ -44,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: save(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
 
 
-def write_picture(path: Path, kind: str, size: tuple[int, int]) -> Path:
+def write_image(path: Path, kind: str, size: tuple[int, int]) -> Path:
     levels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     picture = Image.fromarray(levels)
     exif = Image.Exif()
@@ -63,10 +63,10 @@ def write_picture(path: Path, kind: str, size: tuple[int, int]) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "shape", "family"), MATRIX)
-def test_explain_takes_every_kind_of_picture(
+def test_explain_takes_every_kind_of_image(
     kind: str, shape: str, family: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    picture = write_picture(tmp_path / "picture.png", kind, SIZES[shape])
+    picture = write_image(tmp_path / "image.png", kind, SIZES[shape])
     output = tmp_path / "out"
     arguments = ["explain", str(picture), "--model", str(folders[family]), "--answer", "a cat"]
     assert main([*arguments, "--scales", "1,1.5", "--output", str(output), "--quiet"]) == 0
@@ -84,7 +84,7 @@ def test_explain_takes_every_kind_of_picture(
 def test_streamed_words_are_those_of_the_result(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = write_picture(tmp_path / "picture.png", "RGB", (96, 96))
+    picture = write_image(tmp_path / "image.png", "RGB", (96, 96))
     arguments = ["explain", str(picture), "--model", str(folders["internvl"]), "--stream"]
     arguments += ["--quiet", "--output", str(tmp_path / "out")]
     assert main([*arguments, "--max-new-tokens", "6"]) == 0
@@ -105,7 +105,7 @@ def test_streamed_words_are_those_of_the_result(
 def test_methods(
     method: str | None, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = write_picture(tmp_path / "picture.png", "RGB", (96, 96))
+    picture = write_image(tmp_path / "image.png", "RGB", (96, 96))
     arguments = ["explain", str(picture), "--model", str(folders["llava"]), "--answer", "a cat"]
     chosen = [] if method is None else ["--method", method]
     assert main([*arguments, *chosen, "--output", str(tmp_path / "out")]) == 0
@@ -127,7 +127,7 @@ def test_methods(
 
 
 def test_half_precision_and_the_models_own_answer(folders: dict[str, Path], tmp_path: Path) -> None:
-    picture = write_picture(tmp_path / "picture.png", "RGB", (96, 96))
+    picture = write_image(tmp_path / "image.png", "RGB", (96, 96))
     arguments = ["explain", str(picture), "--model", str(folders["qwen2_vl"]), "--quiet"]
     options = ["--dtype", "bfloat16", "--max-new-tokens", "3", "--output", str(tmp_path / "out")]
     assert main([*arguments, *options]) == 0
@@ -158,8 +158,8 @@ def test_the_checkpoint_s_own_precision_and_the_first_device(
 def test_several_images_a_system_message_and_a_chat(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = write_picture(tmp_path / "first.png", "RGB", (96, 96))
-    second = write_picture(tmp_path / "second.png", "RGB", (60, 90))
+    first = write_image(tmp_path / "first.png", "RGB", (96, 96))
+    second = write_image(tmp_path / "second.png", "RGB", (60, 90))
     text = {"type": "text", "text": "a cat ?"}
     user = [{"type": "image", "path": "first.png"}, {"type": "image", "image": "second.png"}, text]
     system = {"role": "system", "content": [{"type": "text", "text": "the cat"}]}
@@ -229,25 +229,25 @@ def test_output_is_not_lost_on_a_console_that_cannot_print_it(
         (["absent.png"], "absent.png"),
         (["{folder}/note.txt"], "cannot identify image"),
         (["{folder}/cut.jpg"], "the image cannot be read"),
-        (["{folder}/picture.png", "--prompt", ""], "the prompt is empty"),
-        (["{folder}/picture.png", "--prompt", " "], "the prompt is empty"),
-        (["{folder}/picture.png", "--answer", ""], "the answer to explain is empty"),
-        (["{folder}/picture.png", "--max-new-tokens", "0"], "expected at least 1"),
-        (["{folder}/picture.png", "--device", "gpu"], "expected auto or a device of PyTorch"),
-        (["{folder}/picture.png", "--explained", "1"], "the index of one of 1 image(s)"),
-        (["{folder}/picture.png", "--messages", "{folder}/absent.json"], "absent.json"),
-        (["{folder}/picture.png", "--messages", "{folder}/note.txt"], "is not JSON"),
-        (["{folder}/picture.png", "--messages", "{folder}/number.json"], "a JSON list"),
-        (["{folder}/picture.png", "--messages", "{folder}/chat.json"], "names images"),
+        (["{folder}/image.png", "--prompt", ""], "the prompt is empty"),
+        (["{folder}/image.png", "--prompt", " "], "the prompt is empty"),
+        (["{folder}/image.png", "--answer", ""], "the answer to explain is empty"),
+        (["{folder}/image.png", "--max-new-tokens", "0"], "expected at least 1"),
+        (["{folder}/image.png", "--device", "gpu"], "expected auto or a device of PyTorch"),
+        (["{folder}/image.png", "--explained", "1"], "the index of one of 1 image(s)"),
+        (["{folder}/image.png", "--messages", "{folder}/absent.json"], "absent.json"),
+        (["{folder}/image.png", "--messages", "{folder}/note.txt"], "is not JSON"),
+        (["{folder}/image.png", "--messages", "{folder}/number.json"], "a JSON list"),
+        (["{folder}/image.png", "--messages", "{folder}/chat.json"], "names images"),
         (["--messages", "{folder}/chat.json", "--prompt", "what ?"], "leave out one of them"),
         (["--messages", "{folder}/blind.json"], "has no image"),
         (["{folder}/bomb.png"], "decompression bomb"),
-        (["{folder}/picture.png", "--model", "{folder}/absent"], "there is no folder"),
-        (["{folder}/picture.png", "--model", "demo/absent"], "absent"),
-        (["{folder}/picture.png", "--model", "{folder}/weights"], "could not be loaded"),
-        (["{folder}/picture.png", "--model", "{folder}/tokenizer"], "could not be loaded"),
+        (["{folder}/image.png", "--model", "{folder}/absent"], "there is no folder"),
+        (["{folder}/image.png", "--model", "demo/absent"], "absent"),
+        (["{folder}/image.png", "--model", "{folder}/weights"], "could not be loaded"),
+        (["{folder}/image.png", "--model", "{folder}/tokenizer"], "could not be loaded"),
         pytest.param(
-            ["{folder}/picture.png", "--device", "cuda"],
+            ["{folder}/image.png", "--device", "cuda"],
             "could not be loaded on cuda",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
@@ -260,12 +260,12 @@ def test_errors_are_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    picture = write_picture(tmp_path / "picture.png", "RGB", (96, 96))
+    picture = write_image(tmp_path / "image.png", "RGB", (96, 96))
     Image.open(picture).save(tmp_path / "cut.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:700])
-    (tmp_path / "note.txt").write_text("not a picture")
+    (tmp_path / "note.txt").write_text("not an image")
     (tmp_path / "number.json").write_text("3")
-    image, text = {"type": "image", "path": "picture.png"}, {"type": "text", "text": "what ?"}
+    image, text = {"type": "image", "path": "image.png"}, {"type": "text", "text": "what ?"}
     for name, parts in (("chat", [image, text]), ("blind", [text])):
         chat = [{"role": "user", "content": parts}]
         (tmp_path / f"{name}.json").write_text(json.dumps(chat))

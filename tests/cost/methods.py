@@ -72,13 +72,13 @@ def _bare(scales: Sequence[float]) -> Callable[[Subject], Work]:
 
 
 def _inputs(scales: Sequence[float]) -> Callable[[Subject], Work]:
-    """The processor's part: from the picture as a tensor to the model's inputs."""
+    """The processor's part: from the image as a tensor to the model's inputs."""
 
     def prepare(subject: Subject) -> Work:
         def work() -> None:
             for scale in scales:
-                pictures = resize_inputs((subject.image,), scale, "bilinear")
-                subject.mllm.encode(pictures, subject.query)
+                images = resize_inputs((subject.image,), scale, "bilinear")
+                subject.mllm.encode(images, subject.query)
 
         return work
 
@@ -190,7 +190,7 @@ def _stream(subject: Subject) -> Work:
 
 
 def _several(at_once: bool, own_answers: bool) -> Callable[[Subject], Work]:
-    """Some pictures with a question and an answer each, one at a time or in a batch."""
+    """Some images with a question and an answer each, one at a time or in a batch."""
 
     def prepare(subject: Subject) -> Work:
         explainer = MLLMAttribution(ARC(LogitLens(subject.mllm)))

@@ -56,12 +56,12 @@ VISION = dict(depth=32, embed_dim=1280, num_heads=16, mlp_ratio=4, patch_size=14
 
 @dataclass(frozen=True)
 class Subject:
-    r"""A model, a picture of a given number of image tokens and an answer of a given length.
+    r"""A model, an image of a given number of image tokens and an answer of a given length.
 
     Args:
         mllm (MLLM): the model.
-        inp (ImageTextInput): the picture and the question.
-        image (Tensor): the picture as a tensor.
+        inp (ImageTextInput): the image and the question.
+        image (Tensor): the image as a tensor.
         query (Query): the question and the answer.
     """
 
@@ -131,7 +131,7 @@ def random_network(
 
 
 def make_subject(mllm: MLLM, image_tokens: int, answer_tokens: int) -> Subject:
-    r"""A picture of noise and an answer of random words, always the same.
+    r"""An image of noise and an answer of random words, always the same.
 
     Args:
         mllm (MLLM): the model.
@@ -155,20 +155,20 @@ def make_subject(mllm: MLLM, image_tokens: int, answer_tokens: int) -> Subject:
     words = np.setdiff1d(np.arange(len(tokenizer)), no_words)
     image, query = mllm.prepare(inp, target=random.choice(words, answer_tokens).tolist())
     found = mllm.layouts(image, query)[0].n_tokens
-    assert found == image_tokens, f"the picture has {found} image tokens"
+    assert found == image_tokens, f"the image has {found} image tokens"
     return Subject(mllm, inp, image, query)
 
 
 def several_inputs(subject: Subject, count: int) -> list[ImageTextInput]:
-    r"""Pictures of noise as large as the subject's, each with a question of its own length."""
+    r"""Images of noise as large as the subject's, each with a question of its own length."""
     random = np.random.default_rng(1)
     shape = np.asarray(subject.inp.images[0]).shape[1:]
-    pictures = [
+    images = [
         Image.fromarray(random.integers(0, 256, (*shape, 3), dtype=np.uint8)) for _ in range(count)
     ]
     return [
         ImageTextInput(picture, " ".join([DEMO_PROMPT] * (1 + index % 3)))
-        for index, picture in enumerate(pictures)
+        for index, picture in enumerate(images)
     ]
 
 

@@ -170,7 +170,7 @@ def test_unknown_methods_and_shapes_are_refused() -> None:
         make_subject(small().mllm, 250, 4)
 
 
-def test_no_answer_holds_the_placeholder_of_the_picture() -> None:
+def test_no_answer_holds_the_placeholder_of_the_image() -> None:
     mllm = random_model(Shape(128, 128, 1, 1, 1, 1000, True), "cpu", layers=1)
     assert mllm.image_token_id not in make_subject(mllm, 16, 5000).query.answer_ids
 

@@ -34,7 +34,7 @@ def test_a_pair_differs_in_the_cause_and_the_decided_word_alone(kind: ReferenceK
 
 
 @by_kind
-def test_neighbours_share_a_picture(kind: ReferenceKind) -> None:
+def test_neighbours_share_a_image(kind: ReferenceKind) -> None:
     references = draw(kind)
     for first, second in zip(references[::2], references[1::2], strict=True):
         assert second == first.swapped()
@@ -43,7 +43,7 @@ def test_neighbours_share_a_picture(kind: ReferenceKind) -> None:
 
 
 @by_kind
-def test_the_picture_allows_both_texts(kind: ReferenceKind) -> None:
+def test_the_image_allows_both_texts(kind: ReferenceKind) -> None:
     for reference in draw(kind):
         looks = {(thing.color, thing.shape) for thing in reference.scene.objects}
         for words in (reference.words, reference.alternative):

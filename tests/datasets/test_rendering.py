@@ -1,4 +1,4 @@
-"""Pictures and masks: reproducible, exact, and unchanged where nothing was changed."""
+"""Images and masks: reproducible, exact, and unchanged where nothing was changed."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def test_small_rendering_looks_like_a_large_one_scaled_down() -> None:
     small = render(scene, 112).image.astype(float)
     assert np.abs(small - averaged).mean() < 6
     background = render(scene, 112).background
-    for picture in (small, averaged):
-        residual = np.diff(picture[..., 0], axis=0)[background[1:] & background[:-1]]
+    for image in (small, averaged):
+        residual = np.diff(image[..., 0], axis=0)[background[1:] & background[:-1]]
         assert 5 < residual.std() < 9
 
 

@@ -27,7 +27,7 @@ def test_equal_seeds_give_equal_scenes_and_others_do_not() -> None:
 
 
 @pytest.mark.parametrize("objects", [1, 2, 3, 4, 5])
-def test_objects_are_apart_within_the_picture_and_differ_in_looks(objects: int) -> None:
+def test_objects_are_apart_within_the_image_and_differ_in_looks(objects: int) -> None:
     for seed in range(40):
         scene = sample_scene(seed, objects=objects)
         assert len(scene.objects) == objects

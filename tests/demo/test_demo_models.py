@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from captum_mllm.demo import DEMO_MODELS, DEMO_PROMPT, DEMO_PROMPTS, demo_folder, demo_picture
+from captum_mllm.demo import DEMO_MODELS, DEMO_PROMPT, DEMO_PROMPTS, demo_folder, demo_image
 from captum_mllm.demo.training.evaluate import evaluate, evaluation_scenes
 from captum_mllm.models.loading import load_processor
 
@@ -61,15 +61,15 @@ def test_fresh_scenes_are_captioned(demo: tuple[Any, Any]) -> None:
         assert accuracy.shape_pointing >= 0.5
 
 
-def test_demo_picture_is_captioned_right(demo: tuple[Any, Any]) -> None:
+def test_demo_image_is_captioned_right(demo: tuple[Any, Any]) -> None:
     model, processor = demo
-    with Image.open(demo_picture()) as picture:
-        assert picture.size == (224, 224)
+    with Image.open(demo_image()) as image:
+        assert image.size == (224, 224)
         parts = [{"type": "image"}, {"type": "text", "text": DEMO_PROMPT}]
         prompt = processor.apply_chat_template(
             [{"role": "user", "content": parts}], add_generation_prompt=True
         )
-        inputs = processor(images=[picture], text=[prompt], return_tensors="pt")
+        inputs = processor(images=[image], text=[prompt], return_tensors="pt")
     answer = model.generate(**inputs)[0, inputs.input_ids.shape[1] :]
     assert processor.tokenizer.decode(answer, skip_special_tokens=True) == (
         "a striped red star is above a blue triangle and a purple heart on a light background ."

@@ -1,4 +1,4 @@
-"""The bundled model, and one captioned picture before it."""
+"""The bundled model, and one captioned image before it."""
 
 from __future__ import annotations
 

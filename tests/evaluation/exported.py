@@ -27,7 +27,7 @@ TAGS = {
 def row_of(example: SceneExample, folder: Path) -> dict[str, Any]:
     """A row of our own, whose nouns have their masks."""
     name = f"{example.number}.png"
-    example.picture.save(folder / name, compress_level=1)
+    example.image.save(folder / name, compress_level=1)
     regions, start = [], 0
     for place, word in enumerate(example.caption.words):
         if example.caption.kinds[place] == "noun" and word in SHAPES:

@@ -8,7 +8,7 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm import LogitLens
-from captum_mllm.evaluation.attributions import LensProbability, MapFunction, PictureContrast
+from captum_mllm.evaluation.attributions import ImageContrast, LensProbability, MapFunction
 from captum_mllm.evaluation.method import Case
 
 
@@ -38,13 +38,13 @@ def test_an_unknown_reading_is_refused(case: Case) -> None:
         LensProbability(case.mllm, "odds")
 
 
-def test_a_contrast_is_what_the_picture_adds(case: Case) -> None:
+def test_a_contrast_is_what_the_image_adds(case: Case) -> None:
     lens = LogitLens(case.mllm)
     grey = case.image.mean((2, 3), keepdim=True).expand_as(case.image)
     arguments = {"additional_forward_args": (case.query,)}
     expected = (lens.attribute(case.image, **arguments) - lens.attribute(grey, **arguments)).relu()
-    torch.testing.assert_close(case.maps(PictureContrast(lens)), expected[:, 0])
-    empty = PictureContrast(lens).attribute(grey, None, (case.query,))
+    torch.testing.assert_close(case.maps(ImageContrast(lens)), expected[:, 0])
+    empty = ImageContrast(lens).attribute(grey, None, (case.query,))
     assert empty.max() < 1e-4
 
 

@@ -25,10 +25,10 @@ def test_the_true_mask_is_the_upper_bound(case: Case) -> None:
     assert found["pointing"] == 1
     assert found["leakage"] < 0.01
     assert min(found["objects"], found["rank"], found["mass"]) > 0.9
-    assert found["f1_per_picture"] > 0.9
+    assert found["f1_per_image"] > 0.9
     for other in ("lens", "random", "uniform", "blob"):
         weaker = scores(case, other)
-        for name in ("objects", "mass", "rank", "f1_per_picture"):
+        for name in ("objects", "mass", "rank", "f1_per_image"):
             assert weaker[name].total < found[name] * weaker[name].words
 
 
@@ -40,7 +40,7 @@ def test_a_uniform_map_points_nowhere(case: Case) -> None:
     assert found["rank"].total == pytest.approx(area)
 
 
-def test_random_maps_are_the_same_for_the_same_picture(case: Case) -> None:
+def test_random_maps_are_the_same_for_the_same_image(case: Case) -> None:
     first, second = (METHODS["random"].explain(case) for _ in range(2))
     assert torch.equal(first, second)
     assert first.std() > 0.2

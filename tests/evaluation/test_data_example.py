@@ -27,12 +27,12 @@ class PieceTokenizer:
 
 def example(said: str, answer: str | None, *regions: tuple[str, int | None]) -> DataExample:
     tokenizer: Any = PieceTokenizer(said)
-    picture: Any = SimpleNamespace(height=4, width=6)
+    image: Any = SimpleNamespace(height=4, width=6)
     boxes = [
         BoxMask(((float(place), 0.0, float(place + 1), 1.0),)) for place in range(len(regions))
     ]
     found = tuple(Region(text, box, start) for (text, start), box in zip(regions, boxes))
-    sample = Sample("x", 3, "line 4", lambda: picture, "What?", answer, regions=found)
+    sample = Sample("x", 3, "line 4", lambda: image, "What?", answer, regions=found)
     return DataExample(sample, "jsonl", tokenizer, range(len(tokenizer.pieces)))
 
 

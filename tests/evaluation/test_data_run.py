@@ -45,7 +45,7 @@ def test_exported_scenes_have_the_scores_of_scenes(mllm: MLLM, tmp_path: Path) -
             maps = method.explain(case).float().clamp_min(0)
             for metric, score in localization_scores(case, method, maps).items():
                 # A noun without a mask, the background, is none in a data set.
-                if metric not in ("functions", "f1_per_picture"):
+                if metric not in ("functions", "f1_per_image"):
                     assert record.methods[name][metric] == pytest.approx(score), metric
         assert record.methods["lens"]["pointing"].words > 0
 
@@ -90,9 +90,9 @@ def test_yes_no_questions_are_answered_and_counted(
     # The model was never asked yes or no: it describes, which says yes by POPE's rule.
     answers = results["answers"]
     assert (answers["questions"], answers["accuracy"], answers["yes_ratio"]) == (2, 0.5, 1.0)
-    assert results["tables"]["faithfulness"]["insertion"]["lens"]["pictures"] == 2
+    assert results["tables"]["faithfulness"]["insertion"]["lens"]["images"] == 2
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "| accuracy | 0.5 |" in report and "data pope, 2 pictures" in report
+    assert "| accuracy | 0.5 |" in report and "data pope, 2 images" in report
     assert str(tmp_path / "out" / "report.md") in capsys.readouterr().out
 
 

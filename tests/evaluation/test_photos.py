@@ -83,9 +83,9 @@ def test_photos_are_read_where_their_package_has_them(
     package = tmp_path / "album"
     package.mkdir()
     (package / "__init__.py").touch()
-    picture = Image.new("RGB", (40, 20), "red")
-    picture.paste("blue", (20, 0, 40, 20))
-    picture.save(package / "flag.png")
+    image = Image.new("RGB", (40, 20), "red")
+    image.paste("blue", (20, 0, 40, 20))
+    image.save(package / "flag.png")
     monkeypatch.syspath_prepend(tmp_path)
     photo = Photo("album", "flag.png", (0.5, 0, 1), "flag", 0, "test")
     shown = load_photo(photo, 10)

@@ -7,13 +7,13 @@ from captum.attr import InputXGradient
 
 from captum_mllm.evaluation import published
 from captum_mllm.evaluation.method import Case
-from captum_mllm.metrics.picture_baselines import picture_baseline
+from captum_mllm.metrics.image_baselines import image_baseline
 
 
 def test_occlusion_is_the_drop_of_the_logit_where_windows_hide_a_pixel(case: Case) -> None:
     side, window, stride = 224, 112, 56
     maps = published.occlusion(case, windows=2, steps=4)
-    empty = picture_baseline(case.image, "mean")
+    empty = image_baseline(case.image, "mean")
     steps = (side - window) // stride + 1
     token = case.nouns[0]
     with torch.no_grad():
@@ -48,6 +48,6 @@ def test_input_x_gradient_is_summed_over_the_cells_of_tokens(case: Case) -> None
 
 def test_integrated_gradients_start_from_the_mean_colour(case: Case) -> None:
     case.words = (case.words[case.nouns[0]],)
-    of_picture = published.integrated_gradients(case, n_steps=2).max()
-    case.image = picture_baseline(case.image, "mean").clone()
-    assert published.integrated_gradients(case, n_steps=2).max() < 1e-4 * of_picture
+    of_image = published.integrated_gradients(case, n_steps=2).max()
+    case.image = image_baseline(case.image, "mean").clone()
+    assert published.integrated_gradients(case, n_steps=2).max() < 1e-4 * of_image

@@ -16,7 +16,7 @@ from captum_mllm.evaluation.summary import Summary, summarize
 
 
 def scores(value: float) -> Scores:
-    names = ("objects", "functions", "f1_per_picture", "pointing", "mass", "rank", "leakage")
+    names = ("objects", "functions", "f1_per_image", "pointing", "mass", "rank", "leakage")
     return {name: Score(2 * value, 2.0) for name in names}
 
 
@@ -54,7 +54,7 @@ def test_the_report_holds_each_method_with_its_interval() -> None:
     assert "| 1 | 1.2 [1.2, 1.2] | 75.0 [75.0, 75.0] |" in text
 
 
-def test_captions_of_one_scene_count_as_one_picture() -> None:
+def test_captions_of_one_scene_count_as_one_image() -> None:
     records = [
         Record("demo/m", style, number, {"lens": scores(0.1 * number + shift)}, {}, {})
         for style, shift in (("caption", 0.0), ("dense", 0.2))
@@ -62,12 +62,12 @@ def test_captions_of_one_scene_count_as_one_picture() -> None:
     ]
     one, other, both = summarize(records, "lens", resamples=100)
     assert [each.style for each in (one, other, both)] == ["caption", "dense", "all"]
-    assert both.pictures == 4
+    assert both.images == 4
     means = [each.tables["localization"]["pointing"]["lens"] for each in (one, other, both)]
     assert means[2].value == pytest.approx((means[0].value + means[1].value) / 2)
     # Twice the words of the same scenes are no more evidence.
     assert means[2].high - means[2].low == pytest.approx(means[0].high - means[0].low, rel=0.3)
-    assert both.title == "demo/m, all styles, 4 pictures"
+    assert both.title == "demo/m, all styles, 4 images"
 
 
 def test_results_are_json() -> None:
@@ -75,7 +75,7 @@ def test_results_are_json() -> None:
     (found,) = json.loads(json.dumps([summary.to_dict()]))
     cell = found["tables"]["localization"]["pointing"]["lens"]
     assert cell["value"] == pytest.approx(0.5175)
-    assert cell["pictures"] == found["pictures"] == 8
+    assert cell["images"] == found["images"] == 8
 
 
 def test_a_bar_for_each_method() -> None:

@@ -59,7 +59,7 @@ def test_what_is_done_is_not_done_again(finished: Path, monkeypatch: pytest.Monk
     assert [record.number for record in records] == [0, 1]
 
 
-def test_an_interrupted_run_keeps_its_pictures(
+def test_an_interrupted_run_keeps_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def score(settings: Settings, device: str, task: tuple[str, str, int]) -> Record:
@@ -113,14 +113,14 @@ def test_wrong_numbers_are_refused(tmp_path: Path, scenes: int, workers: int) ->
         run_benchmark(SETTINGS, scenes, tmp_path, workers)
 
 
-def test_curves_are_drawn_for_some_pictures_and_not_for_sweeps(tmp_path: Path) -> None:
+def test_curves_are_drawn_for_some_images_and_not_for_sweeps(tmp_path: Path) -> None:
     settings = Settings(methods=("lens", "arc-p0.5"), metrics=("curves",), steps=2, curves_every=2)
     first, second = run_benchmark(settings, 2, tmp_path)
     assert set(first.methods["lens"]) == {"insertion", "deletion", "difference"}
     assert first.methods["arc-p0.5"] == second.methods["lens"] == {}
 
 
-def test_a_picture_without_curves_is_not_explained_for_them(
+def test_a_image_without_curves_is_not_explained_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explained: list[int] = []

@@ -172,16 +172,16 @@ def test_attention_of_a_vision_tower_is_had_in_turn() -> None:
     explainer = MLLMAttribution(AttentionMaps(mllm, "raw", tower="vision"))
     with counted(mllm) as passes:
         results = explainer.attribute_batch(inputs(), ANSWERS)
-    # One for the picture, in which the vision tower is watched, and one for the words.
+    # One for the image, in which the vision tower is watched, and one for the words.
     assert len(passes) == 2 * len(SIZES)
     for result, inp, answer in zip(results, inputs(), ANSWERS, strict=True):
         assert_close(result, explainer.attribute(inp, answer))
 
 
-def test_equal_questions_about_different_pictures_are_not_mixed_up(mllm: MLLM) -> None:
+def test_equal_questions_about_different_images_are_not_mixed_up(mllm: MLLM) -> None:
     random = torch.Generator().manual_seed(1)
-    pictures = [torch.rand(3, 84, 84, generator=random) for _ in range(3)]
-    asked = [ImageTextInput(picture, "what ?") for picture in pictures]
+    images = [torch.rand(3, 84, 84, generator=random) for _ in range(3)]
+    asked = [ImageTextInput(image, "what ?") for image in images]
     explainer = MLLMAttribution(MSEA(LogitLens(mllm)))
     results = explainer.attribute_batch(asked, ["a cat"] * 3, scales=(0.5, 1.0))
     for result, inp in zip(results, asked):
@@ -196,7 +196,7 @@ def test_bad_batches_are_refused_and_the_model_stays_as_it_was() -> None:
     for given, error, message in (
         (([], None), ValueError, "at least one input"),
         ((inputs(), ["a cat"]), ValueError, r"3 input\(s\) and 1 target"),
-        ((["a picture"], None), TypeError, "expected ImageTextInput"),
+        ((["an image"], None), TypeError, "expected ImageTextInput"),
         ((inputs()[0], None), TypeError, "expected a list of them"),
         ((inputs(), ["a cat", "", "a dog"]), ValueError, "is empty"),
     ):

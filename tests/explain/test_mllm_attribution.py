@@ -1,4 +1,4 @@
-"""The whole line, from a picture and a question to maps and weights."""
+"""The whole line, from an image and a question to maps and weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from captum_mllm import (
 from captum_mllm.attr import AttentionMaps, ScaleAttribution
 from captum_mllm.models.vocabulary import CHUNK
 from tests.models.test_decoding import counted
-from tests.models.test_mllm import picture
+from tests.models.test_mllm import random_image
 from tests.models.test_model_unchanged import snapshot
 from tests.models.tiny_models import FAMILIES, build, shared
 
@@ -51,7 +51,7 @@ def mllm(request: pytest.FixtureRequest) -> MLLM:
 
 @pytest.fixture
 def inp() -> ImageTextInput:
-    return ImageTextInput(picture(), PROMPT)
+    return ImageTextInput(random_image(), PROMPT)
 
 
 def arc(mllm: MLLM) -> Attribution:
@@ -85,7 +85,7 @@ def test_a_gradient_method_takes_a_pass_for_each_token_and_scale_and_one_for_eac
     family: str, weights: str
 ) -> None:
     mllm = MLLM(*shared(family))
-    inp = ImageTextInput(picture(84, 84), PROMPT)
+    inp = ImageTextInput(random_image(84, 84), PROMPT)
     n_prompt = len(PROMPT.split())
     n_answer = len(mllm.prepare(inp, target=ANSWER)[1].answer_ids)
     options = {"target": ANSWER, "scales": (1.0, 1.5), "weights": weights}
@@ -120,7 +120,7 @@ def patched_states(mllm: MLLM, seen: list[int]) -> Iterator[None]:
 
 def test_methods_in_turn_give_the_scales_what_they_give_alone() -> None:
     mllm = MLLM(*shared("qwen2_vl"))
-    inp = ImageTextInput(picture(84, 84), PROMPT)
+    inp = ImageTextInput(random_image(84, 84), PROMPT)
     image, query = mllm.prepare(inp, target="a cat")
     options = {"scales": (0.5, 1.0), "weights": "confidence", "normalize": "none"}
     msea = MSEA(InputXGradient(mllm))
@@ -179,7 +179,7 @@ print(peak() - before)
 
 
 def large_vocabulary() -> tuple[MLLM, ImageTextInput, Any]:
-    """A model with 150,000 words, a picture, and an answer of 200 of them."""
+    """A model with 150,000 words, an image, and an answer of 200 of them."""
     model, processor = build("llava")
     model.resize_token_embeddings(150_000, mean_resizing=False)
     mllm = MLLM(model.eval(), processor)
@@ -251,9 +251,9 @@ def test_what_each_scale_saw_is_the_base_methods(mllm: MLLM, inp: ImageTextInput
         torch.testing.assert_close(result.scales[1].output_probs, result.output_probs)
 
 
-def test_scales_are_told_only_where_they_are_those_of_the_picture() -> None:
+def test_scales_are_told_only_where_they_are_those_of_the_image() -> None:
     mllm = MLLM(*shared("qwen2_vl"))
-    inp = ImageTextInput(picture(84, 84), PROMPT)
+    inp = ImageTextInput(random_image(84, 84), PROMPT)
     noisy = {"nt_samples": 2, "stdevs": 1e-9, "scales": (1.0, 0.5)}
     told = {
         "directly": (MSEA(NoiseTunnel(LogitLens(mllm))), noisy),
@@ -277,7 +277,7 @@ def test_scales_are_told_only_where_they_are_those_of_the_picture() -> None:
 @pytest.mark.parametrize("base", [LogitLens, Saliency])
 def test_the_users_own_callback_sees_the_scales_too(base: type[Attribution]) -> None:
     mllm = MLLM(*shared("qwen2_vl"))
-    inp = ImageTextInput(picture(84, 84), PROMPT)
+    inp = ImageTextInput(random_image(84, 84), PROMPT)
     for method in (MSEA(base(mllm)), ARC(MSEA(base(mllm))), NoiseTunnel(MSEA(base(mllm)))):
         seen: list[ScaleAttribution] = []
         tunnel = {"nt_samples": 1, "stdevs": 1e-9} if isinstance(method, NoiseTunnel) else {}
@@ -297,7 +297,7 @@ def test_the_users_own_callback_sees_the_scales_too(base: type[Attribution]) -> 
 
 def test_weights_of_text_come_from_the_method_that_has_them() -> None:
     mllm = MLLM(*shared("qwen2_vl"))
-    inp = ImageTextInput(picture(84, 84), PROMPT)
+    inp = ImageTextInput(random_image(84, 84), PROMPT)
 
     def text(method: Attribution, **options: Any) -> torch.Tensor:
         return MLLMAttribution(method).attribute(inp, target=ANSWER, **options).token_attr
@@ -330,15 +330,15 @@ def test_weights_of_text_come_from_the_method_that_has_them() -> None:
         ({"scales": "12"}, "scales must be a sequence of numbers, got '12'"),
         ({"scales": ("1", "2")}, "scales must be a sequence of numbers"),
         (
-            {"target": None, "gen_args": {"every_picture": True}},
-            r"gen_args holds \['every_picture'",
+            {"target": None, "gen_args": {"every_image": True}},
+            r"gen_args holds \['every_image'",
         ),
         ({"target": None, "gen_args": {"target": "a"}}, r"gen_args holds \['target'"),
     ],
 )
 def test_options_that_clash_are_refused(arguments: dict[str, Any], message: str) -> None:
     mllm = MLLM(*shared("llava"))
-    inp = ImageTextInput(picture(84, 84), PROMPT)
+    inp = ImageTextInput(random_image(84, 84), PROMPT)
     with pytest.raises(ValueError, match=message):
         MLLMAttribution(MSEA(LogitLens(mllm))).attribute(inp, **{"target": "a cat", **arguments})
 
@@ -361,7 +361,7 @@ def test_the_words_of_the_prompt_can_be_explained_too(family: str, inp: ImageTex
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava", "internvl"])
 def test_captums_methods_explain_each_token_in_turn(family: str) -> None:
     mllm = MLLM(*shared(family))
-    inp = ImageTextInput(picture(84, 84), PROMPT)
+    inp = ImageTextInput(random_image(84, 84), PROMPT)
     image, query = mllm.prepare(inp, target="a cat")
     for method, arguments in [
         (Saliency(mllm), {}),
@@ -383,7 +383,7 @@ def test_captums_methods_explain_each_token_in_turn(family: str) -> None:
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava", "internvl"])
 def test_msea_wraps_captums_methods_on_an_mllm(family: str) -> None:
     mllm = MLLM(*shared(family))
-    image, query = mllm.prepare(ImageTextInput(picture(56, 84), PROMPT), target="a cat")
+    image, query = mllm.prepare(ImageTextInput(random_image(56, 84), PROMPT), target="a cat")
     call = {"target": (1, query.answer_ids[1]), "additional_forward_args": (query,)}
     for method, arguments in [
         (LogitLens(mllm), {}),
@@ -417,7 +417,7 @@ def test_msea_wraps_captums_methods_on_an_mllm(family: str) -> None:
 
 def test_layer_grad_cam_runs_on_the_convolution_of_a_vision_tower() -> None:
     mllm = MLLM(*shared("llava"))
-    image, query = mllm.prepare(ImageTextInput(picture(84, 84), PROMPT), target="a cat")
+    image, query = mllm.prepare(ImageTextInput(random_image(84, 84), PROMPT), target="a cat")
     layer = mllm.model.get_encoder(modality="image").embeddings.patch_embedding
     maps = MSEA(LayerGradCam(mllm, layer)).attribute(
         image, scales=(1.0,), target=(1, query.answer_ids[1]), additional_forward_args=(query,)
@@ -494,7 +494,7 @@ def test_the_model_is_left_as_it_was_also_after_an_exception(
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_a_scale_too_small_for_one_token_is_an_error(family: str) -> None:
     mllm = MLLM(*shared(family))
-    inp = ImageTextInput(picture(40, 90), PROMPT)
+    inp = ImageTextInput(random_image(40, 90), PROMPT)
     with pytest.raises(ValueError, match="too few for one image token"):
         MLLMAttribution(arc(mllm)).attribute(inp, target=ANSWER, scales=(1.0, 0.25))
 
@@ -528,7 +528,7 @@ def test_bad_answers_and_inputs_are_refused(inp: ImageTextInput) -> None:
             mllm(*bad)
 
 
-def test_a_template_without_a_place_for_the_picture_is_an_error(inp: ImageTextInput) -> None:
+def test_a_template_without_a_place_for_the_image_is_an_error(inp: ImageTextInput) -> None:
     model, processor = build("llava")
     processor.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
     with pytest.raises(ValueError, match=r"leaves out '.*', all text of the last message"):

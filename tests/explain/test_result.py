@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from captum_mllm import MLLM, ImageTextInput, LogitLens, MLLMAttribution, MLLMAttributionResult
-from captum_mllm.demo import demo_picture
+from captum_mllm.demo import demo_image
 from captum_mllm.explain import result_file
 from captum_mllm.explain.result import ScaleResult, WordWeight
 from captum_mllm.models.prompt_parts import PromptPart
@@ -58,7 +58,7 @@ def make(**changes: Any) -> MLLMAttributionResult:
     return MLLMAttributionResult(**{**parts, **changes})
 
 
-def test_a_map_has_the_size_of_the_picture() -> None:
+def test_a_map_has_the_size_of_the_image() -> None:
     result = make()
     for token in (0, -1, (0, 2), None, "a", "<b>cat"):
         array = result.map(token)
@@ -124,7 +124,7 @@ def test_it_is_captums_result() -> None:
 
 
 @pytest.mark.parametrize("token", [None, 0, (0, 2), "a"])
-def test_the_heatmap_is_drawn_over_the_picture(token: Any) -> None:
+def test_the_heatmap_is_drawn_over_the_image(token: Any) -> None:
     figure, axes = make().plot_image_heatmap(target_token_pos=token)
     figure.canvas.draw()
     image, overlay = axes.images
@@ -456,7 +456,7 @@ def test_the_page_and_the_notebook_view_are_made(tmp_path: Path) -> None:
 
 def test_a_chat_has_its_turns_and_images() -> None:
     mllm = MLLM.from_pretrained("demo/qwen2-vl")
-    scene = Image.open(demo_picture())
+    scene = Image.open(demo_image())
     messages = [
         {
             "role": "user",
@@ -492,7 +492,7 @@ def test_a_chat_has_its_turns_and_images() -> None:
 
 def test_segments_of_the_method_are_those_of_the_plot() -> None:
     mllm = MLLM.from_pretrained("demo/qwen2-vl")
-    inp = ImageTextInput(Image.open(demo_picture()), "describe the image .")
+    inp = ImageTextInput(Image.open(demo_image()), "describe the image .")
     explainer = MLLMAttribution(FeatureAblation(mllm))
     result = explainer.attribute(inp, target="a", segments=(2, 3), perturbations_per_eval=6)
     assert result.segments is not None

@@ -23,7 +23,7 @@ from captum_mllm import (
     LogitLens,
     MLLMAttribution,
 )
-from captum_mllm.demo import DEMO_PROMPT, demo_picture
+from captum_mllm.demo import DEMO_PROMPT, demo_image
 from captum_mllm.explain import AnswerWord
 from captum_mllm.explain.stream import Lockstep, ended_words
 from captum_mllm.models.words import group_words, token_texts
@@ -84,7 +84,7 @@ def test_words_have_the_explanations_that_they_have_in_the_whole_answer(
 def test_a_word_comes_as_soon_as_the_next_token_begins_another() -> None:
     mllm = MLLM.from_pretrained("demo/qwen2-vl")
     with counted(mllm) as passes:
-        inp = ImageTextInput(Image.open(demo_picture()), DEMO_PROMPT)
+        inp = ImageTextInput(Image.open(demo_image()), DEMO_PROMPT)
         stream = MLLMAttribution(LogitLens(mllm)).stream(inp, gen_args=LONG)
         assert not passes
         for step in stream:
@@ -139,7 +139,7 @@ def test_methods_that_need_more_are_refused_at_once(
 def test_what_is_no_input_is_refused() -> None:
     explainer = MLLMAttribution(LogitLens(MLLM(*shared("llava"))))
     with pytest.raises(TypeError, match="expected ImageTextInput"):
-        explainer.stream("a picture")
+        explainer.stream("an image")
     with pytest.raises(ValueError, match="generate does not take"):
         explainer.stream(asked(), gen_args={"target": "a cat"})
 
@@ -271,13 +271,13 @@ def test_lockstep_runs_a_step_at_a_time() -> None:
     assert len(done) == 4
 
 
-def test_the_picture_is_read_once(mllm: MLLM) -> None:
-    picture = torch.rand(3, 84, 84, generator=torch.Generator().manual_seed(0))
+def test_the_image_is_read_once(mllm: MLLM) -> None:
+    image = torch.rand(3, 84, 84, generator=torch.Generator().manual_seed(0))
     explainer = MLLMAttribution(LogitLens(mllm))
-    undisturbed = list(explainer.stream(ImageTextInput(picture.clone(), "what ?"), gen_args=LONG))
-    stream = explainer.stream(ImageTextInput(picture, "what ?"), gen_args=LONG)
+    undisturbed = list(explainer.stream(ImageTextInput(image.clone(), "what ?"), gen_args=LONG))
+    stream = explainer.stream(ImageTextInput(image, "what ?"), gen_args=LONG)
     words = [next(stream)]
-    picture.zero_()
+    image.zero_()
     words += stream
     for found, expected in zip(words, undisturbed, strict=True):
         assert found.word == expected.word

@@ -43,7 +43,7 @@ def test_mean_equals_scipy_up_to_the_draws() -> None:
 
 
 def test_equals_a_loop_over_resamples() -> None:
-    """The same draws, picture by picture."""
+    """The same draws, image by image."""
     values, other = scores(20), scores(20, seed=1)
     picks = torch.randint(20, (300, 20), generator=torch.Generator().manual_seed(7))
     means = sorted(
@@ -55,12 +55,12 @@ def test_equals_a_loop_over_resamples() -> None:
     assert float(found.high) == pytest.approx(high)
 
 
-def test_what_differs_between_pictures_cancels_in_a_difference() -> None:
+def test_what_differs_between_images_cancels_in_a_difference() -> None:
     difference = bootstrap_difference(scores() * 100 + 1, scores() * 100)
     assert [float(each) for each in difference] == pytest.approx([1.0] * 3)
 
 
-def test_ratio_weighs_pictures_by_their_words() -> None:
+def test_ratio_weighs_images_by_their_words() -> None:
     totals = scores() * counts()
     found = bootstrap_ratio(totals, counts())
     assert float(found.estimate) == pytest.approx(float(totals.sum() / counts().sum()))
@@ -122,7 +122,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert 0.84 < float(covered) < 0.94
 
 
-def test_one_picture_and_equal_pictures_have_no_spread() -> None:
+def test_one_image_and_equal_images_have_no_spread() -> None:
     for values in (torch.tensor([0.25]), torch.full((30,), 0.25)):
         assert [float(each) for each in bootstrap_mean(values)] == [0.25] * 3
 
@@ -133,11 +133,11 @@ def test_no_words_count_as_zero() -> None:
 
 
 def test_bad_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="must be finite, got NaN or infinity; for pictures"):
+    with pytest.raises(ValueError, match="must be finite, got NaN or infinity; for images"):
         bootstrap_mean(torch.tensor([1.0, torch.nan]))
-    with pytest.raises(ValueError, match=r"the same pictures, at least one, in every column"):
+    with pytest.raises(ValueError, match=r"the same images, at least one, in every column"):
         bootstrap_difference(scores(3), scores(4))
-    with pytest.raises(ValueError, match=r"the same pictures, at least one, in every column"):
+    with pytest.raises(ValueError, match=r"the same images, at least one, in every column"):
         bootstrap_mean(torch.zeros(0))
     with pytest.raises(ValueError, match="confidence must lie strictly between 0 and 1"):
         bootstrap_mean(scores(), confidence=95)

@@ -54,7 +54,7 @@ def test_agreement_of_a_scale_that_says_nothing() -> None:
     assert agreement.tolist() == [[pytest.approx(1.0), 0.0], [0.0, 0.0]]
 
 
-def test_the_same_picture_at_two_sizes_agrees() -> None:
+def test_the_same_image_at_two_sizes_agrees() -> None:
     smooth = torch.nn.functional.interpolate(draw(1, 1, 4, 4), (16, 16), mode="bicubic")
     small = torch.nn.functional.interpolate(smooth, (8, 8), mode="area")
     assert float(scale_agreement([smooth, small])[0, 0, 0, 1]) > 0.95

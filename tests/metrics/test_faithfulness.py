@@ -32,20 +32,20 @@ def classifier(n_classes: int = 4) -> nn.Module:
 
 
 def curve_by_hand(
-    score: Callable[[Tensor], float], picture: Tensor, baseline: Tensor, map_: Tensor, steps: int
+    score: Callable[[Tensor], float], image: Tensor, baseline: Tensor, map_: Tensor, steps: int
 ) -> tuple[list[float], list[float]]:
     """Insertion and deletion curves of one example, one pixel after the other; without ties."""
     height, width = SIZE
     cells = sorted(
         (-float(map_[row, column]), row, column) for row in range(height) for column in range(width)
     )
-    inserted, deleted = baseline.clone(), picture.clone()
+    inserted, deleted = baseline.clone(), image.clone()
     curves: tuple[list[float], list[float]] = ([score(inserted)], [score(deleted)])
     done = 0
     for step in range(1, steps + 1):
         while done < round(step * len(cells) / steps):
             _, row, column = cells[done]
-            inserted[:, row, column] = picture[:, row, column]
+            inserted[:, row, column] = image[:, row, column]
             deleted[:, row, column] = baseline[:, row, column]
             done += 1
         curves[0].append(score(inserted))
@@ -71,8 +71,8 @@ def test_equals_a_loop_over_pixels(steps: int, per_eval: int) -> None:
     aopc = area_over_perturbation_curve(model, images, attributions, **arguments)
     for index, wanted in enumerate(target):
 
-        def score(picture: Tensor, wanted: int = wanted) -> float:
-            return float(model(picture[None]).detach().softmax(-1)[0, wanted])
+        def score(image: Tensor, wanted: int = wanted) -> float:
+            return float(model(image[None]).detach().softmax(-1)[0, wanted])
 
         inserted, deleted = curve_by_hand(
             score, images[index], baseline[index], attributions[index, 0], steps
@@ -84,7 +84,7 @@ def test_equals_a_loop_over_pixels(steps: int, per_eval: int) -> None:
 
 
 def weighted_sum(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda picture: (picture * weight).sum((1, 2, 3))
+    return lambda image: (image * weight).sum((1, 2, 3))
 
 
 def test_closed_form_of_a_linear_function() -> None:
@@ -138,7 +138,7 @@ def test_scores_do_not_depend_on_monotonic_changes_of_the_map() -> None:
 
 
 @pytest.mark.parametrize("kind", ["insertion", "deletion"])
-def test_the_curve_runs_between_the_baseline_and_the_picture(kind: Any) -> None:
+def test_the_curve_runs_between_the_baseline_and_the_image(kind: Any) -> None:
     images, model = pictures(), classifier()
     baseline = torch.rand_like(images)
     curve = perturbation_curve(
@@ -180,13 +180,13 @@ def test_quadratic_steps_are_finer_where_the_map_is_largest() -> None:
 def test_pixels_of_one_value_come_in_patches() -> None:
     seen = []
 
-    def remember(picture: Tensor) -> Tensor:
-        seen.append(picture[0, 0] > 0)
-        return picture.mean((1, 2, 3))
+    def remember(image: Tensor) -> Tensor:
+        seen.append(image[0, 0] > 0)
+        return image.mean((1, 2, 3))
 
-    picture = torch.ones(1, 3, 56, 56)
+    image = torch.ones(1, 3, 56, 56)
     constant = torch.ones(1, 1, 56, 56)
-    perturbation_curve(remember, picture, constant, "insertion", baselines=0.0, steps=2)
+    perturbation_curve(remember, image, constant, "insertion", baselines=0.0, steps=2)
     half = seen[1]
     assert half.float().mean() == 0.5
     # Of scattered pixels half would have a neighbour of the other kind.
@@ -194,7 +194,7 @@ def test_pixels_of_one_value_come_in_patches() -> None:
     assert 0.2 < half[:28].float().mean() < 0.8
 
 
-def test_where_the_picture_is_no_likelier_there_is_nothing_to_normalise() -> None:
+def test_where_the_image_is_no_likelier_there_is_nothing_to_normalise() -> None:
     images = pictures()
     same = torch.zeros(1, 1, *SIZE, dtype=torch.float64)
     for metric in (insertion_auc, deletion_auc):
@@ -206,8 +206,8 @@ def test_where_the_picture_is_no_likelier_there_is_nothing_to_normalise() -> Non
 def test_normalised_areas_stay_within_bounds() -> None:
     """A function that overshoots between its ends."""
 
-    def overshooting(picture: Tensor) -> Tensor:
-        share = picture.mean((1, 2, 3))
+    def overshooting(image: Tensor) -> Tensor:
+        share = image.mean((1, 2, 3))
         return share + 100 * share * (1 - share)
 
     images = torch.ones(2, 3, *SIZE, dtype=torch.float64)
@@ -218,12 +218,12 @@ def test_normalised_areas_stay_within_bounds() -> None:
 
 def test_a_method_of_the_forward_function_is_asked_for_the_probability() -> None:
     class Hooked:
-        def __call__(self, picture: Tensor) -> Tensor:
+        def __call__(self, image: Tensor) -> Tensor:
             raise AssertionError("the output was asked for")
 
-        def target_probability(self, picture: Tensor, scale: float, target: int) -> Tensor:
+        def target_probability(self, image: Tensor, scale: float, target: int) -> Tensor:
             assert not torch.is_grad_enabled()
-            return picture.mean((1, 2, 3)) * scale * target
+            return image.mean((1, 2, 3)) * scale * target
 
     curve = perturbation_curve(
         Hooked(),
@@ -238,9 +238,9 @@ def test_a_method_of_the_forward_function_is_asked_for_the_probability() -> None
 
 
 def test_arguments_of_each_example_go_along() -> None:
-    def shifted(picture: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
-        assert len(shift) == len(picture)
-        return picture.mean((1, 2, 3)) * factor + shift
+    def shifted(image: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
+        assert len(shift) == len(image)
+        return image.mean((1, 2, 3)) * factor + shift
 
     shift = torch.tensor([0.0, 10.0, 20.0], dtype=torch.float64)
     curve = perturbation_curve(
@@ -256,7 +256,7 @@ def test_arguments_of_each_example_go_along() -> None:
 
 @pytest.mark.parametrize("baselines", ["blur", "mean", 0.0, None])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_low_precision_pictures(dtype: torch.dtype, baselines: Any) -> None:
+def test_low_precision_images(dtype: torch.dtype, baselines: Any) -> None:
     model = classifier().to(dtype)
     area = insertion_auc(model, pictures(dtype=dtype), maps().to(dtype), baselines, target=1)
     assert area.dtype == torch.float32
@@ -291,7 +291,7 @@ def test_bad_arguments_are_refused() -> None:
         insertion_auc(model, images / 0, attributions, target=0)
     with pytest.raises(ValueError, match=r"inputs must have shape \(B, C, H, W\)"):
         insertion_auc(model, images[0], attributions, target=0)
-    with pytest.raises(TypeError, match="one floating-point Tensor of pictures, got tuple"):
+    with pytest.raises(TypeError, match="one floating-point Tensor of images, got tuple"):
         insertion_auc(model, (images,), attributions, target=0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="steps must be an int of at least 1, got 0"):
         insertion_auc(model, images, attributions, target=0, steps=0)
@@ -308,8 +308,8 @@ def test_probabilities_that_are_not_defined_are_refused() -> None:
     with pytest.raises(ValueError, match="no softmax to speak of"):
         insertion_auc(classifier(1), images, attributions, target=0)
     with pytest.raises(ValueError, match="must return a tensor of logits, got dict"):
-        insertion_auc(lambda picture: {"logits": picture}, images, attributions, target=0)
+        insertion_auc(lambda image: {"logits": image}, images, attributions, target=0)
     with pytest.raises(ValueError, match="one probability for each of 3 examples"):
-        insertion_auc(lambda picture: picture, images, attributions, target=0)
+        insertion_auc(lambda image: image, images, attributions, target=0)
     with pytest.raises(ValueError, match="NaN or infinity for a perturbed input"):
-        insertion_auc(lambda picture: picture.sum((1, 2, 3)) / 0, images, attributions)
+        insertion_auc(lambda image: image.sum((1, 2, 3)) / 0, images, attributions)

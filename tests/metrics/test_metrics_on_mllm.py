@@ -17,8 +17,8 @@ from tests.models.tiny_models import build, shared
 
 
 def prepare(mllm: MLLM) -> tuple[Tensor, Query]:
-    picture = Image.effect_noise((84, 56), 90).convert("RGB")
-    return mllm.prepare(ImageTextInput(picture, "what is in the image ?"), target="a cat")
+    image = Image.effect_noise((84, 56), 90).convert("RGB")
+    return mllm.prepare(ImageTextInput(image, "what is in the image ?"), target="a cat")
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava", "internvl"])
@@ -47,7 +47,7 @@ def test_curves_equal_passes_one_by_one(family: str) -> None:
         torch.testing.assert_close(curve.probability[row, [0, -1]], torch.stack(ends))
 
 
-def test_one_target_for_one_picture() -> None:
+def test_one_target_for_one_image() -> None:
     mllm = MLLM(*shared("qwen2_vl"))
     image, query = prepare(mllm)
     maps = torch.rand(1, 1, 4, 6)

@@ -21,10 +21,10 @@ def network() -> nn.Sequential:
 
 
 def saliency(model: nn.Module) -> Callable[[], Tensor]:
-    pictures = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
     def explain() -> Tensor:
-        return Saliency(model).attribute(pictures.clone().requires_grad_(), target=2).sum(1)
+        return Saliency(model).attribute(images.clone().requires_grad_(), target=2).sum(1)
 
     return explain
 

@@ -147,9 +147,9 @@ def test_equals_the_definition_on_a_thousand_captions() -> None:
     assert float(f1_iou(captions)) == pytest.approx(harmonic(*pooled))
 
     each = [(mean(nouns), mean(others)) for nouns, others in expected]
-    assert object_iou(captions, per_picture=True).tolist() == pytest.approx([o for o, _ in each])
-    assert function_iou(captions, per_picture=True).tolist() == pytest.approx([f for _, f in each])
-    assert f1_iou(captions, per_picture=True).tolist() == pytest.approx(
+    assert object_iou(captions, per_image=True).tolist() == pytest.approx([o for o, _ in each])
+    assert function_iou(captions, per_image=True).tolist() == pytest.approx([f for _, f in each])
+    assert f1_iou(captions, per_image=True).tolist() == pytest.approx(
         [harmonic(*pair) for pair in each]
     )
 
@@ -196,7 +196,7 @@ def test_perfect_inverted_constant_and_empty_maps() -> None:
     captions = [
         ExplainedCaption(maps, (noun(1, token), Word("other", (0,))), LABELS) for token in range(4)
     ]
-    assert object_iou(captions, per_picture=True).tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert object_iou(captions, per_image=True).tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_the_best_token_of_a_word_and_the_best_of_neighbouring_words_count() -> None:
@@ -219,7 +219,7 @@ def test_neighbouring_nouns_without_a_category_are_not_one() -> None:
     assert function_iou([ExplainedCaption(maps, words, LABELS)]) == 1
 
 
-def test_a_category_that_is_not_in_the_picture_sets_the_threshold_alone() -> None:
+def test_a_category_that_is_not_in_the_image_sets_the_threshold_alone() -> None:
     maps = torch.stack([on(1, background=0.5), torch.full((2, 4), 0.4)])
     caption = ExplainedCaption(maps, (noun(9, 0), Word("function", (1,))), LABELS)
     scores = token_iou([caption])
@@ -241,14 +241,14 @@ def test_darkening_function_words_alone_raises_the_score() -> None:
     words = (noun(1, 0), Word("function", (1,)))
     bright = ExplainedCaption(maps + torch.tensor([0.0, 0.8])[:, None, None], words, LABELS)
     dark = ExplainedCaption(maps, words, LABELS)
-    assert f1_iou([bright, dark], per_picture=True).tolist() == [0.0, 1.0]
+    assert f1_iou([bright, dark], per_image=True).tolist() == [0.0, 1.0]
 
 
 def test_no_captions_and_no_words() -> None:
     assert token_iou([]).f1 == 0
     empty = ExplainedCaption(torch.zeros(0, 2, 2), (), LABELS)
-    assert f1_iou([empty], per_picture=True).tolist() == [0.0]
-    assert object_iou([empty, *draw_captions(3)], per_picture=True).shape == (4,)
+    assert f1_iou([empty], per_image=True).tolist() == [0.0]
+    assert object_iou([empty, *draw_captions(3)], per_image=True).shape == (4,)
 
 
 def test_values_become_levels() -> None:

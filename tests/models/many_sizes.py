@@ -1,4 +1,4 @@
-"""Prints by how many MiB 300 pictures of 300 sizes make a process grow."""
+"""Prints by how many MiB 300 images of 300 sizes make a process grow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main() -> None:
         image, query = mllm.prepare(ImageTextInput(picture[..., :width], "?"), target="a cat")
         (layout,) = mllm.layouts(image, query)
         layout.paint(torch.ones(layout.n_tokens), image.shape[-2:])
-        # As fine as the map of a square picture.
+        # As fine as the map of a square image.
         layout.paint(torch.ones(layout.n_tokens), (width, width))
 
     def resident() -> float:

@@ -17,8 +17,8 @@ from captum_mllm.models.answers import generation_options
 from captum_mllm.models.query import Answer
 from tests.models.tiny_models import build, shared
 
-PICTURE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
-INPUT = ImageTextInput(PICTURE, "what is in the image ?")
+IMAGE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
+INPUT = ImageTextInput(IMAGE, "what is in the image ?")
 LONG = {"max_new_tokens": 6, "min_new_tokens": 6}
 
 
@@ -38,7 +38,7 @@ def test_an_answer_as_an_object_is_read_too(mllm: MLLM) -> None:
 
 
 def test_beams_and_samples_give_one_answer(mllm: MLLM) -> None:
-    inputs = mllm.encode((PICTURE[None],), mllm.prepare(INPUT, "a")[1]).inputs
+    inputs = mllm.encode((IMAGE[None],), mllm.prepare(INPUT, "a")[1]).inputs
     expected = mllm.model.generate(
         **inputs, num_beams=3, do_sample=False, suppress_tokens=[mllm.image_token_id], **LONG
     )
@@ -68,7 +68,7 @@ def test_the_users_suppressed_tokens_are_suppressed_along_with_the_placeholder()
 
 
 def test_the_users_length_is_not_cut_by_ours(mllm: MLLM) -> None:
-    length = mllm.encode((PICTURE[None],), mllm.prepare(INPUT, "a")[1]).inputs["input_ids"].shape[1]
+    length = mllm.encode((IMAGE[None],), mllm.prepare(INPUT, "a")[1]).inputs["input_ids"].shape[1]
     assert len(answer(mllm, max_length=length + 80, min_length=length + 80)) == 80
     assert len(answer(mllm, min_new_tokens=64)) == 64
 

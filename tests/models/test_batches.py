@@ -53,31 +53,31 @@ def assert_close(found: States, expected: States) -> None:
 def test_states_are_those_of_single_passes(mllm: MLLM, layer: int | None, scale: int) -> None:
     given = prompts(mllm)
     if scale == 2:
-        # Some families see a larger picture through several windows or tiles.
+        # Some families see a larger image through several windows or tiles.
         given = [((larger(image),), query) for (image,), query in given]
     passes: list[int] = []
     handle = mllm.model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
     found = batch_states(mllm.backbone, given, layer)
     handle.remove()
     assert len(passes) == 1
-    for states, (pictures, query) in zip(found, given, strict=True):
+    for states, (images, query) in zip(found, given, strict=True):
         assert set(states) == {None, layer}
         for place in states:
-            assert_close(states[place], mllm.states(*pictures, query, layer=place))
+            assert_close(states[place], mllm.states(*images, query, layer=place))
 
 
 def test_answers_and_their_states_are_those_of_single_prompts(mllm: MLLM) -> None:
-    given = [(pictures, replace(query, answer_ids=())) for pictures, query in prompts(mllm)]
+    given = [(images, replace(query, answer_ids=())) for images, query in prompts(mllm)]
     options: dict[str, Any] = {"max_new_tokens": 6, "logits_processor": [EndEarly(mllm, 3)]}
     with mllm.remember():
         answers = answer_prompts(mllm.backbone, given, options)
-        for (pictures, query), answer in zip(given, answers, strict=True):
-            alone = answer_prompts(mllm.backbone, [(pictures, query)], {"max_new_tokens": 6})[0]
+        for (images, query), answer in zip(given, answers, strict=True):
+            alone = answer_prompts(mllm.backbone, [(images, query)], {"max_new_tokens": 6})[0]
             assert alone[: len(answer)] == answer
             full = replace(query, answer_ids=answer)
-            assert mllm.knows(*pictures, full)
-            kept = mllm.states(*pictures, full)
-            assert_close(kept, batch_states(mllm.backbone, [(pictures, full)])[0][None])
+            assert mllm.knows(*images, full)
+            kept = mllm.states(*images, full)
+            assert_close(kept, batch_states(mllm.backbone, [(images, full)])[0][None])
     assert len(answers[0]) == 3
     assert max(map(len, answers)) == 6
 
@@ -101,7 +101,7 @@ class EndEarly:
 
 
 def test_padding_is_out_of_sight(mllm: MLLM) -> None:
-    encodings = [mllm.encode(pictures, query) for pictures, query in prompts(mllm)]
+    encodings = [mllm.encode(images, query) for images, query in prompts(mllm)]
     longest = max(lengths(encodings))
     left, right = (join(encodings, mllm.tokenizer, side) for side in ("left", "right"))
     for row, length in enumerate(lengths(encodings)):
@@ -112,9 +112,9 @@ def test_padding_is_out_of_sight(mllm: MLLM) -> None:
     assert right["attention_mask"].all()
 
 
-def test_pictures_that_do_not_fit_together_are_refused() -> None:
+def test_images_that_do_not_fit_together_are_refused() -> None:
     mllm = MLLM(*shared("llava"))
-    encodings = [mllm.encode(pictures, query) for pictures, query in prompts(mllm)[:2]]
+    encodings = [mllm.encode(images, query) for images, query in prompts(mllm)[:2]]
     encodings[1].inputs["pixel_values"] = encodings[1].inputs["pixel_values"][..., :42]
     with pytest.raises(ValueError, match="do not go into one batch"):
         join(encodings, mllm.tokenizer, "right")

@@ -73,7 +73,7 @@ def no_resizing(model: Any, processor: Any) -> None:
 
 
 def other_template(model: Any, processor: Any) -> None:
-    processor.chat_template = chat_template("<picture>")
+    processor.chat_template = chat_template("<image>")
 
 
 def template_without_text(model: Any, processor: Any) -> None:

@@ -28,8 +28,8 @@ def mllm(request: pytest.FixtureRequest) -> MLLM:
 
 
 def asked(size: tuple[int, int] = (84, 112)) -> ImageTextInput:
-    picture = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
-    return ImageTextInput(picture, "what is in the image ?")
+    image = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+    return ImageTextInput(image, "what is in the image ?")
 
 
 @contextmanager
@@ -100,12 +100,12 @@ def test_what_is_not_said_token_by_token_takes_a_pass(mllm: MLLM, options: dict[
     assert_equal(states, mllm.states(image, query), mllm)
 
 
-def test_every_picture_of_a_prompt_may_be_open(mllm: MLLM) -> None:
+def test_every_image_of_a_prompt_may_be_open(mllm: MLLM) -> None:
     pictures = [torch.rand(3, 84, 84) for _ in range(2)]
     parts = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "which ?"}]
     inp = ImageTextInput(pictures, messages=[{"role": "user", "content": parts}])
     with mllm.remember(), counted(mllm) as passes:
-        images, query = mllm.prepare(inp, every_picture=True, **LONG)
+        images, query = mllm.prepare(inp, every_image=True, **LONG)
         states = mllm.states(*images, query)
     assert len(passes) == len(query.answer_ids)
     assert len(states.image) == 2

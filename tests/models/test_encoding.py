@@ -1,4 +1,4 @@
-"""Each picture of a prompt at its own scale, and what the processor is asked for only once."""
+"""Each image of a prompt at its own scale, and what the processor is asked for only once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def picture(height: int, width: int, seed: int) -> Tensor:
 
 
 def limited(family: str) -> MLLM:
-    """With limits on the number of pixels that the pictures of this file reach."""
+    """With limits on the number of pixels that the images of this file reach."""
     model, processor = build(family)
     if family.startswith("qwen"):
         cell = processor.image_processor.patch_size * 2
@@ -42,7 +42,7 @@ def limited(family: str) -> MLLM:
 
 
 def pixels_of(mllm: MLLM, encoding: Any, index: int) -> Tensor:
-    """The pixels that the model gets of one of the pictures, of the first row."""
+    """The pixels that the model gets of one of the images, of the first row."""
     inputs = encoding.inputs
     if "image_grid_thw" in inputs:
         counts = inputs["image_grid_thw"].prod(-1).tolist()
@@ -55,12 +55,12 @@ def pixels_of(mllm: MLLM, encoding: Any, index: int) -> Tensor:
 @pytest.mark.parametrize("differentiable", [False, True])
 @pytest.mark.parametrize("explained", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_scale_of_a_picture_leaves_the_others_as_they_are(
+def test_the_scale_of_a_image_leaves_the_others_as_they_are(
     family: str, explained: int, differentiable: bool
 ) -> None:
     mllm = limited(family)
-    pictures = [picture(84, 140, 0), picture(168, 112, 1)]
-    inp = ImageTextInput(pictures, messages=MESSAGES, explained=explained)
+    images = [picture(84, 140, 0), picture(168, 112, 1)]
+    inp = ImageTextInput(images, messages=MESSAGES, explained=explained)
     image, query = mllm.prepare(inp, target="a cat")
     other = 1 - explained
     counts, others = [], []
@@ -81,21 +81,21 @@ def test_the_scale_of_a_picture_leaves_the_others_as_they_are(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pictures_at_two_scales_equal_each_at_its_own(family: str) -> None:
+def test_images_at_two_scales_equal_each_at_its_own(family: str) -> None:
     mllm = limited(family)
-    pictures = [picture(84, 140, 0), picture(168, 112, 1)]
+    images = [picture(84, 140, 0), picture(168, 112, 1)]
     both, query = mllm.prepare(
-        ImageTextInput(pictures, messages=MESSAGES), target="a cat", every_picture=True
+        ImageTextInput(images, messages=MESSAGES), target="a cat", every_image=True
     )
     half = F.interpolate(both[1], scale_factor=0.5, mode="bilinear")
     encoding = mllm.encode((both[0], half), query)
     for index, alone in enumerate((both[0], half)):
-        single = mllm.prepare(ImageTextInput(pictures[index], "which ?"), target="a cat")[1]
+        single = mllm.prepare(ImageTextInput(images[index], "which ?"), target="a cat")[1]
         expected = mllm.encode((alone,), single).inputs["pixel_values"]
         torch.testing.assert_close(pixels_of(mllm, encoding, index), expected, rtol=0, atol=0)
 
 
-def test_a_batch_of_pictures_at_two_scales_equals_single_ones() -> None:
+def test_a_batch_of_images_at_two_scales_equals_single_ones() -> None:
     mllm = limited("qwen2_vl")
     inp = ImageTextInput([picture(84, 140, 0), picture(168, 112, 1)], messages=MESSAGES)
     image, query = mllm.prepare(inp, target="a cat")
@@ -105,13 +105,13 @@ def test_a_batch_of_pictures_at_two_scales_equals_single_ones() -> None:
     torch.testing.assert_close(mllm(batch, query), singles, rtol=0, atol=1e-5)
 
 
-def test_pictures_that_stand_side_by_side_are_told_apart() -> None:
+def test_images_that_stand_side_by_side_are_told_apart() -> None:
     model, processor = build("llava")
     processor.chat_template = processor.chat_template.replace("<image>\n", "<image>")
     mllm = MLLM(model, processor)
-    pictures = [picture(84, 84, seed) for seed in range(4)]
+    images = [picture(84, 84, seed) for seed in range(4)]
     content = [{"type": "image"}] * 4 + [{"type": "text", "text": "which ?"}]
-    inp = ImageTextInput(pictures, messages=[{"role": "user", "content": content}], explained=2)
+    inp = ImageTextInput(images, messages=[{"role": "user", "content": content}], explained=2)
     image, query = mllm.prepare(inp, target="a cat")
     positions = mllm.encode((image,), query).image_positions
     assert [len(part) for part in positions] == [36] * 4
@@ -146,7 +146,7 @@ def test_with_gradients_the_processor_runs_once_for_each_shape(family: str) -> N
     first = method.attribute(image, **arguments)
     calls = counter.calls
     assert torch.equal(method.attribute(image, **arguments), first)
-    # Captum asks for the value at the baseline and at the picture besides.
+    # Captum asks for the value at the baseline and at the image besides.
     assert calls <= 1 + 2
     assert counter.calls <= calls + 2
     larger = F.interpolate(image, scale_factor=2.0).requires_grad_()
@@ -200,7 +200,7 @@ def test_the_shape_that_was_not_used_for_longest_is_forgotten() -> None:
     assert run(60) == 1
 
 
-def test_half_precision_pictures_lose_nothing_on_the_way_to_the_pixels() -> None:
+def test_half_precision_images_lose_nothing_on_the_way_to_the_pixels() -> None:
     mllm = MLLM(*shared("qwen2_vl"))
     grey = Image.new("RGB", (84, 84), (77, 77, 77))
     image, query = mllm.prepare(ImageTextInput(grey, "what ?"), target="a cat")

@@ -20,7 +20,7 @@ from captum_mllm.models.families import FAMILIES as ROWS
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.pixels import to_pil
 from captum_mllm.models.towers import decoder_layers
-from tests.models.test_model_unchanged import PICTURE, snapshot
+from tests.models.test_model_unchanged import IMAGE, snapshot
 from tests.models.tiny_families import FAMILIES, build, shared
 from tests.models.tiny_models import FAMILIES as FIRST
 
@@ -53,14 +53,14 @@ def scaled(image: Tensor, scale: float) -> Tensor:
     return F.interpolate(image, size=size, mode="bilinear", antialias=True)
 
 
-def features(mllm: MLLM, pictures: Tensor, query: Query, index: int = 0) -> tuple[Tensor, Layout]:
+def features(mllm: MLLM, images: Tensor, query: Query, index: int = 0) -> tuple[Tensor, Layout]:
     """What the decoder receives in the place of each image token, (B, N, d), and where they lie."""
     seen: list[Tensor] = []
 
     def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(args[0] if args else kwargs["hidden_states"])
 
-    encoding = mllm.encode((pictures,), query)
+    encoding = mllm.encode((images,), query)
     first = decoder_layers(mllm.model)[0]
     handle = first.register_forward_pre_hook(keep, with_kwargs=True)
     with torch.no_grad():
@@ -201,7 +201,7 @@ def test_a_family_is_explained_and_its_model_left_as_it_was(family: str) -> None
     model, processor = build(family)
     mllm = MLLM(model, processor)
     # It is set up by transformers when it first runs.
-    image, query = mllm.prepare(ImageTextInput(PICTURE, "what is it ?"), max_new_tokens=3)
+    image, query = mllm.prepare(ImageTextInput(IMAGE, "what is it ?"), max_new_tokens=3)
     before = snapshot(model)
     scales = FEWER_SCALES.get(family, SCALES)
     maps = MSEA(LogitLens(mllm)).attribute(image, scales=scales, additional_forward_args=(query,))
@@ -223,8 +223,8 @@ def test_the_command_explains_a_saved_model(family: str, tmp_path: Path) -> None
     model, processor = build(family)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    picture = tmp_path / "picture.png"
-    to_pil(PICTURE).save(picture)
+    picture = tmp_path / "image.png"
+    to_pil(IMAGE).save(picture)
     scales = ",".join(map(str, FEWER_SCALES.get(family, SCALES)))
     arguments = ["explain", str(picture), "--model", str(tmp_path / "model"), "--answer", "a cat"]
     assert main([*arguments, "--scales", scales, "--output", str(tmp_path / "out")]) == 0
@@ -253,9 +253,9 @@ def test_the_page_on_families_names_every_row() -> None:
 def test_of_two_images_the_tokens_of_each_are_its_own(family: str, index: int) -> None:
     mllm = MLLM(*shared(family))
     generator = torch.Generator().manual_seed(0)
-    pictures = [torch.rand(3, *size, generator=generator) for size in (SIZES[0], (168, 112))]
+    images = [torch.rand(3, *size, generator=generator) for size in (SIZES[0], (168, 112))]
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "which ?"}]
-    inp = ImageTextInput(pictures, messages=[{"role": "user", "content": content}], explained=index)
+    inp = ImageTextInput(images, messages=[{"role": "user", "content": content}], explained=index)
     image, query = mllm.prepare(inp, target="a cat")
     before, layout = features(mllm, image, query, index)
     chosen = cells(layout, 3)[-1] or cells(layout, 3)[0]

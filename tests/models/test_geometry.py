@@ -80,7 +80,7 @@ def test_tiles_among_all_counts_are_those_of_the_processor(size: tuple[int, int]
         ((100, 250), (200, 500), 10),
     ],
 )
-def test_windows_are_as_few_as_cover_the_picture(
+def test_windows_are_as_few_as_cover_the_image(
     native: tuple[int, int], size: tuple[int, int], count: int
 ) -> None:
     windows = squares().windows(size, native)
@@ -95,7 +95,7 @@ def test_windows_are_as_few_as_cover_the_picture(
 
 @pytest.mark.parametrize("scale", [1.02, 1.5, 2.0])
 @pytest.mark.parametrize("size", [(84, 84), (84, 252), (100, 70)], ids=str)
-def test_the_tokens_of_all_windows_see_nearly_all_of_the_picture(
+def test_the_tokens_of_all_windows_see_nearly_all_of_the_image(
     size: tuple[int, int], scale: float
 ) -> None:
     mllm = MLLM(*shared("llava"))
@@ -110,7 +110,7 @@ def test_the_tokens_of_all_windows_see_nearly_all_of_the_picture(
     assert mllm.layouts(larger, query)[0].coverage((240, 240)).float().mean() > 0.97
 
 
-def test_a_processor_that_pads_shows_all_of_the_picture_at_every_scale() -> None:
+def test_a_processor_that_pads_shows_all_of_the_image_at_every_scale() -> None:
     import transformers
 
     model, processor = build("llava")

@@ -1,4 +1,4 @@
-"""Pictures of every kind come in right, and bad ones are refused."""
+"""Images of every kind come in right, and bad ones are refused."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LEVELS = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
 RGB = torch.from_numpy(LEVELS).permute(2, 0, 1).float() / 255
 
 
-def read(picture: Any) -> torch.Tensor:
-    return ImageTextInput(picture, "what ?").to_tensor()[0]
+def read(image: Any) -> torch.Tensor:
+    return ImageTextInput(image, "what ?").to_tensor()[0]
 
 
-def test_rgb_arrays_and_tensors_are_the_same_picture() -> None:
-    for picture in (Image.fromarray(LEVELS), LEVELS, RGB, RGB[None], RGB.double()):
-        assert torch.equal(read(picture), RGB)
+def test_rgb_arrays_and_tensors_are_the_same_image() -> None:
+    for image in (Image.fromarray(LEVELS), LEVELS, RGB, RGB[None], RGB.double()):
+        assert torch.equal(read(image), RGB)
 
 
 def test_grey_has_three_equal_channels() -> None:
@@ -36,9 +36,9 @@ def test_grey_has_three_equal_channels() -> None:
 def test_transparent_pixels_are_laid_on_white() -> None:
     alpha = np.full((6, 9, 1), 255, np.uint8)
     alpha[0] = 0
-    picture = read(Image.fromarray(np.concatenate([LEVELS, alpha], 2)))
-    assert torch.equal(picture[:, 0], torch.ones(3, 9))
-    assert torch.equal(picture[:, 1:], RGB[:, 1:])
+    image = read(Image.fromarray(np.concatenate([LEVELS, alpha], 2)))
+    assert torch.equal(image[:, 0], torch.ones(3, 9))
+    assert torch.equal(image[:, 1:], RGB[:, 1:])
 
 
 def test_a_palette_is_looked_up_and_its_transparency_too() -> None:
@@ -52,9 +52,9 @@ def test_a_palette_is_looked_up_and_its_transparency_too() -> None:
 
 def test_sixteen_bits_are_scaled_not_cut() -> None:
     deep = np.array([[0, 257, 32896], [65535, 40000, 100]], np.uint16).repeat(2, 0)
-    picture = read(Image.fromarray(deep))
+    image = read(Image.fromarray(deep))
     expected = torch.from_numpy((deep / 257).round() / 255).float()
-    assert torch.equal(picture, expected.expand(3, -1, -1))
+    assert torch.equal(image, expected.expand(3, -1, -1))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -242,7 +242,7 @@ def odd_transparency() -> Image.Image:
     return image
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "odd transparency": (odd_transparency(), ValueError, "mode RGB cannot be converted to RGB"),
     "1x1": (Image.new("RGB", (1, 1)), ValueError, "1 x 1 pixels"),
     "10,000 x 10": (Image.new("RGB", (10_000, 10)), ValueError, "10 x 10000 pixels"),
@@ -282,11 +282,11 @@ BAD_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
-def test_bad_pictures_are_refused(name: str) -> None:
-    picture, error, message = BAD_PICTURES[name]
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_bad_images_are_refused(name: str) -> None:
+    image, error, message = BAD_IMAGES[name]
     with pytest.raises(error, match=message):
-        ImageTextInput(picture, "what ?")
+        ImageTextInput(image, "what ?")
 
 
 IMAGE = {"type": "image"}
@@ -295,7 +295,7 @@ BAD_PROMPTS = {
     "empty": (RGB, {"text": ""}, "the prompt is empty"),
     "blank": (RGB, {"text": " \n"}, "the prompt is empty"),
     "none": (RGB, {}, "either as `text` or as `messages`"),
-    "two pictures, one part": (
+    "two images, one part": (
         [RGB, RGB],
         {"messages": [{"role": "user", "content": [IMAGE, {"type": "text", "text": "hi"}]}]},
         "2 image\\(s\\) for 1 image part",
@@ -343,9 +343,9 @@ BAD_PROMPTS = {
 
 @pytest.mark.parametrize("name", BAD_PROMPTS)
 def test_bad_prompts_are_refused(name: str) -> None:
-    picture, arguments, message = BAD_PROMPTS[name]
+    image, arguments, message = BAD_PROMPTS[name]
     with pytest.raises(ValueError, match=message):
-        ImageTextInput(picture, **arguments)
+        ImageTextInput(image, **arguments)
 
 
 def test_the_explained_image_is_one_of_them() -> None:
@@ -371,7 +371,7 @@ def test_prompts_of_another_type_are_refused(arguments: dict[str, Any]) -> None:
         ImageTextInput(RGB, **arguments)
 
 
-def test_a_later_change_of_the_users_picture_changes_nothing() -> None:
+def test_a_later_change_of_the_users_image_changes_nothing() -> None:
     tensor, array = RGB.clone(), LEVELS.copy()
     inputs = [ImageTextInput(tensor, "what ?"), ImageTextInput(array, "what ?")]
     tensor.zero_()

@@ -27,7 +27,7 @@ ANSWER = "a cat sits"
 FORWARDS = [(True, True), (True, False), (False, True), (False, False)]
 
 
-def picture(seed: int = 0) -> Image.Image:
+def random_image(seed: int = 0) -> Image.Image:
     levels = np.random.default_rng(seed).integers(0, 256, (112, 140, 3), dtype=np.uint8)
     return Image.fromarray(levels)
 
@@ -39,7 +39,7 @@ def mllm(request: pytest.FixtureRequest) -> MLLM:
 
 
 def prompt_of(mllm: MLLM) -> str:
-    messages = ImageTextInput(picture(), QUESTION).messages
+    messages = ImageTextInput(random_image(), QUESTION).messages
     return mllm.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
@@ -97,11 +97,11 @@ def mask_input(mllm: MLLM) -> ImageMaskInput:
     def process(image: Image.Image) -> Any:
         return mllm.processor(images=[image], text=[prompt], return_tensors="pt")
 
-    return ImageMaskInput(picture(), mask=thirds(), processor_fn=process)
+    return ImageMaskInput(random_image(), mask=thirds(), processor_fn=process)
 
 
 def blanked(*segments: int) -> Image.Image:
-    levels = np.array(picture())
+    levels = np.array(random_image())
     for segment in segments:
         levels[(thirds() == segment).numpy()] = 255
     return Image.fromarray(levels)
@@ -110,7 +110,7 @@ def blanked(*segments: int) -> Image.Image:
 @pytest.mark.parametrize(("in_tokens", "cached"), FORWARDS)
 def test_ablated_segments_equal_ablation_by_hand(mllm: MLLM, in_tokens: bool, cached: bool) -> None:
     prompt = prompt_of(mllm)
-    full = log_probabilities(mllm, picture(), prompt)
+    full = log_probabilities(mllm, random_image(), prompt)
     expected = torch.stack(
         [full - log_probabilities(mllm, blanked(segment), prompt) for segment in range(3)], dim=1
     )
@@ -122,7 +122,7 @@ def test_ablated_segments_equal_ablation_by_hand(mllm: MLLM, in_tokens: bool, ca
 
 def test_shapley_values_of_segments_sum_to_the_difference(mllm: MLLM) -> None:
     prompt = prompt_of(mllm)
-    full = log_probabilities(mllm, picture(), prompt)
+    full = log_probabilities(mllm, random_image(), prompt)
     expected = full - log_probabilities(mllm, blanked(0, 1, 2), prompt)
     method = ShapleyValues(mllm.as_language_model())
     found = explain(mllm, method, mask_input(mllm), *FORWARDS[0])
@@ -131,7 +131,7 @@ def test_shapley_values_of_segments_sum_to_the_difference(mllm: MLLM) -> None:
 
 @pytest.mark.parametrize(("in_tokens", "cached"), FORWARDS)
 def test_ablated_tokens_equal_ablation_by_hand(mllm: MLLM, in_tokens: bool, cached: bool) -> None:
-    language_model = mllm.as_language_model(picture())
+    language_model = mllm.as_language_model(random_image())
     text = language_model.expand(prompt_of(mllm))
     word = mllm.tokenizer.convert_tokens_to_ids("Ġis")
     skipped = set(mllm.tokenizer(text)["input_ids"]) - {word}
@@ -139,8 +139,8 @@ def test_ablated_tokens_equal_ablation_by_hand(mllm: MLLM, in_tokens: bool, cach
     baseline = mllm.tokenizer.convert_tokens_to_ids("Ġno")
     inp = TextTokenInput(text, mllm.tokenizer, baselines=baseline, skip_tokens=sorted(skipped))
     assert inp.values == ["Ġis"]
-    full = log_probabilities(mllm, picture(), prompt_of(mllm))
-    without = log_probabilities(mllm, picture(), prompt_of(mllm).replace(" is", " no"))
+    full = log_probabilities(mllm, random_image(), prompt_of(mllm))
+    without = log_probabilities(mllm, random_image(), prompt_of(mllm).replace(" is", " no"))
     expected = (full - without)[:, None]
     assert expected.abs().max() > 1e-4
     found = explain(mllm, FeatureAblation(language_model), inp, in_tokens, cached)
@@ -151,15 +151,15 @@ def test_ablated_tokens_equal_ablation_by_hand(mllm: MLLM, in_tokens: bool, cach
 def test_ablated_words_of_a_template_equal_ablation_by_hand(
     mllm: MLLM, in_tokens: bool, cached: bool
 ) -> None:
-    language_model = mllm.as_language_model(picture())
+    language_model = mllm.as_language_model(random_image())
     template = prompt_of(mllm).replace("what is", "{} {}")
     inp = TextTemplateInput(
         language_model.expand(template), values=["what", "is"], baselines=["dog", "red"]
     )
-    full = log_probabilities(mllm, picture(), template.format("what", "is"))
+    full = log_probabilities(mllm, random_image(), template.format("what", "is"))
     expected = torch.stack(
         [
-            full - log_probabilities(mllm, picture(), template.format(*words))
+            full - log_probabilities(mllm, random_image(), template.format(*words))
             for words in (("dog", "is"), ("what", "red"))
         ],
         dim=1,
@@ -170,11 +170,11 @@ def test_ablated_words_of_a_template_equal_ablation_by_hand(
 
 
 @pytest.mark.parametrize(("in_tokens", "cached"), FORWARDS)
-def test_text_without_a_picture_does_not_remember_an_earlier_picture(
+def test_text_without_a_image_does_not_remember_an_earlier_image(
     mllm: MLLM, in_tokens: bool, cached: bool
 ) -> None:
-    # The model's own positions go on from the last picture that it saw.
-    inputs = mllm.processor(images=[picture()], text=[prompt_of(mllm)], return_tensors="pt")
+    # The model's own positions go on from the last image that it saw.
+    inputs = mllm.processor(images=[random_image()], text=[prompt_of(mllm)], return_tensors="pt")
     inputs["pixel_values"] = inputs["pixel_values"].double()
     mllm.model(**inputs)
     inp = TextTemplateInput("{} is it ?", values=["what"], baselines=["dog"])
@@ -189,13 +189,13 @@ def test_text_without_a_picture_does_not_remember_an_earlier_picture(
     torch.testing.assert_close(found, with_total(expected), rtol=0, atol=1e-7)
 
 
-def test_gradients_of_embeddings_sum_to_the_difference_that_the_picture_is_part_of(
+def test_gradients_of_embeddings_sum_to_the_difference_that_the_image_is_part_of(
     mllm: MLLM,
 ) -> None:
     prompt = prompt_of(mllm)
     totals = []
     for seed in (0, 1):
-        language_model = mllm.as_language_model(picture(seed))
+        language_model = mllm.as_language_model(random_image(seed))
         text = language_model.expand(prompt)
         word = mllm.tokenizer.convert_tokens_to_ids("Ġis")
         baseline = mllm.tokenizer.convert_tokens_to_ids("Ġno")
@@ -207,8 +207,8 @@ def test_gradients_of_embeddings_sum_to_the_difference_that_the_picture_is_part_
         )
         found = explainer.attribute(inp, target=ANSWER, n_steps=20).token_attr
         assert found is not None
-        full = log_probabilities(mllm, picture(seed), prompt)
-        without = log_probabilities(mllm, picture(seed), prompt.replace(" is", " no"))
+        full = log_probabilities(mllm, random_image(seed), prompt)
+        without = log_probabilities(mllm, random_image(seed), prompt.replace(" is", " no"))
         torch.testing.assert_close(found.sum(1), full - without, rtol=1e-2, atol=1e-6)
         totals.append(found.sum(1))
     assert not torch.allclose(*totals, rtol=1e-2)
@@ -217,23 +217,25 @@ def test_gradients_of_embeddings_sum_to_the_difference_that_the_picture_is_part_
 def test_generates_what_the_model_generates(mllm: MLLM) -> None:
     options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
     suppressed = {"suppress_tokens": [mllm.image_token_id]}
-    inputs = mllm.processor(images=[picture()], text=[prompt_of(mllm)], return_tensors="pt")
+    inputs = mllm.processor(images=[random_image()], text=[prompt_of(mllm)], return_tensors="pt")
     inputs["pixel_values"] = inputs["pixel_values"].double()
     expected = mllm.model.generate(**inputs, **options, **suppressed)
     # A type for each token and a mask are what Captum leaves out.
     bare = {name: inputs[name] for name in inputs if name.startswith(("pixel", "image", "input"))}
     assert mllm.as_language_model().generate(**bare, **options).tolist() == expected.tolist()
-    bound = mllm.as_language_model(picture())
+    bound = mllm.as_language_model(random_image())
     assert bound.generate(inputs["input_ids"], **options).tolist() == expected.tolist()
 
 
-def test_several_pictures_are_bound_in_order(mllm: MLLM) -> None:
+def test_several_images_are_bound_in_order(mllm: MLLM) -> None:
     placeholder = mllm.processor.image_token
     text = f"{placeholder} a {placeholder} b"
-    small = picture(1).resize((56, 84))
-    inputs = dict(mllm.processor(images=[[picture(), small]], text=[text], return_tensors="pt"))
+    small = random_image(1).resize((56, 84))
+    inputs = dict(
+        mllm.processor(images=[[random_image(), small]], text=[text], return_tensors="pt")
+    )
     inputs["pixel_values"] = inputs["pixel_values"].double()
-    language_model = mllm.as_language_model(picture(), small)
+    language_model = mllm.as_language_model(random_image(), small)
     ids = torch.tensor([mllm.tokenizer(language_model.expand(text))["input_ids"]])
     assert ids.tolist() == inputs["input_ids"].tolist()
     with torch.no_grad():
@@ -243,7 +245,7 @@ def test_several_pictures_are_bound_in_order(mllm: MLLM) -> None:
 
 
 def test_padded_rows_equal_single_ones(mllm: MLLM) -> None:
-    language_model = mllm.as_language_model(picture())
+    language_model = mllm.as_language_model(random_image())
     texts = [language_model.expand(prompt_of(mllm)), language_model.expand(prompt_of(mllm)[:-9])]
     rows = [mllm.tokenizer(text)["input_ids"] for text in texts]
     length = max(map(len, rows))
@@ -266,7 +268,7 @@ def test_padded_rows_equal_single_ones(mllm: MLLM) -> None:
 
 def test_the_model_is_left_as_it_was(mllm: MLLM) -> None:
     base = mllm.model.base_model
-    # Where the model keeps how far the positions of the last picture reached.
+    # Where the model keeps how far the positions of the last image reached.
     reached = torch.tensor([[-12345]])
     base.rope_deltas = reached
     mllm.model.train()
@@ -289,11 +291,11 @@ def test_has_what_captum_asks_a_model_for(mllm: MLLM) -> None:
     }
 
 
-def test_placeholders_without_their_picture_are_refused(mllm: MLLM) -> None:
-    bound = mllm.as_language_model(picture())
+def test_placeholders_without_their_image_are_refused(mllm: MLLM) -> None:
+    bound = mllm.as_language_model(random_image())
     inp = TextTokenInput(bound.expand(prompt_of(mllm)), mllm.tokenizer)
     ids = inp.inp_tensor
-    with pytest.raises(ValueError, match=r"image token\(s\), expected 0 for 0 picture\(s\)"):
+    with pytest.raises(ValueError, match=r"image token\(s\), expected 0 for 0 image\(s\)"):
         mllm.as_language_model()(ids)
     with pytest.raises(ValueError, match=r"has \[0\] image token"):
         bound(torch.tensor([[5, 6, 7]]))
@@ -302,7 +304,7 @@ def test_placeholders_without_their_picture_are_refused(mllm: MLLM) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_a_text_is_expanded_with_one_placeholder_for_each_picture(mllm: MLLM, count: int) -> None:
+def test_a_text_is_expanded_with_one_placeholder_for_each_image(mllm: MLLM, count: int) -> None:
     text = mllm.processor.image_token * count
-    with pytest.raises(ValueError, match=rf"the text has {count} placeholder\(s\).*1 picture"):
-        mllm.as_language_model(picture()).expand(text)
+    with pytest.raises(ValueError, match=rf"the text has {count} placeholder\(s\).*1 image"):
+        mllm.as_language_model(random_image()).expand(text)

@@ -85,7 +85,7 @@ def test_what_a_centre_crop_cuts_away_is_not_covered() -> None:
     assert torch.equal(covered, torch.tensor([[0, 1, 1, 1, 1, 0]]).bool().expand(4, -1))
 
 
-def test_a_grid_that_covers_the_picture_is_reproduced_bitwise() -> None:
+def test_a_grid_that_covers_the_image_is_reproduced_bitwise() -> None:
     layout = Layout((97, 131), (Piece(7, 9, (0, 0, 131, 97)),))
     values = torch.randn(5, 63)
     assert layout.grid == (7, 9)
@@ -136,7 +136,7 @@ def test_what_is_kept_of_interpolations_is_bounded_in_bytes() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-def test_pictures_of_many_sizes_leave_no_memory_behind() -> None:
+def test_images_of_many_sizes_leave_no_memory_behind() -> None:
     """In a process of its own, so that what other tests leave behind does not count."""
     found = subprocess.run(
         [sys.executable, "-m", "tests.models.many_sizes"],

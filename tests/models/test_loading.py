@@ -39,7 +39,7 @@ def test_the_video_slot_goes_and_the_name_stays() -> None:
 def test_a_tokenizer_alone_is_refused(tmp_path: Path) -> None:
     tokenizer().save_pretrained(tmp_path)
     transformers.LlamaConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="expected a processor of pictures and text"):
+    with pytest.raises(ValueError, match="expected a processor of images and text"):
         load_processor(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Where a token lies is proven: changing one patch of the picture moves the map most there."""
+"""Where a token lies is proven: changing one patch of the image moves the map most there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANSWER = list(range(3, 67))
 
 
 def patches_of(image: Tensor, cell: int) -> list[tuple[int, int]]:
-    """Some patches, spread over the picture, by their upper left corner."""
+    """Some patches, spread over the image, by their upper left corner."""
     height, width = size_of(image)
     corners = [
         (y, x) for y in range(0, height - cell + 1, cell) for x in range(0, width - cell + 1, cell)

@@ -12,14 +12,14 @@ from tests.models.tiny_models import FAMILIES, shared
 PROMPT = "what is in the image ?"
 
 
-def picture(height: int = 120, width: int = 180, seed: int = 0) -> Image.Image:
+def random_image(height: int = 120, width: int = 180, seed: int = 0) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     levels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(levels.numpy())
 
 
 def prepared(mllm: MLLM, target: str | None = "a cat and a dog") -> tuple[Tensor, Query]:
-    return mllm.prepare(ImageTextInput(picture(), PROMPT), target=target)
+    return mllm.prepare(ImageTextInput(random_image(), PROMPT), target=target)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -30,7 +30,7 @@ def mllm(request: pytest.FixtureRequest) -> MLLM:
 def generated(mllm: MLLM, steps: int) -> tuple[Tensor, Query, Tensor]:
     """The answer and the logits of stepwise ``generate`` on the processor's own inputs."""
     image, query = prepared(mllm)
-    inputs = mllm.processor(images=[picture()], text=[query.prompt], return_tensors="pt")
+    inputs = mllm.processor(images=[random_image()], text=[query.prompt], return_tensors="pt")
     output = mllm.model.generate(
         **inputs,
         max_new_tokens=steps,
@@ -43,7 +43,7 @@ def generated(mllm: MLLM, steps: int) -> tuple[Tensor, Query, Tensor]:
     answer = output.sequences[0, inputs["input_ids"].shape[1] :]
     return (
         image,
-        mllm.prepare(ImageTextInput(picture(), PROMPT), answer)[1],
+        mllm.prepare(ImageTextInput(random_image(), PROMPT), answer)[1],
         torch.cat(output.logits),
     )
 
@@ -55,7 +55,9 @@ def test_teacher_forced_logits_equal_those_of_generate(mllm: MLLM) -> None:
 
 def test_the_models_own_answer_is_the_one_of_generate(mllm: MLLM) -> None:
     _, query, _ = generated(mllm, steps=8)
-    _, own = mllm.prepare(ImageTextInput(picture(), PROMPT), max_new_tokens=8, min_new_tokens=8)
+    _, own = mllm.prepare(
+        ImageTextInput(random_image(), PROMPT), max_new_tokens=8, min_new_tokens=8
+    )
     special = set(mllm.tokenizer.all_special_ids)
     expected = list(query.answer_ids)
     while expected[-1] in special:
@@ -89,7 +91,7 @@ def test_target_probability_is_the_softmax_of_the_logits(mllm: MLLM) -> None:
     torch.testing.assert_close(got, torch.stack([probabilities[0, 0, 5], probabilities[0, 2, 7]]))
 
 
-def test_a_batch_equals_single_pictures(mllm: MLLM) -> None:
+def test_a_batch_equals_single_images(mllm: MLLM) -> None:
     image, query = prepared(mllm)
     batch = torch.cat([image, image.flip(-1)])
     singles = torch.cat([mllm(part, query) for part in batch.split(1)])
@@ -117,14 +119,14 @@ def test_the_words_of_the_prompt_are_the_users(mllm: MLLM) -> None:
     assert states.ids[states.n_prompt :].tolist() == list(query.answer_ids)
 
 
-def test_a_chat_history_is_context_and_several_pictures_have_a_place_each(mllm: MLLM) -> None:
+def test_a_chat_history_is_context_and_several_images_have_a_place_each(mllm: MLLM) -> None:
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "one cat"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "and two ?"}]},
     ]
-    pictures = [picture(), picture(90, 70, seed=1)]
-    inp = ImageTextInput(pictures, messages=messages, explained=1)
+    images = [random_image(), random_image(90, 70, seed=1)]
+    inp = ImageTextInput(images, messages=messages, explained=1)
     image, query = mllm.prepare(inp, target="no")
     states = mllm.states(image, query)
     assert image.shape[-2:] == (90, 70)
@@ -133,7 +135,7 @@ def test_a_chat_history_is_context_and_several_pictures_have_a_place_each(mllm: 
     assert len(states.image) == len(states.layouts) == 1
     assert states.layouts[0].size == (90, 70)
 
-    both, every = mllm.prepare(inp, target="no", every_picture=True)
+    both, every = mllm.prepare(inp, target="no", every_image=True)
     assert [part.shape[-2:] for part in both] == [(120, 180), (90, 70)]
     torch.testing.assert_close(mllm(*both, every), mllm(image, query))
     torch.testing.assert_close(mllm.states(*both, every).image[1], states.image[0])

@@ -14,8 +14,8 @@ from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.models import Query
 from tests.models.tiny_models import FAMILIES, build
 
-PICTURE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
-INPUT = ImageTextInput(PICTURE, "what is in the image ?")
+IMAGE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
+INPUT = ImageTextInput(IMAGE, "what is in the image ?")
 
 
 def state_of(value: Any) -> Any:
@@ -73,8 +73,8 @@ def calls(mllm: MLLM, image: Tensor, query: Query) -> dict[str, Callable[[], Any
         ),
         "generation": lambda: mllm.prepare(INPUT, max_new_tokens=3, suppress_tokens=[7]),
         "probability": lambda: mllm.target_probability(image, query),
-        "language model": lambda: mllm.as_language_model(PICTURE)(ids["input_ids"], use_cache=True),
-        "generation of the language model": lambda: mllm.as_language_model(PICTURE).generate(
+        "language model": lambda: mllm.as_language_model(IMAGE)(ids["input_ids"], use_cache=True),
+        "generation of the language model": lambda: mllm.as_language_model(IMAGE).generate(
             ids["input_ids"], max_new_tokens=3
         ),
     }
@@ -114,12 +114,12 @@ def test_a_pass_that_breaks_off_changes_nothing(family: str, place: str) -> None
 
 
 def bad_inputs(mllm: MLLM, image: Tensor, query: Query) -> dict[str, Callable[[], Any]]:
-    history = [{"role": "user", "content": "no picture part"}]
+    history = [{"role": "user", "content": "no image part"}]
     return {
         "no query": lambda: mllm(image),
         "the query first": lambda: mllm(query, image),
-        "two pictures for one": lambda: mllm(image, image, query),
-        "picture without a batch": lambda: mllm(image[0], query),
+        "two images for one": lambda: mllm(image, image, query),
+        "image without a batch": lambda: mllm(image[0], query),
         "8-bit levels": lambda: mllm(image * 255, query),
         "NaN": lambda: mllm(image * torch.nan, query),
         "integers": lambda: mllm(image.to(torch.uint8), query),
@@ -134,16 +134,14 @@ def bad_inputs(mllm: MLLM, image: Tensor, query: Query) -> dict[str, Callable[[]
         "several answers": lambda: mllm.prepare(INPUT, num_return_sequences=2, num_beams=2),
         "unknown option of generate": lambda: mllm.prepare(INPUT, no_such_option=1),
         "no new tokens": lambda: mllm.prepare(INPUT, max_new_tokens=0),
-        "messages without a picture": lambda: mllm.prepare(
-            ImageTextInput(PICTURE, messages=history)
-        ),
+        "messages without an image": lambda: mllm.prepare(ImageTextInput(IMAGE, messages=history)),
         "text with a placeholder": lambda: mllm.prepare(
-            ImageTextInput(PICTURE, f"what is {mllm.processor.image_token} ?")
+            ImageTextInput(IMAGE, f"what is {mllm.processor.image_token} ?")
         ),
-        "ids without a picture": lambda: mllm.as_language_model()(
+        "ids without an image": lambda: mllm.as_language_model()(
             mllm.encode((image,), query).inputs["input_ids"]
         ),
-        "expanding two placeholders": lambda: mllm.as_language_model(PICTURE).expand("none"),
+        "expanding two placeholders": lambda: mllm.as_language_model(IMAGE).expand("none"),
     }
 
 

@@ -19,8 +19,8 @@ from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.models.pairing import complete_processor
 from tests.models.tiny_models import FAMILIES, build, llava, shared
 
-PICTURE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
-INPUT = ImageTextInput(PICTURE, "what is in the image ?")
+IMAGE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
+INPUT = ImageTextInput(IMAGE, "what is in the image ?")
 
 
 def logits(mllm: MLLM) -> torch.Tensor:

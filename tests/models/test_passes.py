@@ -14,7 +14,7 @@ from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.models import Query
 from tests.models.tiny_models import build
 
-PICTURES = [torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+IMAGES = [torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(i)) for i in range(2)]
 MESSAGES = [
     {
         "role": "user",
@@ -27,7 +27,7 @@ Counted = tuple[MLLM, Tensor, Query, list[int]]
 @pytest.fixture
 def counted() -> Iterator[Counted]:
     mllm = MLLM(*build("qwen2_vl"))
-    image, query = mllm.prepare(ImageTextInput(PICTURES, messages=MESSAGES), target="a cat")
+    image, query = mllm.prepare(ImageTextInput(IMAGES, messages=MESSAGES), target="a cat")
     passes: list[int] = []
     handle = mllm.model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
     yield mllm, image, query, passes
@@ -54,31 +54,31 @@ def test_what_was_derived_is_kept_with_the_states(counted: Counted) -> None:
     assert mllm.states(image, query).derived == {}
 
 
-@pytest.mark.parametrize("changed", ["picture", "fixed picture", "weight", "layer", "answer"])
+@pytest.mark.parametrize("changed", ["image", "fixed image", "weight", "layer", "answer"])
 def test_what_differs_in_anything_is_another_pass(counted: Counted, changed: str) -> None:
     mllm, image, query, passes = counted
     arguments: dict[str, Any] = {}
     with mllm.remember():
         first = mllm.states(image, query)
-        if changed == "picture":
+        if changed == "image":
             image.mul_(0.5)
-        elif changed == "fixed picture":
-            assert query.pictures[1] is not None
-            query.pictures[1].mul_(0.5)
+        elif changed == "fixed image":
+            assert query.images[1] is not None
+            query.images[1].mul_(0.5)
         elif changed == "weight":
             with torch.no_grad():
                 mllm.model.get_decoder().layers[0].mlp.up_proj.weight.normal_()
         elif changed == "layer":
             arguments["layer"] = 0
         else:
-            messages = ImageTextInput(PICTURES, messages=MESSAGES)
+            messages = ImageTextInput(IMAGES, messages=MESSAGES)
             query = mllm.prepare(messages, target="the cat")[1]
         second = mllm.states(image, query, **arguments)
     assert len(passes) == 2
     assert not torch.equal(first.predicting, second.predicting)
 
 
-def test_pictures_that_are_gone_leave_no_identity_behind(counted: Counted) -> None:
+def test_images_that_are_gone_leave_no_identity_behind(counted: Counted) -> None:
     mllm, image, query, passes = counted
     with mllm.remember():
         for level in range(20):
@@ -86,14 +86,14 @@ def test_pictures_that_are_gone_leave_no_identity_behind(counted: Counted) -> No
     assert len(passes) == 20
 
 
-def test_prepared_pictures_are_the_callers_own(counted: Counted) -> None:
+def test_prepared_images_are_the_callers_own(counted: Counted) -> None:
     mllm = counted[0]
-    inp = ImageTextInput(PICTURES, messages=MESSAGES)
+    inp = ImageTextInput(IMAGES, messages=MESSAGES)
     image, query = mllm.prepare(inp, target="a cat")
     image.zero_()
-    assert query.pictures[1] is not None
-    query.pictures[1].zero_()
-    for picture, own in zip(PICTURES, inp.images):
+    assert query.images[1] is not None
+    query.images[1].zero_()
+    for picture, own in zip(IMAGES, inp.images):
         assert torch.equal(picture, own)
 
 
@@ -108,12 +108,12 @@ def test_gradients_in_inference_mode_are_refused_with_advice(counted: Counted) -
         method.attribute(image.clone().requires_grad_(), **arguments)
     with torch.inference_mode():
         assert mllm(image, query).isfinite().all()
-        later, question = mllm.prepare(ImageTextInput(PICTURES, messages=MESSAGES), target="a cat")
+        later, question = mllm.prepare(ImageTextInput(IMAGES, messages=MESSAGES), target="a cat")
     arguments["additional_forward_args"] = (question,)
     assert method.attribute(later, **arguments).abs().sum() > 0
 
 
-def test_a_pass_kept_by_value_is_that_of_equal_pictures_until_its_own_changes(
+def test_a_pass_kept_by_value_is_that_of_equal_images_until_its_own_changes(
     counted: Counted,
 ) -> None:
     mllm, image, query, _ = counted

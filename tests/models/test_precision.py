@@ -13,8 +13,8 @@ from captum_mllm.models.precision import check_finite, full_precision
 from captum_mllm.models.vocabulary import Vocabulary
 from tests.models.tiny_models import build, shared
 
-PICTURE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
-INPUT = ImageTextInput(PICTURE, "what is in the image ?")
+IMAGE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
+INPUT = ImageTextInput(IMAGE, "what is in the image ?")
 
 
 def test_products_are_those_of_their_dtype_within_autocast() -> None:

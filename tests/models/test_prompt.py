@@ -35,7 +35,7 @@ def words(mllm: MLLM, image: torch.Tensor, query: Query) -> str:
 
 
 def chat(*turns: tuple[str, str]) -> list[dict[str, Any]]:
-    """Turns of a chat, a picture in the first."""
+    """Turns of a chat, an image in the first."""
     messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
     messages[0]["content"].insert(0, IMAGE)
     return messages
@@ -43,7 +43,7 @@ def chat(*turns: tuple[str, str]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("text", ["user", "user: user", "e", "assistant:", "what is in it ?"])
-def test_a_text_is_found_behind_its_picture(family: str, text: str) -> None:
+def test_a_text_is_found_behind_its_image(family: str, text: str) -> None:
     mllm = MLLM(*shared(family))
     image, query = mllm.prepare(ImageTextInput(PICTURE, text), target="a cat")
     assert said(query) == [text]

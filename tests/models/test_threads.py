@@ -29,13 +29,13 @@ from captum_mllm import (
 from tests.models.test_model_unchanged import snapshot
 from tests.models.tiny_models import build
 
-PICTURE = torch.rand(3, 56, 84, generator=torch.Generator().manual_seed(0))
+IMAGE = torch.rand(3, 56, 84, generator=torch.Generator().manual_seed(0))
 ANSWER = "a cat"
 Job = Callable[[], list[Tensor]]
 
 
 def asked(text: str = "what is in the image ?") -> ImageTextInput:
-    return ImageTextInput(PICTURE, text)
+    return ImageTextInput(IMAGE, text)
 
 
 def explained(method: Any, inp: ImageTextInput, **arguments: Any) -> Job:
@@ -58,7 +58,7 @@ def streamed(mllm: MLLM, inp: ImageTextInput) -> Job:
 def batch(mllm: MLLM) -> Job:
     def job() -> list[Tensor]:
         results = MLLMAttribution(AttendedLens(mllm)).attribute_batch(
-            [asked("what ?"), asked("describe this picture .")], gen_args={"max_new_tokens": 2}
+            [asked("what ?"), asked("describe this image .")], gen_args={"max_new_tokens": 2}
         )
         return [found for result in results for found in (result.image_attr, result.token_attr)]
 

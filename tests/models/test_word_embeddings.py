@@ -1,4 +1,4 @@
-"""The embeddings of words as an input of the model, beside the picture."""
+"""The embeddings of words as an input of the model, beside the image."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from captum_mllm.models.word_embeddings import word_baseline
 from tests.models.test_model_unchanged import snapshot
 from tests.models.tiny_models import FAMILIES, build, shared
 
-PICTURE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
+IMAGE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
 
 
 def prepared(mllm: MLLM, text: str = "what is in the image ?") -> tuple[Tensor, Query]:
-    return mllm.prepare(ImageTextInput(PICTURE, text), target="a cat and a dog")
+    return mllm.prepare(ImageTextInput(IMAGE, text), target="a cat and a dog")
 
 
 @pytest.fixture(params=FAMILIES)
@@ -64,13 +64,13 @@ def test_another_words_embedding_is_another_word(mllm: MLLM, answer: bool) -> No
 
 def test_each_row_of_a_batch_has_words_of_its_own(mllm: MLLM) -> None:
     image, query = prepared(mllm)
-    # At twice the size LLaVA sees the picture through windows.
-    pictures = torch.cat([image, image.flip(-1)]).repeat_interleave(2, -1).repeat_interleave(2, -2)
+    # At twice the size LLaVA sees the image through windows.
+    images = torch.cat([image, image.flip(-1)]).repeat_interleave(2, -1).repeat_interleave(2, -2)
     own = mllm.word_embeddings(query)
     words = torch.cat([own, own.flip(1)])
-    together = mllm(pictures, words, query)
+    together = mllm(images, words, query)
     for row in range(2):
-        single = mllm(pictures[row, None], words[row, None], query)
+        single = mllm(images[row, None], words[row, None], query)
         torch.testing.assert_close(together[row, None], single, rtol=1e-4, atol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_tokens_of_a_word_are_one_feature() -> None:
     _, query = prepared(mllm, "what lynx is it ?")
     ids = [
         mllm.tokenizer.decode([token])
-        for token in mllm.encode((PICTURE[None],), query).text_ids.tolist()
+        for token in mllm.encode((IMAGE[None],), query).text_ids.tolist()
     ]
     assert "".join(ids) == "what lynx is it ?"
     mask = mllm.word_mask(query)
@@ -172,12 +172,12 @@ def test_the_model_is_as_it_was_when_a_pass_fails(monkeypatch: pytest.MonkeyPatc
     assert not mllm.model.get_input_embeddings()._forward_hooks
 
 
-def test_methods_on_tokens_of_the_picture_take_no_words() -> None:
+def test_methods_on_tokens_of_the_image_take_no_words() -> None:
     mllm = MLLM(*shared("llava"))
     image, query = prepared(mllm)
     words = mllm.word_embeddings(query)
     for method in (TokenCam(mllm), AttentionMaps(mllm), MSEA(TokenCam(mllm))):
-        with pytest.raises(ValueError, match="give the picture alone"):
+        with pytest.raises(ValueError, match="give the image alone"):
             method.attribute((image, words), additional_forward_args=(query,))
 
 
@@ -203,13 +203,13 @@ def test_absent_words_are_the_mean_embedding_or_what_is_given() -> None:
             word_baseline(model, tokenizer, own, bad)
 
 
-def test_words_on_both_sides_of_a_picture_stay_apart(mllm: MLLM) -> None:
+def test_words_on_both_sides_of_a_image_stay_apart(mllm: MLLM) -> None:
     parts = [
         {"type": "text", "text": "what cat"},
         {"type": "image"},
         {"type": "text", "text": "dog is it ?"},
     ]
-    inp = ImageTextInput(PICTURE, messages=[{"role": "user", "content": parts}])
+    inp = ImageTextInput(IMAGE, messages=[{"role": "user", "content": parts}])
     _, query = mllm.prepare(inp, target="a cat")
     mask = mllm.word_mask(query)[0, :, 0].tolist()
     result = MLLMAttribution(LogitLens(mllm)).attribute(inp, target="a cat", include_prompt=True)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixi
 from captum_mllm.models.loading import image_only
 
 CORPUS = [
-    "user: assistant: what is in the image ? describe this picture .",
+    "user: assistant: what is in the image ? describe this image .",
     "a cat and a dog sit on the red mat . yes no one two three",
 ]
 VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)

@@ -90,9 +90,9 @@ def _kernel_environment() -> Iterator[None]:
 def _tidy(data: NotebookNode) -> None:
     """Noise makes a PNG several times as large as a JPEG; addresses tell nothing."""
     if "image/png" in data:
-        picture = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGB")
+        image = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGB")
         content = io.BytesIO()
-        picture.save(content, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        image.save(content, "JPEG", quality=JPEG_QUALITY, optimize=True)
         data["image/jpeg"] = base64.b64encode(content.getvalue()).decode()
     if "text/plain" in data:
         data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", data["text/plain"])

@@ -42,7 +42,7 @@ def output_kinds(notebook: NotebookNode) -> list[list[str]]:
 
 
 def shown(cell: NotebookNode) -> list[str]:
-    """What the reader of a cell's outputs gets to see, pictures left out."""
+    """What the reader of a cell's outputs gets to see, images left out."""
     texts = []
     for output in cell.outputs:
         texts.append(output.get("text", ""))

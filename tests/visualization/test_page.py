@@ -201,20 +201,20 @@ def test_large_explanation_stays_below_three_megabytes() -> None:
     ("size", "shown"),
     [((40, 30), (40, 30)), ((3200, 100), (1600, 50)), ((2, 4000), (1, 1600)), ((1, 1), (1, 1))],
 )
-def test_picture_is_reduced_for_display_only(size: tuple[int, int], shown: tuple[int, int]) -> None:
+def test_image_is_reduced_for_display_only(size: tuple[int, int], shown: tuple[int, int]) -> None:
     page = render_page(**arguments() | {"images": [Image.new("RGB", size, "teal")]})
     assert image_of(page).size == shown
     assert page_json(page)["ratio"] == size[0] / size[1]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK", "LA"])
-def test_picture_of_any_mode(mode: str) -> None:
+def test_image_of_any_mode(mode: str) -> None:
     assert (
         image_of(render_page(**arguments() | {"images": [Image.new(mode, (8, 8))]})).mode == "RGB"
     )
 
 
-def test_picture_encoding_follows_its_content() -> None:
+def test_image_encoding_follows_its_content() -> None:
     noise = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     photograph = Image.fromarray(noise).resize((400, 400), Image.Resampling.BICUBIC)
     assert image_of(render_page(**arguments() | {"images": [photograph]})).format == "JPEG"
@@ -223,7 +223,7 @@ def test_picture_encoding_follows_its_content() -> None:
     assert drawing.getpixel((3, 3)) == (0, 128, 128)
 
 
-def test_picture_metadata_is_left_out() -> None:
+def test_image_metadata_is_left_out() -> None:
     exif = Image.Exif()
     exif[0x010E] = "taken at home"
     buffer = io.BytesIO()

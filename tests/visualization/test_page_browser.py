@@ -517,7 +517,7 @@ def test_what_is_missing_leaves_nothing(browser: Browser) -> None:
     assert box["width"] / box["height"] == pytest.approx(20, rel=0.05)
 
 
-def test_one_cell_covers_the_whole_picture(browser: Browser) -> None:
+def test_one_cell_covers_the_whole_image(browser: Browser) -> None:
     browser.open(render_page(**arguments(image_attr=np.full((5, 1, 1), 0.5))))
     assert (pixels(browser)[:, :, 3] == 255).all()
     assert "strongest in the image: centre" in browser.text("#live")

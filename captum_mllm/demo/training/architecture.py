@@ -30,7 +30,7 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 class Architecture(ABC):
     r"""One row of facts about a family of multimodal models, and what follows from them.
 
-    A *view* is a number that says how finely the model sees a picture: image tokens on a side, or
+    A *view* is a number that says how finely the model sees an image: image tokens on a side, or
     tiles on a side.
     """
 
@@ -42,15 +42,15 @@ class Architecture(ABC):
     native_view: int
     #: The odds of the views in training.
     views: Mapping[int, float]
-    #: The odds of the zooms of the last stages: side of the drawn picture over that of its canvas.
+    #: The odds of the zooms of the last stages: side of the drawn image over that of its canvas.
     zooms: Mapping[float, float] = MappingProxyType({1.0: 1.0})
     #: Steps of the last stage.
     polish_steps: int = 400
     #: The scales at which it is measured, and the view of each.
     scales: Mapping[float, int]
-    #: Side of the pictures rendered for training, in pixels.
-    picture_size: int
-    #: Image tokens on a side of a picture as the crops of the vision stages are counted.
+    #: Side of the images rendered for training, in pixels.
+    image_size: int
+    #: Image tokens on a side of an image as the crops of the vision stages are counted.
     crop_grid: int
     #: Image tokens on a side of these crops.
     crop_sizes: tuple[int, ...]
@@ -61,7 +61,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def build_processor(self) -> Any:
-        r"""The processor, for pictures and text."""
+        r"""The processor, for images and text."""
 
     @abstractmethod
     def vision(self, model: Any) -> nn.ModuleList:
@@ -76,12 +76,12 @@ class Architecture(ABC):
         r"""What to pass to the image processor so that it takes a view."""
 
     @abstractmethod
-    def features(self, model: Any, pictures: npt.NDArray[np.uint8], view: int) -> Tensor:
-        r"""What the vision tower says about pictures of one size.
+    def features(self, model: Any, images: npt.NDArray[np.uint8], view: int) -> Tensor:
+        r"""What the vision tower says about images of one size.
 
         Args:
             model (transformers.PreTrainedModel): The model.
-            pictures (numpy.ndarray): (B, S, S, 3), uint8.
+            images (numpy.ndarray): (B, S, S, 3), uint8.
             view (int): How finely to see them.
 
         Returns:
@@ -90,13 +90,13 @@ class Architecture(ABC):
 
     @abstractmethod
     def crop_features(
-        self, model: Any, pictures: npt.NDArray[np.uint8], corners: npt.NDArray[np.int64], size: int
+        self, model: Any, images: npt.NDArray[np.uint8], corners: npt.NDArray[np.int64], size: int
     ) -> Tensor:
         r"""What the vision tower says about square crops.
 
         Args:
             model (transformers.PreTrainedModel): The model.
-            pictures (numpy.ndarray): (B, S, S, 3), uint8, of :attr:`picture_size`.
+            images (numpy.ndarray): (B, S, S, 3), uint8, of :attr:`image_size`.
             corners (numpy.ndarray): (B, 2) rows and columns of the crops' upper left image tokens,
                 on the grid of :attr:`crop_grid` on a side.
             size (int): Image tokens on a side of the crops.
@@ -107,7 +107,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def token_centers(self, view: int) -> npt.NDArray[np.float64]:
-        r"""(N, 2) centres of the image tokens, (y, x) as fractions of the picture's side."""
+        r"""(N, 2) centres of the image tokens, (y, x) as fractions of the image's side."""
 
     def draw_view(self, generator: np.random.Generator, all_views: bool = True) -> int:
         r"""A view by its odds; only up to the native one unless ``all_views``."""
@@ -180,17 +180,17 @@ def decoder_config(**changes: Any) -> dict[str, Any]:
     }
 
 
-def pixels(pictures: npt.NDArray[np.uint8], size: int) -> Tensor:
-    r"""Resize and normalise pictures, as the processors do.
+def pixels(images: npt.NDArray[np.uint8], size: int) -> Tensor:
+    r"""Resize and normalise images, as the processors do.
 
     Args:
-        pictures (numpy.ndarray): (B, S, S, 3), uint8.
+        images (numpy.ndarray): (B, S, S, 3), uint8.
         size (int): The side to resize to.
 
     Returns:
         Tensor: (B, 3, size, size), float32.
     """
-    values = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    values = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     if size != values.shape[-1]:
         values = F.interpolate(values, (size, size), mode="bicubic", antialias=True).clamp(0, 255)
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in (IMAGE_MEAN, IMAGE_STD))
@@ -198,12 +198,12 @@ def pixels(pictures: npt.NDArray[np.uint8], size: int) -> Tensor:
 
 
 def cut(
-    pictures: npt.NDArray[np.uint8], corners: npt.NDArray[np.int64], size: int
+    images: npt.NDArray[np.uint8], corners: npt.NDArray[np.int64], size: int
 ) -> npt.NDArray[np.uint8]:
-    r"""Cut a square out of each picture.
+    r"""Cut a square out of each image.
 
     Args:
-        pictures (numpy.ndarray): (B, S, S, 3), uint8.
+        images (numpy.ndarray): (B, S, S, 3), uint8.
         corners (numpy.ndarray): (B, 2) rows and columns of the upper left corners, in pixels.
         size (int): Side of the squares, in pixels.
 
@@ -211,10 +211,7 @@ def cut(
         numpy.ndarray: (B, size, size, 3), uint8.
     """
     return np.stack(
-        [
-            picture[top : top + size, left : left + size]
-            for picture, (top, left) in zip(pictures, corners)
-        ]
+        [image[top : top + size, left : left + size] for image, (top, left) in zip(images, corners)]
     )
 
 

@@ -50,7 +50,7 @@ class Qwen2VL(Architecture):
     scales = MappingProxyType({0.5: 7, 0.75: 10, 1.0: 14, 1.25: 17, 1.5: 21, 2.0: 28})
     # It has to learn more views than the others.
     polish_steps = 2400
-    picture_size = 112
+    image_size = 112
     crop_grid = 14
     crop_sizes = (5, 6, 7)
 
@@ -102,16 +102,16 @@ class Qwen2VL(Architecture):
         layer: nn.Linear = model.model.visual.merger.mlp[2]
         return layer
 
-    def features(self, model: Any, pictures: npt.NDArray[np.uint8], view: int) -> Tensor:
-        grids = torch.tensor([[1, view, view]]).expand(len(pictures), -1)
-        values = patches(pixels(pictures, view * _PATCH))
+    def features(self, model: Any, images: npt.NDArray[np.uint8], view: int) -> Tensor:
+        grids = torch.tensor([[1, view, view]]).expand(len(images), -1)
+        values = patches(pixels(images, view * _PATCH))
         features: Tensor = model.model.visual(values, grid_thw=grids).pooler_output
-        return features.view(len(pictures), view**2, -1)
+        return features.view(len(images), view**2, -1)
 
     def crop_features(
-        self, model: Any, pictures: npt.NDArray[np.uint8], corners: npt.NDArray[np.int64], size: int
+        self, model: Any, images: npt.NDArray[np.uint8], corners: npt.NDArray[np.int64], size: int
     ) -> Tensor:
-        return self.features(model, cut(pictures, corners * _PATCH, size * _PATCH), size)
+        return self.features(model, cut(images, corners * _PATCH, size * _PATCH), size)
 
     def token_centers(self, view: int) -> npt.NDArray[np.float64]:
         return grid_centers(view)
@@ -129,7 +129,7 @@ class Qwen2VL(Architecture):
 
 
 def patches(values: Tensor) -> Tensor:
-    r"""Cut pictures into patches, as Qwen2-VL's processor does.
+    r"""Cut images into patches, as Qwen2-VL's processor does.
 
     Args:
         values (Tensor): (B, 3, S, S).
@@ -164,7 +164,7 @@ class Llava(Architecture):
         {0.5: 0.1, 0.65: 0.1, 0.8: 0.1, 0.9: 0.1, 1.0: 0.4, 1.25: 0.08, 1.5: 0.07, 2.0: 0.05}
     )
     scales = MappingProxyType({1.0: _GRID})
-    picture_size = _SIZE
+    image_size = _SIZE
     crop_grid = _GRID
     crop_sizes = (5, 6, 7)
 
@@ -212,28 +212,28 @@ class Llava(Architecture):
         layer: nn.Linear = model.model.multi_modal_projector.linear_2
         return layer
 
-    def features(self, model: Any, pictures: npt.NDArray[np.uint8], view: int) -> Tensor:
-        cells = torch.arange(_GRID**2).expand(len(pictures), -1)
-        return self._features(model, pictures, cells)
+    def features(self, model: Any, images: npt.NDArray[np.uint8], view: int) -> Tensor:
+        cells = torch.arange(_GRID**2).expand(len(images), -1)
+        return self._features(model, images, cells)
 
     def crop_features(
-        self, model: Any, pictures: npt.NDArray[np.uint8], corners: npt.NDArray[np.int64], size: int
+        self, model: Any, images: npt.NDArray[np.uint8], corners: npt.NDArray[np.int64], size: int
     ) -> Tensor:
-        # A crop keeps the positions that its patches have in the picture; the others are left out.
+        # A crop keeps the positions that its patches have in the image; the others are left out.
         rows, columns = (torch.from_numpy(corners[:, axis, None]) for axis in (0, 1))
         steps = torch.arange(size)
         cells = (rows + steps).unsqueeze(2) * _GRID + (columns + steps).unsqueeze(1)
-        return self._features(model, pictures, cells.flatten(1))
+        return self._features(model, images, cells.flatten(1))
 
-    def _features(self, model: Any, pictures: npt.NDArray[np.uint8], cells: Tensor) -> Tensor:
+    def _features(self, model: Any, images: npt.NDArray[np.uint8], cells: Tensor) -> Tensor:
         """(B, N, D) of the patches of these indices, (B, N); the tower sees no others."""
         tower = model.model.vision_tower
         embeddings = tower.embeddings
         weight = embeddings.patch_embedding.weight.flatten(1)
-        squares = F.unfold(pixels(pictures, _SIZE), _PATCH, stride=_PATCH).mT
+        squares = F.unfold(pixels(images, _SIZE), _PATCH, stride=_PATCH).mT
         chosen = squares.gather(1, cells.unsqueeze(2).expand(-1, -1, squares.shape[2]))
         places = embeddings.position_embedding.weight
-        first = (embeddings.class_embedding + places[0]).expand(len(pictures), 1, -1)
+        first = (embeddings.class_embedding + places[0]).expand(len(images), 1, -1)
         states = torch.cat([first, F.linear(chosen, weight) + places[1:][cells]], dim=1)
         states = tower.pre_layrnorm(states)
         for layer in tower.encoder.layers[:-1]:
@@ -252,7 +252,7 @@ _TOKENS = _TILE // _PATCH // 2
 class InternVL(Architecture):
     r"""A view is the number of tiles on a side, of 6 x 6 image tokens and 96 x 96 pixels each.
 
-    A picture of several tiles is followed by a thumbnail, a tile that shows all of it. The scenes,
+    An image of several tiles is followed by a thumbnail, a tile that shows all of it. The scenes,
     of 224 x 224 pixels, come as 2 x 2 tiles at scale 1.
     """
 
@@ -261,7 +261,7 @@ class InternVL(Architecture):
     native_view = 2
     views = MappingProxyType({1: 0.3, 2: 0.5, 3: 0.2})
     scales = MappingProxyType({0.5: 1, 1.0: 2, 1.5: 3})
-    picture_size = 2 * _TILE
+    image_size = 2 * _TILE
     crop_grid = 2 * _TOKENS
     crop_sizes = (_TOKENS,)
 
@@ -309,19 +309,19 @@ class InternVL(Architecture):
         layer: nn.Linear = model.model.multi_modal_projector.linear_2
         return layer
 
-    def features(self, model: Any, pictures: npt.NDArray[np.uint8], view: int) -> Tensor:
-        values = pixels(pictures, view * _TILE)
+    def features(self, model: Any, images: npt.NDArray[np.uint8], view: int) -> Tensor:
+        values = pixels(images, view * _TILE)
         tiles = values.reshape(-1, 3, view, _TILE, view, _TILE).permute(0, 2, 4, 1, 3, 5)
         tiles = tiles.flatten(1, 2)
         if view > 1:
-            tiles = torch.cat([tiles, pixels(pictures, _TILE).unsqueeze(1)], dim=1)
+            tiles = torch.cat([tiles, pixels(images, _TILE).unsqueeze(1)], dim=1)
         features = model.model.get_image_features(tiles.flatten(0, 1)).pooler_output
-        return features.reshape(len(pictures), -1, features.shape[-1])
+        return features.reshape(len(images), -1, features.shape[-1])
 
     def crop_features(
-        self, model: Any, pictures: npt.NDArray[np.uint8], corners: npt.NDArray[np.int64], size: int
+        self, model: Any, images: npt.NDArray[np.uint8], corners: npt.NDArray[np.int64], size: int
     ) -> Tensor:
-        return self.features(model, cut(pictures, corners * 2 * _PATCH, _TILE), 1)
+        return self.features(model, cut(images, corners * 2 * _PATCH, _TILE), 1)
 
     def token_centers(self, view: int) -> npt.NDArray[np.float64]:
         tile = grid_centers(_TOKENS)

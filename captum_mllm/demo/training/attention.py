@@ -84,11 +84,11 @@ def _attend_blocks(
     position_embeddings: tuple[Tensor, Tensor],
     **_: Any,
 ) -> Tensor:
-    tokens, pictures = hidden_states.shape[0], cu_seqlens.numel() - 1
+    tokens, images = hidden_states.shape[0], cu_seqlens.numel() - 1
     projected = attention.qkv(hidden_states)
-    shape = (pictures, tokens // pictures, 3, attention.num_heads, -1)
+    shape = (images, tokens // images, 3, attention.num_heads, -1)
     query, key, value = projected.view(shape).permute(2, 0, 3, 1, 4).unbind(0)
-    # The same rotation for every picture, since all have the same grid.
+    # The same rotation for every image, since all have the same grid.
     cosine, sine = (part[: shape[1]].to(projected.dtype) for part in position_embeddings)
     attended = float32_attention(
         _rotate(query, cosine, sine), _rotate(key, cosine, sine), value, None, attention.scaling
@@ -97,11 +97,11 @@ def _attend_blocks(
 
 
 def use_fast_vision(model: Qwen2VLForConditionalGeneration) -> None:
-    r"""Make a Qwen2-VL's vision tower faster, in place, for batches of pictures of one size.
+    r"""Make a Qwen2-VL's vision tower faster, in place, for batches of images of one size.
 
     Args:
         model (transformers.Qwen2VLForConditionalGeneration): The model. Its weights stay as they
-            are; with pictures of several sizes in a batch its results are wrong from here on.
+            are; with images of several sizes in a batch its results are wrong from here on.
     """
     visual = model.model.visual
     visual.patch_embed.forward = partial(_embed_patches, visual.patch_embed)

@@ -1,7 +1,7 @@
-r"""Batches for training: each picture with all questions about it, answered.
+r"""Batches for training: each image with all questions about it, answered.
 
-The questions share the image tokens of their picture, which they all can attend to, and know
-nothing of each other. So a picture's tokens are computed once, and every answer is what the model
+The questions share the image tokens of their image, which they all can attend to, and know
+nothing of each other. So an image's tokens are computed once, and every answer is what the model
 would give if its question alone were asked.
 """
 
@@ -34,7 +34,7 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class TextBatch:
-    r"""Pictures' places and, for each style, the prompt and the answer, padded on the right.
+    r"""Images' places and, for each style, the prompt and the answer, padded on the right.
 
     Args:
         input_ids (Tensor): (B, S) token ids.
@@ -72,10 +72,10 @@ def text_batch(
     r"""Encode prompts and the captions that answer them.
 
     Args:
-        captions (Sequence[dict[str, Caption]]): For each picture, its caption in each style; the
+        captions (Sequence[dict[str, Caption]]): For each image, its caption in each style; the
             styles are the same for all.
         architecture (Architecture): The model's architecture.
-        view (int): How finely it sees the pictures.
+        view (int): How finely it sees the images.
 
     Returns:
         TextBatch: The batch.

@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_mllm.datasets.scenes import Scene
 from captum_mllm.demo.training.architecture import IMAGE_MEAN, Architecture
 from captum_mllm.demo.training.batches import answer_loss, hidden_states, text_batch
-from captum_mllm.demo.training.course import Course, Example, pictures_of
+from captum_mllm.demo.training.course import Course, Example, images_of
 from captum_mllm.demo.training.image_words import (
     OBJECT_AREA,
     group_logits,
@@ -38,8 +38,8 @@ _ECHO_WEIGHT = 0.03
 _LOUDNESS_WEIGHT = 0.01
 
 
-def pictures_per_step(architecture: Architecture, view: int) -> int:
-    r"""How many pictures of a view make up a batch, so that all batches cost about the same."""
+def images_per_step(architecture: Architecture, view: int) -> int:
+    r"""How many images of a view make up a batch, so that all batches cost about the same."""
     tokens = len(architecture.token_centers(view))
     return max(1, min(48, _TOKENS_PER_STEP // (tokens + _TEXT_TOKENS)))
 
@@ -48,13 +48,13 @@ def caption_loss(
     model: Any,
     architecture: Architecture,
     examples: list[Example],
-    pictures: npt.NDArray[np.uint8],
+    images: npt.NDArray[np.uint8],
     view: int,
     vision: bool = True,
     zoom: float = 1.0,
     lens: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
-    r"""The loss of the answers to all questions about some pictures.
+    r"""The loss of the answers to all questions about some images.
 
     Losses on what the image tokens say (:mod:`.image_words`) go with that of the answers,
     which does not reach the last states of the image tokens.
@@ -63,10 +63,10 @@ def caption_loss(
         model (transformers.PreTrainedModel): The model.
         architecture (Architecture): Its architecture.
         examples (list[Example]): B scenes and their captions.
-        pictures (numpy.ndarray): (B, S, S, 3), uint8: their pictures as the model sees them.
+        images (numpy.ndarray): (B, S, S, 3), uint8: their images as the model sees them.
         view (int): How finely it sees them.
         vision (bool): Whether the vision tower is trained. Default: True
-        zoom (float): How much larger than the picture it is drawn. Default: 1.0
+        zoom (float): How much larger than the image it is drawn. Default: 1.0
         lens (bool): Whether to add what polishes the logit lens: each object is due its own area
             instead of an average one, to which its rim comes closer than what is inside; tokens
             enter equally loud; and their logits in the end echo those on entering. Default: False
@@ -76,7 +76,7 @@ def caption_loss(
     """
     batch = text_batch([example.captions for example in examples], architecture, view)
     with torch.set_grad_enabled(vision):
-        features = architecture.features(model, pictures, view)
+        features = architecture.features(model, images, view)
     states = hidden_states(model, batch, features)
     loss, logits = answer_loss(model, batch, states)
     scenes = [example.scene for example in examples]
@@ -112,7 +112,7 @@ class _Phase:
     """What to train on from ``start``, a fraction of the stage, on.
 
     The number of objects is one to three if None; the vision tower changes only if ``vision``. The
-    pictures come in all views if ``all_views``, rendered at twice the size; otherwise in those up
+    images come in all views if ``all_views``, rendered at twice the size; otherwise in those up
     to the native one.
     """
 
@@ -152,51 +152,51 @@ def train_captions(model: Any, course: Course, steps: int, checkpoint: Checkpoin
         phase = [phase for phase in _CURRICULUM if step >= phase.start * steps][-1]
         generator = step_generator(course.seed, _STAGE, step)
         view = architecture.draw_view(generator, phase.all_views)
-        count = pictures_per_step(architecture, view)
+        count = images_per_step(architecture, view)
         examples = pools[phase].draw(generator, step, count)
-        pictures = pictures_of(examples)
-        return caption_loss(model, architecture, examples, pictures, view, vision=phase.vision)
+        images = images_of(examples)
+        return caption_loss(model, architecture, examples, images, view, vision=phase.vision)
 
     fit(model, model, step_loss, steps, 2e-3, checkpoint, _STAGE)
 
 
 def frame(
-    pictures: npt.NDArray[np.uint8],
+    images: npt.NDArray[np.uint8],
     scenes: list[Scene],
     zoom: float,
     generator: np.random.Generator,
 ) -> npt.NDArray[np.uint8]:
-    r"""Draw pictures larger or smaller onto canvases of their size, each at a random place.
+    r"""Draw images larger or smaller onto canvases of their size, each at a random place.
 
-    What a smaller picture leaves free has the processors' mean colour, with which LLaVA pads. Of a
+    What a smaller image leaves free has the processors' mean colour, with which LLaVA pads. Of a
     larger one the canvas shows a part that holds the objects, or some of them if they do not fit.
 
     Args:
-        pictures (numpy.ndarray): (B, S, S, 3), uint8.
+        images (numpy.ndarray): (B, S, S, 3), uint8.
         scenes (list[Scene]): What they show.
-        zoom (float): Side of the drawn pictures over that of the canvases, above 0.
+        zoom (float): Side of the drawn images over that of the canvases, above 0.
         generator (numpy.random.Generator): Decides the places.
 
     Returns:
         numpy.ndarray: (B, S, S, 3), uint8.
     """
-    side = pictures.shape[1]
+    side = images.shape[1]
     drawn = round(side * zoom)
-    values = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    values = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     resized = F.interpolate(values, (drawn, drawn), mode="bicubic", antialias=True)
     enlarged = resized.clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
     margin = np.rint(255 * np.array(IMAGE_MEAN)).astype(np.uint8)
-    framed = np.tile(margin, (len(pictures), side, side, 1))
-    for canvas, picture, scene in zip(framed, enlarged, scenes):
+    framed = np.tile(margin, (len(images), side, side, 1))
+    for canvas, image, scene in zip(framed, enlarged, scenes):
         top, left = (_corner(scene, axis, drawn, side, generator) for axis in ("y", "x"))
-        part = picture[max(0, top) : top + side, max(0, left) : left + side]
+        part = image[max(0, top) : top + side, max(0, left) : left + side]
         down, right = max(0, -top), max(0, -left)
         canvas[down : down + part.shape[0], right : right + part.shape[1]] = part
     return framed
 
 
 def _corner(scene: Scene, axis: str, drawn: int, side: int, generator: np.random.Generator) -> int:
-    """Where the canvas begins on the drawn picture, in pixels; before it if negative."""
+    """Where the canvas begins on the drawn image, in pixels; before it if negative."""
     free = drawn - side
     if free <= 0:
         return int(generator.integers(free, 1))
@@ -213,9 +213,9 @@ def polish(
     checkpoint: Checkpoint,
     lens: bool = True,
 ) -> None:
-    r"""Go on with the captions, in place: of zoomed pictures, and with a better lens.
+    r"""Go on with the captions, in place: of zoomed images, and with a better lens.
 
-    An architecture with zooms sees the pictures smaller and larger; what it sees larger has one
+    An architecture with zooms sees the images smaller and larger; what it sees larger has one
     object, which stays whole.
 
     Args:
@@ -235,10 +235,10 @@ def polish(
         view = architecture.draw_view(generator)
         zoom = float(generator.choice(zooms, p=list(architecture.zooms.values())))
         pool = single if zoom > 1 else several
-        examples = pool.draw(generator, step, pictures_per_step(architecture, view))
-        pictures = pictures_of(examples)
+        examples = pool.draw(generator, step, images_per_step(architecture, view))
+        images = images_of(examples)
         if zoom != 1:
-            pictures = frame(pictures, [example.scene for example in examples], zoom, generator)
-        return caption_loss(model, architecture, examples, pictures, view, zoom=zoom, lens=lens)
+            images = frame(images, [example.scene for example in examples], zoom, generator)
+        return caption_loss(model, architecture, examples, images, view, zoom=zoom, lens=lens)
 
     fit(model, model, step_loss, steps, 7e-4, checkpoint, stage)

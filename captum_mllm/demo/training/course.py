@@ -1,4 +1,4 @@
-"""`ScenePool`, the pictures of a training run, and `Course`, what all its stages share."""
+"""`ScenePool`, the images of a training run, and `Course`, what all its stages share."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from captum_mllm.demo.training.optimization import Checkpoint
 
 
 class Example(NamedTuple):
-    r"""A scene, its picture, and its caption in each style.
+    r"""A scene, its image, and its caption in each style.
 
     Args:
         scene (Scene): The scene.
-        image (numpy.ndarray): Its picture, (S, S, 3), uint8.
+        image (numpy.ndarray): Its image, (S, S, 3), uint8.
         captions (dict[str, Caption]): Its captions by style.
     """
 
@@ -35,11 +35,11 @@ class ScenePool:
     r"""Numbered scenes, and a window onto them that moves on with every step.
 
     A scene depends on its number alone and is rendered when first drawn, so that resumed training
-    sees the pictures that uninterrupted training would have seen.
+    sees the images that uninterrupted training would have seen.
 
     Args:
         seed (int): The seed of the training run.
-        size (int): Width and height of the pictures, in pixels.
+        size (int): Width and height of the images, in pixels.
         rate (int): How many scenes leave and enter the window at each step.
         window (int): How many scenes may be drawn at a step. Default: 4096
         **options (Any): Passed on to :func:`~captum_mllm.datasets.sampling.sample_scene`.
@@ -81,8 +81,8 @@ class ScenePool:
         return self._rendered[number]
 
 
-def pictures_of(examples: list[Example]) -> npt.NDArray[np.uint8]:
-    r"""The pictures of some examples, stacked.
+def images_of(examples: list[Example]) -> npt.NDArray[np.uint8]:
+    r"""The images of some examples, stacked.
 
     Args:
         examples (list[Example]): B examples of one size.
@@ -114,18 +114,18 @@ class Course:
 
     def captioned(self, stream: int, large: bool = True, objects: int | None = None) -> ScenePool:
         r"""
-        Scenes for the stages that train on captions of pictures.
+        Scenes for the stages that train on captions of images.
 
         Args:
             stream (int): Stages with different streams see different scenes.
-            large (bool): Whether pictures have twice the size that the model sees at scale 1.
+            large (bool): Whether images have twice the size that the model sees at scale 1.
                 Default: True
             objects (int, optional): How many each scene has. Default: None, one to three.
 
         Returns:
-            ScenePool: The scenes; fewer new ones a step where pictures are large.
+            ScenePool: The scenes; fewer new ones a step where images are large.
         """
-        side = self.architecture.picture_size
+        side = self.architecture.image_size
         return ScenePool(
             self.seed + stream,
             2 * side if large else side,

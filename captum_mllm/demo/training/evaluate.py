@@ -99,7 +99,7 @@ def evaluate(
         processor (transformers.ProcessorMixin): Its processor.
         scenes (Sequence[Scene]): The scenes to caption, at least one.
         style (str): The style of the captions. Default: ``"caption"``
-        scale (float): Scales the size of the picture that the model sees; one of the scales of its
+        scale (float): Scales the size of the image that the model sees; one of the scales of its
             architecture. Default: 1.0
 
     Returns:
@@ -134,10 +134,10 @@ def _evaluate_batch(
 ) -> npt.NDArray[np.float64]:
     """Right and total counts of the measures of :class:`Accuracy`, one row for each."""
     captions = [caption(scene, style) for scene in scenes]
-    pictures = [render(scene) for scene in scenes]
+    images = [render(scene) for scene in scenes]
     inputs = ask(
         processor,
-        [picture.image for picture in pictures],
+        [image.image for image in images],
         style,
         images_kwargs=architecture.processor_options(view),
     )
@@ -162,21 +162,19 @@ def _evaluate_batch(
             (int(right[is_word].sum()), int(is_word.sum())),
             (int(right[is_content].sum()), int(is_content.sum())),
             (exact, len(scenes)),
-            _pointing(captions, pictures, peaks, answer_ids, SHAPES),
-            _pointing(captions, pictures, peaks, answer_ids, tuple(COLORS)),
+            _pointing(captions, images, peaks, answer_ids, SHAPES),
+            _pointing(captions, images, peaks, answer_ids, tuple(COLORS)),
         ],
         dtype=float,
     )
 
 
-def ask(
-    processor: Any, pictures: Sequence[npt.NDArray[np.uint8]], style: str, **options: Any
-) -> Any:
-    r"""What a processor makes of the question for a style of caption, for each picture.
+def ask(processor: Any, images: Sequence[npt.NDArray[np.uint8]], style: str, **options: Any) -> Any:
+    r"""What a processor makes of the question for a style of caption, for each image.
 
     Args:
         processor (transformers.ProcessorMixin): A demo model's processor.
-        pictures (Sequence[numpy.ndarray]): (H, W, 3), uint8, each.
+        images (Sequence[numpy.ndarray]): (H, W, 3), uint8, each.
         style (str): The style of the captions.
         **options (Any): Passed on to the processor.
 
@@ -187,8 +185,8 @@ def ask(
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": parts}], add_generation_prompt=True
     )
-    text = [prompt] * len(pictures)
-    return processor(images=list(pictures), text=text, return_tensors="pt", **options)
+    text = [prompt] * len(images)
+    return processor(images=list(images), text=text, return_tensors="pt", **options)
 
 
 def append(inputs: Any, ids: Tensor) -> None:
@@ -210,17 +208,17 @@ def _append_answers(tokenizer: Any, inputs: Any, captions: Sequence[Caption]) ->
 
 def _pointing(
     captions: Sequence[Caption],
-    pictures: Sequence[RenderedScene],
+    images: Sequence[RenderedScene],
     peaks: npt.NDArray[np.float64],
     answer_ids: Tensor,
     words: tuple[str, ...],
 ) -> tuple[int, int]:
     """How many of some words peak in their object, and how many there are of them."""
     hits = []
-    for spoken, picture, places, row in zip(captions, pictures, peaks, answer_ids.tolist()):
+    for spoken, image, places, row in zip(captions, images, peaks, answer_ids.tolist()):
         for word, objects, token in zip(spoken.words, spoken.objects, row):
             if word in words:
-                region = picture.region(objects)
+                region = image.region(objects)
                 y, x = (places[token] * region.shape).astype(int)
                 hits.append(bool(region[y, x]))
     return sum(hits), len(hits)

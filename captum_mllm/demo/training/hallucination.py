@@ -46,7 +46,7 @@ class Hallucination:
             its shape is there twice.
         present (float): Share that is named where they are, after the true caption up to their
             article.
-        free (float): Share that is named where they have been taken out of the picture, in the
+        free (float): Share that is named where they have been taken out of the image, in the
             model's own caption of it.
         led (float): The same after the caption of the scene with the object, up to its article.
         finished (float): The same up to its noun, after its colour.
@@ -87,9 +87,9 @@ def hallucination(model: Any, processor: Any, scenes: Sequence[Scene]) -> Halluc
             continue
         noun = spoken.words.index(shape)
         led, finished = (list(spoken.words[:end]) for end in (article, noun))
-        picture, without = render(scene).image, render(twin).image
+        image, without = render(scene).image, render(twin).image
         said = (
-            _continue(model, processor, picture, led, _NEW_TOKENS),
+            _continue(model, processor, image, led, _NEW_TOKENS),
             _continue(model, processor, without, [], None),
             _continue(model, processor, without, led, _NEW_TOKENS),
             _continue(model, processor, without, finished, 1),
@@ -103,12 +103,12 @@ def hallucination(model: Any, processor: Any, scenes: Sequence[Scene]) -> Halluc
 def _continue(
     model: Any,
     processor: Any,
-    picture: npt.NDArray[np.uint8],
+    image: npt.NDArray[np.uint8],
     words: list[str],
     new_tokens: int | None,
 ) -> list[str]:
     """The words that the model adds to the beginning of a caption; all of them if None."""
-    inputs = ask(processor, [picture], _STYLE)
+    inputs = ask(processor, [image], _STYLE)
     ids = processor.tokenizer.convert_tokens_to_ids(words)
     append(inputs, torch.tensor([ids], dtype=torch.long))
     limit = {} if new_tokens is None else {"max_new_tokens": new_tokens}
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Default: None
     """
     parser = argparse.ArgumentParser(
-        description="How often a demo model names an object that was taken out of the picture."
+        description="How often a demo model names an object that was taken out of the image."
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scenes", type=int, default=500)

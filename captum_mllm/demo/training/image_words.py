@@ -19,7 +19,7 @@ from captum_mllm.datasets.scenes import BACKGROUNDS, COLORS, Scene, SceneObject
 from captum_mllm.datasets.shapes import EXTENT, SHAPES, signed_distance
 from captum_mllm.demo.training.vocabulary import token_ids
 
-#: The share of a picture that an object covers on average.
+#: The share of an image that an object covers on average.
 OBJECT_AREA = 0.06
 
 #: The groups of words of which each token says one; the last word of each is for the background.
@@ -46,7 +46,7 @@ def object_words(thing: SceneObject) -> tuple[str, ...]:
 
 
 def object_area(thing: SceneObject) -> float:
-    r"""The share of a picture that an object covers, by its shape and its radius.
+    r"""The share of an image that an object covers, by its shape and its radius.
 
     Args:
         thing (SceneObject): The object.
@@ -90,14 +90,14 @@ def image_word_loss(
 ) -> Tensor:
     r"""Cross-entropy between the words due to a scene and those that its image tokens say.
 
-    Averaged over the picture, every object is due a share of it for its words.
+    Averaged over the image, every object is due a share of it for its words.
 
     Args:
         logits (list[Tensor]): (B, N, number of words) for each of :data:`WORD_GROUPS`.
         scenes (list[Scene]): The B scenes.
-        area (float, optional): The share of the picture, in (0, 1), that is due to any object. If
+        area (float, optional): The share of the image, in (0, 1), that is due to any object. If
             None, that of :func:`object_area`. Default: :data:`OBJECT_AREA`
-        zoom (float): How much larger than the picture it is drawn. Default: 1.0
+        zoom (float): How much larger than the image it is drawn. Default: 1.0
 
     Returns:
         Tensor: The mean loss, summed over the groups; a scalar.
@@ -140,7 +140,7 @@ def image_echo_loss(leaving: list[Tensor], entering: list[Tensor]) -> Tensor:
 
 
 def image_loudness_loss(logits: list[Tensor]) -> Tensor:
-    r"""Variance, over a picture, of how loud its image tokens speak.
+    r"""Variance, over an image, of how loud its image tokens speak.
 
     A token at the rim of an object, which says the object and the background at once and both
     loudly, outbids those inside in logits, though not in probabilities. The loudness is the
@@ -151,7 +151,7 @@ def image_loudness_loss(logits: list[Tensor]) -> Tensor:
         logits (list[Tensor]): (B, N, number of words) for each of :data:`WORD_GROUPS`.
 
     Returns:
-        Tensor: The mean over pictures, summed over the groups; a scalar.
+        Tensor: The mean over images, summed over the groups; a scalar.
     """
     loudness = torch.stack([said.logsumexp(dim=-1) for said in logits])
     return loudness.var(dim=-1, correction=0).mean(dim=-1).sum()

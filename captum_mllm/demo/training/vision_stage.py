@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from captum_mllm.datasets.scenes import BACKGROUNDS, Scene
 from captum_mllm.demo.training.architecture import Architecture
-from captum_mllm.demo.training.course import Course, ScenePool, pictures_of
+from captum_mllm.demo.training.course import Course, ScenePool, images_of
 from captum_mllm.demo.training.image_words import (
     OBJECT_AREA,
     WORD_GROUPS,
@@ -116,7 +116,7 @@ def train_vision(model: Any, course: Course, steps: int, checkpoint: Checkpoint)
     sharpness = _Sharpness(1.0)
     vision = architecture.vision(model)
     trained = nn.ModuleList([vision, sharpness])
-    pool = ScenePool(course.seed, architecture.picture_size, 20, objects=1)
+    pool = ScenePool(course.seed, architecture.image_size, 20, objects=1)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = step_generator(course.seed, "vision", step)
@@ -124,7 +124,7 @@ def train_vision(model: Any, course: Course, steps: int, checkpoint: Checkpoint)
         examples = pool.draw(generator, step, min(96, _TOKENS_PER_STEP // size**2))
         scenes = [example.scene for example in examples]
         corners = crop_corners(scenes, architecture, size, generator)
-        features = architecture.crop_features(model, pictures_of(examples), corners, size)
+        features = architecture.crop_features(model, images_of(examples), corners, size)
         logits = sharpness(features.float().mean(dim=1) @ words.T)
         told = [(*object_words(scene.objects[0]), scene.background) for scene in scenes]
         losses, right = [], []
@@ -142,9 +142,9 @@ def train_vision(model: Any, course: Course, steps: int, checkpoint: Checkpoint)
 @torch.no_grad()
 def _match_length(model: Any, architecture: Architecture, seed: int, words: Tensor) -> None:
     """Scale the projection so that image tokens are as long as word embeddings, on average."""
-    pool = ScenePool(seed + 1, architecture.picture_size, 1, 32)
+    pool = ScenePool(seed + 1, architecture.image_size, 1, 32)
     examples = pool.draw(np.random.default_rng(0), 0, 32)
-    features = architecture.features(model, pictures_of(examples), architecture.native_view)
+    features = architecture.features(model, images_of(examples), architecture.native_view)
     projection = architecture.projection(model)
     ratio = words.norm(dim=-1).mean() / features.float().norm(dim=-1).mean()
     projection.weight.mul_(ratio)
@@ -155,7 +155,7 @@ def ground_vision(model: Any, course: Course, steps: int, checkpoint: Checkpoint
     r"""Train the vision tower's single tokens to say the words of the scene, in place.
 
     The loss is :func:`~.image_words.image_word_loss` on what the tokens say by the
-    language model's embeddings, which rest; the pictures are crops at first. Where the decoder
+    language model's embeddings, which rest; the images are crops at first. Where the decoder
     cannot tell rows and columns, the tokens learn to tell their own place as well.
 
     Args:
@@ -168,7 +168,7 @@ def ground_vision(model: Any, course: Course, steps: int, checkpoint: Checkpoint
     embeddings = model.lm_head.weight.detach().clone()
     sharpness = _Sharpness(3.0)
     trained = nn.ModuleList([architecture.vision(model), sharpness])
-    side, seed = architecture.picture_size, course.seed + 2
+    side, seed = architecture.image_size, course.seed + 2
     single = ScenePool(seed, side, 16, objects=1)
     several = ScenePool(seed, side, 8, contact=course.contact)
     views = [view for view in architecture.views if view <= architecture.native_view]
@@ -181,7 +181,7 @@ def ground_vision(model: Any, course: Course, steps: int, checkpoint: Checkpoint
             examples = single.draw(generator, step, min(96, _TOKENS_PER_STEP // size**2))
             scenes = [example.scene for example in examples]
             corners = crop_corners(scenes, architecture, size, generator)
-            features = architecture.crop_features(model, pictures_of(examples), corners, size)
+            features = architecture.crop_features(model, images_of(examples), corners, size)
             area = OBJECT_AREA * (architecture.crop_grid / size) ** 2
             place_loss = features.new_zeros(())
         else:
@@ -189,7 +189,7 @@ def ground_vision(model: Any, course: Course, steps: int, checkpoint: Checkpoint
             tokens = len(architecture.token_centers(view))
             examples = several.draw(generator, step, min(64, _TOKENS_PER_STEP // tokens))
             scenes = [example.scene for example in examples]
-            features = architecture.features(model, pictures_of(examples), view)
+            features = architecture.features(model, images_of(examples), view)
             area = OBJECT_AREA
             place_loss = _place_loss(features, architecture.token_places(view))
         logits = [sharpness(part) for part in group_logits(embeddings, features)]

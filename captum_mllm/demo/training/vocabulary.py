@@ -48,7 +48,7 @@ def chat_template(image_part: str = f"{VISION_START}{IMAGE}{VISION_END}") -> str
     r"""The chat template of a model.
 
     Args:
-        image_part (str): What stands for a picture before the processor has seen it.
+        image_part (str): What stands for an image before the processor has seen it.
             Default: one image token between the tokens that enclose it
 
     Returns:

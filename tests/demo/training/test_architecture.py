@@ -83,16 +83,16 @@ def test_processor_of_qwen2_vl_bounds_the_number_of_image_tokens(
     height: int, width: int, grid: tuple[int, int]
 ) -> None:
     processor = ARCHITECTURES["qwen2-vl"].build_processor()
-    picture = np.zeros((height, width, 3), dtype=np.uint8)
-    inputs = processor(images=[picture], text=["<|image_pad|>"], return_tensors="pt")
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    inputs = processor(images=[image], text=["<|image_pad|>"], return_tensors="pt")
     assert tuple(inputs.image_grid_thw[0, 1:].tolist()) == grid
     assert inputs.input_ids.shape[1] == grid[0] * grid[1]
 
 
 def test_native_view_is_what_the_processor_does_by_itself(architecture: Architecture) -> None:
     processor = architecture.build_processor()
-    picture = np.zeros((224, 224, 3), dtype=np.uint8)
-    inputs = processor(images=[picture], text=["<|image_pad|>"], return_tensors="pt")
+    image = np.zeros((224, 224, 3), dtype=np.uint8)
+    inputs = processor(images=[image], text=["<|image_pad|>"], return_tensors="pt")
     tokens = (inputs.input_ids == token_ids(["<|image_pad|>"])[0]).sum()
     assert tokens == len(architecture.token_centers(architecture.native_view))
     assert architecture.scales[1.0] == architecture.native_view
@@ -100,9 +100,9 @@ def test_native_view_is_what_the_processor_does_by_itself(architecture: Architec
 
 def test_token_centers_are_those_of_the_layout(architecture: Architecture) -> None:
     mllm = MLLM(architecture.build_model(), architecture.build_processor())
-    picture = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    _, query = mllm.prepare(ImageTextInput(picture, "Describe the image."), target="a star")
-    (layout,) = mllm.states(picture, query).layouts
+    image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    _, query = mllm.prepare(ImageTextInput(image, "Describe the image."), target="a star")
+    (layout,) = mllm.states(image, query).layouts
     centers = [
         (
             (top + (row + 0.5) / piece.rows * (bottom - top)) / 224,
@@ -130,8 +130,8 @@ def test_saved_model_loads_in_full_precision_and_answers_alike(
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     processor = load_processor(tmp_path)
     assert loaded.dtype == torch.float32
-    picture = np.full((64, 64, 3), 200, dtype=np.uint8)
-    inputs = processor(images=[picture], text=["<|image_pad|> describe"], return_tensors="pt")
+    image = np.full((64, 64, 3), 200, dtype=np.uint8)
+    inputs = processor(images=[image], text=["<|image_pad|> describe"], return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(
             loaded(**inputs).logits, model(**inputs).logits, atol=1e-3, rtol=0

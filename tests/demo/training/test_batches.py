@@ -24,7 +24,7 @@ CAPTIONS = [{style: caption(scene, style) for style in CAPTION_STYLES} for scene
 VIEWS = [("qwen2-vl", 7), ("qwen2-vl", 17), ("llava-1.5", 14), ("internvl", 1), ("internvl", 2)]
 
 
-def _pictures(size: int) -> npt.NDArray[np.uint8]:
+def _images(size: int) -> npt.NDArray[np.uint8]:
     return np.stack([render(scene, size).image for scene in SCENES])
 
 
@@ -41,7 +41,7 @@ def _side(architecture: Architecture, view: int) -> int:
 
 
 def _process(
-    architecture: Architecture, pictures: npt.NDArray[np.uint8], view: int, style: str
+    architecture: Architecture, images: npt.NDArray[np.uint8], view: int, style: str
 ) -> Any:
     processor = architecture.build_processor()
     parts = [{"type": "image"}, {"type": "text", "text": DEMO_PROMPTS[style]}]
@@ -49,8 +49,8 @@ def _process(
         [{"role": "user", "content": parts}], add_generation_prompt=True
     )
     return processor(
-        images=list(pictures),
-        text=[prompt] * len(pictures),
+        images=list(images),
+        text=[prompt] * len(images),
         images_kwargs=architecture.processor_options(view),
         return_tensors="pt",
     )
@@ -60,15 +60,15 @@ def _process(
 @pytest.mark.parametrize(("name", "view"), VIEWS)
 def test_each_answer_is_that_of_transformers_to_its_question_alone(name: str, view: int) -> None:
     architecture = ARCHITECTURES[name]
-    pictures = _pictures(_side(architecture, view))
+    images = _images(_side(architecture, view))
     model, reference = _prepared(architecture), architecture.build_model()
     batch = text_batch(CAPTIONS, architecture, view)
-    states = hidden_states(model, batch, architecture.features(model, pictures, view))
+    states = hidden_states(model, batch, architecture.features(model, images, view))
     loss, logits = answer_loss(model, batch, states)
 
     losses = []
     for style, question in zip(CAPTION_STYLES, batch.questions):
-        inputs = _process(architecture, pictures, view, style)
+        inputs = _process(architecture, images, view, style)
         prompt = inputs.input_ids.shape[1]
         whole = torch.cat(
             [batch.input_ids[:, : batch.image.stop], batch.input_ids[:, question]], dim=1
@@ -83,7 +83,7 @@ def test_each_answer_is_that_of_transformers_to_its_question_alone(name: str, vi
         expected = reference(**inputs).logits[:, batch.image.stop :]
         begin = question.start - batch.image.stop
         found = logits[:, begin : begin + expected.shape[1]]
-        # Thumbnails are resized, and Pillow rounds resized pictures to whole levels.
+        # Thumbnails are resized, and Pillow rounds resized images to whole levels.
         torch.testing.assert_close(found, expected, atol=2e-3 if view == 2 else 1e-4, rtol=0)
         losses += _losses(expected, prompt - batch.image.stop, style)
     assert loss.item() == pytest.approx(np.mean(losses), abs=1e-3 if view == 2 else 1e-5)
@@ -101,11 +101,11 @@ def _losses(logits: Tensor, prompt: int, style: str) -> list[float]:
 
 
 def test_resized_patches_are_nearly_the_processors() -> None:
-    pictures = _pictures(224)
-    inputs = _process(ARCHITECTURES["qwen2-vl"], pictures, 14, "caption")
-    # Pillow rounds the resized picture to whole levels: half a level is 0.0075 here, and its
+    images = _images(224)
+    inputs = _process(ARCHITECTURES["qwen2-vl"], images, 14, "caption")
+    # Pillow rounds the resized image to whole levels: half a level is 0.0075 here, and its
     # filter weights are rounded too.
-    difference = (patches(pixels(pictures, 112)) - inputs.pixel_values).abs()
+    difference = (patches(pixels(images, 112)) - inputs.pixel_values).abs()
     assert difference.mean() < 0.006
     assert difference.max() < 0.15
 
@@ -141,17 +141,17 @@ def test_labels_are_the_captions_and_their_ends() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["qwen2-vl", "internvl"])
-def test_crops_are_seen_as_pictures_of_their_own(name: str) -> None:
+def test_crops_are_seen_as_images_of_their_own(name: str) -> None:
     architecture = ARCHITECTURES[name]
     model = _prepared(architecture)
-    pictures = _pictures(architecture.picture_size)
+    images = _images(architecture.image_size)
     size = architecture.crop_sizes[0]
     corners = np.array([[0, 1], [2, 3], [4, 0]])
-    cell = architecture.picture_size // architecture.crop_grid
+    cell = architecture.image_size // architecture.crop_grid
     view = size if name == "qwen2-vl" else 1
     torch.testing.assert_close(
-        architecture.crop_features(model, pictures, corners, size),
-        architecture.features(model, cut(pictures, corners * cell, size * cell), view),
+        architecture.crop_features(model, images, corners, size),
+        architecture.features(model, cut(images, corners * cell, size * cell), view),
     )
 
 
@@ -159,14 +159,14 @@ def test_crops_are_seen_as_pictures_of_their_own(name: str) -> None:
 def test_crops_of_llava_keep_their_places_and_show_nothing_else() -> None:
     architecture = ARCHITECTURES["llava-1.5"]
     model = _prepared(architecture)
-    pictures = _pictures(112)
+    images = _images(112)
     corners = np.array([[0, 0], [2, 3], [4, 0]])
-    whole = architecture.crop_features(model, pictures, np.zeros((3, 2), dtype=int), 14)
-    torch.testing.assert_close(whole, architecture.features(model, pictures, 14))
-    before = architecture.crop_features(model, pictures, corners, 5)
-    pictures[0, 40:] = 0
-    pictures[1, :16] = 0
-    after = architecture.crop_features(model, pictures, corners, 5)
+    whole = architecture.crop_features(model, images, np.zeros((3, 2), dtype=int), 14)
+    torch.testing.assert_close(whole, architecture.features(model, images, 14))
+    before = architecture.crop_features(model, images, corners, 5)
+    images[0, 40:] = 0
+    images[1, :16] = 0
+    after = architecture.crop_features(model, images, corners, 5)
     torch.testing.assert_close(before, after)
-    moved = architecture.crop_features(model, pictures, corners + 1, 5)
+    moved = architecture.crop_features(model, images, corners + 1, 5)
     assert (moved - after).abs().max() > 1e-3

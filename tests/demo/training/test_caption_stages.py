@@ -1,4 +1,4 @@
-"""Framed pictures keep their objects, and stand where the margin or the cut leaves them."""
+"""Framed images keep their objects, and stand where the margin or the cut leaves them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SCENE = Scene((SceneObject("circle", "red", x=0.3, y=0.6, radius=0.15),), "light
 
 
 def _frames(zoom: float, count: int = 20) -> np.ndarray:
-    pictures = np.stack([render(SCENE, 112).image] * count)
-    return frame(pictures, [SCENE] * count, zoom, np.random.default_rng(0))
+    images = np.stack([render(SCENE, 112).image] * count)
+    return frame(images, [SCENE] * count, zoom, np.random.default_rng(0))
 
 
-def _red(pictures: np.ndarray) -> np.ndarray:
-    values = pictures.astype(int)
+def _red(images: np.ndarray) -> np.ndarray:
+    values = images.astype(int)
     return (values[..., 0] > 150) & (values[..., 1] < 90) & (values[..., 2] < 90)
 
 
@@ -31,7 +31,7 @@ def test_the_object_is_whole_and_as_large_as_the_zoom_makes_it(zoom: float) -> N
     np.testing.assert_allclose(after, before * zoom**2, rtol=0.06)
 
 
-def test_a_smaller_picture_has_a_margin_of_the_mean_colour() -> None:
+def test_a_smaller_image_has_a_margin_of_the_mean_colour() -> None:
     frames = _frames(0.5)
     margin = (frames == np.rint(255 * np.array(IMAGE_MEAN))).all(axis=-1)
     assert margin.mean(axis=(1, 2)) == pytest.approx(0.75, abs=0.01)
@@ -39,5 +39,5 @@ def test_a_smaller_picture_has_a_margin_of_the_mean_colour() -> None:
     assert len(corners) > 10
 
 
-def test_a_picture_of_the_canvas_s_size_stays_as_it_is() -> None:
+def test_a_image_of_the_canvas_s_size_stays_as_it_is() -> None:
     assert np.array_equal(_frames(1.0, 1)[0], render(SCENE, 112).image)

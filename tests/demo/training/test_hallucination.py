@@ -30,7 +30,7 @@ def test_objects_that_are_there_are_named_and_others_seldom() -> None:
 def test_rates_are_shares_of_the_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[list[str], int | None]] = []
 
-    def answer(model: Any, processor: Any, picture: Any, words: list[str], limit: Any) -> list[str]:
+    def answer(model: Any, processor: Any, image: Any, words: list[str], limit: Any) -> list[str]:
         asked.append((words, limit))
         return [["ring"], ["star"], ["ring"], ["ring"]][(len(asked) - 1) % 4]
 

@@ -28,9 +28,9 @@ from captum_mllm.demo.training.vocabulary import VOCABULARY
 STAR = SceneObject("star", "red", x=0.5, y=0.5, radius=0.1)
 
 
-def _random_logits(pictures: int, tokens: int, seed: int) -> list[Tensor]:
+def _random_logits(images: int, tokens: int, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(pictures, tokens, len(group), generator=generator) for group in WORD_GROUPS]
+    return [torch.randn(images, tokens, len(group), generator=generator) for group in WORD_GROUPS]
 
 
 def _written_out(logits: list[Tensor], scenes: list[Scene], area: float | None) -> float:

@@ -21,7 +21,7 @@ from captum_mllm.demo.training.architecture import Architecture, cut, grid_cente
 from captum_mllm.demo.training.architectures import ARCHITECTURES
 from captum_mllm.demo.training.attention import use_float32_attention
 from captum_mllm.demo.training.batches import answer_loss, hidden_states, text_batch
-from captum_mllm.demo.training.course import Course, ScenePool, pictures_of
+from captum_mllm.demo.training.course import Course, ScenePool, images_of
 from captum_mllm.demo.training.evaluate import evaluate, evaluation_scenes
 from captum_mllm.demo.training.image_words import (
     WORD_GROUPS,
@@ -122,7 +122,7 @@ def test_pool_moves_on_and_does_not_depend_on_what_was_drawn_before() -> None:
     later = drawn.draw(np.random.default_rng(9), 5, 4)
     afresh = pool().draw(np.random.default_rng(9), 5, 4)
     assert [example.scene for example in later] == [example.scene for example in afresh]
-    np.testing.assert_array_equal(pictures_of(later), pictures_of(afresh))
+    np.testing.assert_array_equal(images_of(later), images_of(afresh))
     for example in later:
         assert example.captions == {s: caption(example.scene, s) for s in CAPTION_STYLES}
     first = {example.scene for example in pool().draw(np.random.default_rng(0), 0, 6)}
@@ -134,12 +134,12 @@ def test_pool_moves_on_and_does_not_depend_on_what_was_drawn_before() -> None:
 def test_crops_hold_most_of_the_object(name: str) -> None:
     architecture = ARCHITECTURES[name]
     scenes = [sample_scene(seed, objects=1, stripes=0.0) for seed in range(20)]
-    side = architecture.picture_size
+    side = architecture.image_size
     masks = np.stack([render(scene, side).masks[0] for scene in scenes])
-    pictures = np.repeat(masks[..., None], 3, axis=-1).astype(np.uint8)
+    images = np.repeat(masks[..., None], 3, axis=-1).astype(np.uint8)
     size, cell = architecture.crop_sizes[-1], side // architecture.crop_grid
     corners = crop_corners(scenes, architecture, size, np.random.default_rng(0))
-    crops = cut(pictures, corners * cell, size * cell)
+    crops = cut(images, corners * cell, size * cell)
     assert crops.shape == (20, size * cell, size * cell, 3)
     shares = crops[..., 0].sum(axis=(1, 2)) / masks.sum(axis=(1, 2))
     assert shares.min() > 0.85 and shares.mean() > 0.97
@@ -184,11 +184,11 @@ def test_captioning_lowers_the_loss(name: str, tmp_path: Path) -> None:
     captions = [{style: caption(scene, style) for style in CAPTION_STYLES} for scene in scenes]
     view = min(architecture.views)
     batch = text_batch(captions, architecture, view)
-    pictures = np.stack([render(scene, architecture.picture_size).image for scene in scenes])
+    images = np.stack([render(scene, architecture.image_size).image for scene in scenes])
 
     def loss() -> float:
         with torch.no_grad():
-            features = architecture.features(model, pictures, view)
+            features = architecture.features(model, images, view)
             return answer_loss(model, batch, hidden_states(model, batch, features))[0].item()
 
     before = loss()
@@ -202,14 +202,14 @@ def test_captioning_lowers_the_loss(name: str, tmp_path: Path) -> None:
 def test_polishing_lowers_its_loss(name: str, tmp_path: Path) -> None:
     architecture = ARCHITECTURES[name]
     model = _prepared(architecture)
-    side, view = architecture.picture_size, architecture.native_view
+    side, view = architecture.image_size, architecture.native_view
     examples = ScenePool(99, side, 1, 8).draw(np.random.default_rng(0), 0, 4)
 
     def loss() -> float:
         with torch.no_grad():
-            pictures = pictures_of(examples)
+            images = images_of(examples)
             return caption_stages.caption_loss(
-                model, architecture, examples, pictures, view, lens=True
+                model, architecture, examples, images, view, lens=True
             )[0].item()
 
     before = loss()
@@ -269,5 +269,5 @@ def test_a_short_run_learns_to_speak_and_to_see(tmp_path: Path) -> None:
     model = train_module.train(tmp_path, fraction=0.05)
     accuracy = evaluate(model, load_processor(tmp_path), evaluation_scenes(50))
     assert accuracy.words >= 0.5
-    # An object covers 6 percent of a picture on average.
+    # An object covers 6 percent of an image on average.
     assert accuracy.color_pointing >= 0.3

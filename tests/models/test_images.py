@@ -1,4 +1,4 @@
-"""Pictures a little outside of [0, 1] are taken for noisy, those far outside are refused."""
+"""Images a little outside of [0, 1] are taken for noisy, those far outside are refused."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ from captum.attr import GradientShap, NoiseTunnel, Saliency
 from torch import Tensor
 
 from captum_mllm import MLLM, ImageTextInput
-from captum_mllm.models.pictures import check_pictures
+from captum_mllm.models.images import check_images
 from captum_mllm.models.pixels import saturate
 from tests.models.tiny_models import FAMILIES, shared
 
-PICTURE = torch.rand(1, 3, 84, 112, generator=torch.Generator().manual_seed(0))
+IMAGE = torch.rand(1, 3, 84, 112, generator=torch.Generator().manual_seed(0))
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
 
 BAD = {
-    "8-bit levels": (PICTURE * 255, "8-bit levels: divide them by 255"),
-    "one level of 8 bits": (PICTURE.clone().index_fill(2, torch.tensor(3), 255), "8-bit levels"),
-    "normalised by ImageNet": ((PICTURE - IMAGENET[0]) / IMAGENET[1], "look normalised: undo it"),
-    "normalised to [-1, 1]": (PICTURE * 2 - 1, "look normalised: undo it"),
-    "dark, normalised": ((PICTURE * 0.1 - IMAGENET[0]) / IMAGENET[1], "look normalised"),
-    "noise of deviation 1": (PICTURE + torch.randn(PICTURE.shape), "`stdevs` of NoiseTunnel"),
-    "NaN": (torch.where(PICTURE > 0.9, torch.nan, PICTURE), "NaN or infinite"),
-    "infinite": (torch.where(PICTURE > 0.9, torch.inf, PICTURE), "NaN or infinite"),
+    "8-bit levels": (IMAGE * 255, "8-bit levels: divide them by 255"),
+    "one level of 8 bits": (IMAGE.clone().index_fill(2, torch.tensor(3), 255), "8-bit levels"),
+    "normalised by ImageNet": ((IMAGE - IMAGENET[0]) / IMAGENET[1], "look normalised: undo it"),
+    "normalised to [-1, 1]": (IMAGE * 2 - 1, "look normalised: undo it"),
+    "dark, normalised": ((IMAGE * 0.1 - IMAGENET[0]) / IMAGENET[1], "look normalised"),
+    "noise of deviation 1": (IMAGE + torch.randn(IMAGE.shape), "`stdevs` of NoiseTunnel"),
+    "NaN": (torch.where(IMAGE > 0.9, torch.nan, IMAGE), "NaN or infinite"),
+    "infinite": (torch.where(IMAGE > 0.9, torch.inf, IMAGE), "NaN or infinite"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_picture_is_refused_with_a_guess_at_the_cause(name: str) -> None:
-    pictures, message = BAD[name]
+def test_what_is_no_image_is_refused_with_a_guess_at_the_cause(name: str) -> None:
+    images, message = BAD[name]
     with pytest.raises(ValueError, match=message):
-        check_pictures(pictures)
+        check_images(images)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_pictures_in_range_and_rounding_pass_in_silence(dtype: torch.dtype) -> None:
+def test_images_in_range_and_rounding_pass_in_silence(dtype: torch.dtype) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_pictures(PICTURE.to(dtype))
-        check_pictures((PICTURE * 1.002 - 0.001).to(dtype))
+        check_images(IMAGE.to(dtype))
+        check_images((IMAGE * 1.002 - 0.001).to(dtype))
 
 
 @pytest.mark.parametrize("level", [0.0, 0.7, 1.0, None])
 @pytest.mark.parametrize("deviation", [0.1, 0.2])
 def test_usual_noise_passes_with_a_warning(deviation: float, level: float | None) -> None:
     generator = torch.Generator().manual_seed(0)
-    picture = PICTURE if level is None else torch.full((1, 3, 224, 224), level)
+    picture = IMAGE if level is None else torch.full((1, 3, 224, 224), level)
     noise = torch.randn(10, *picture.shape[1:], generator=generator)
     with pytest.warns(UserWarning, match=r"values outside of \[0, 1\]"):
-        check_pictures(picture + deviation * noise)
+        check_images(picture + deviation * noise)
 
 
 @pytest.mark.parametrize("deviation", [0.1, 0.2])
-def test_methods_that_add_noise_run_on_a_black_and_white_picture(deviation: float) -> None:
+def test_methods_that_add_noise_run_on_a_black_and_white_image(deviation: float) -> None:
     mllm = MLLM(*shared("qwen2_vl"))
     picture = (torch.rand(3, 84, 84, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     image, query = mllm.prepare(ImageTextInput(picture, "what ?"), target="a cat")
@@ -78,7 +78,7 @@ def test_methods_that_add_noise_run_on_a_black_and_white_picture(deviation: floa
 @pytest.mark.filterwarnings("ignore:images have values outside")
 def test_both_paths_cut_noise_in_the_same_way(family: str, scale: float) -> None:
     mllm = MLLM(*shared(family))
-    image, query = mllm.prepare(ImageTextInput(PICTURE, "what ?"), target="a cat")
+    image, query = mllm.prepare(ImageTextInput(IMAGE, "what ?"), target="a cat")
     noisy = image + 0.15 * torch.randn(image.shape, generator=torch.Generator().manual_seed(2))
     if scale != 1:
         noisy = torch.nn.functional.interpolate(noisy, scale_factor=scale, mode="nearest")
@@ -104,7 +104,7 @@ def test_pixels_that_are_cut_keep_their_gradient() -> None:
 
     expected = gradient(image)
     assert (expected != 0).float().mean() > 0.99
-    # The model sees the same picture, so it answers to it in the same way.
+    # The model sees the same image, so it answers to it in the same way.
     torch.testing.assert_close(gradient(image - 0.005), expected)
 
 

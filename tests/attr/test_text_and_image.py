@@ -1,4 +1,4 @@
-"""Captum's own methods on the picture and the embeddings of the words together."""
+"""Captum's own methods on the image and the embeddings of the words together."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ everywhere = pytest.mark.parametrize("name", [*MULTIMODAL, *BUNDLED])
 
 
 class Both:
-    """A picture and words as the inputs of a method, with four features: two of each."""
+    """An image and words as the inputs of a method, with four features: two of each."""
 
     def __init__(self, name: str) -> None:
         self.where: Column = column(name)
         self.mllm: MLLM = self.where.network  # type: ignore[assignment]
         (self.query,) = self.where.extra
-        self.image = self.where.pictures.clone()
+        self.image = self.where.images.clone()
         self.words = self.mllm.word_embeddings(self.query)
         self.halves = quadrants(self.where.size) // 2
         # The first words of the question, and the rest.
@@ -85,7 +85,7 @@ class Both:
 
 @pytest.mark.parametrize("at_once", [1, 3, 8])
 @everywhere
-def test_ablation_of_picture_and_words_equals_ablation_by_hand(name: str, at_once: int) -> None:
+def test_ablation_of_image_and_words_equals_ablation_by_hand(name: str, at_once: int) -> None:
     both = Both(name)
     whole = both.score((True,) * 4)
     expected = torch.tensor(
@@ -100,7 +100,7 @@ def test_ablation_of_picture_and_words_equals_ablation_by_hand(name: str, at_onc
 @pytest.mark.parametrize(
     "name", [*MULTIMODAL, *(pytest.param(name, marks=pytest.mark.slow) for name in BUNDLED)]
 )
-def test_shapley_values_of_picture_and_words_sum_to_the_difference(name: str) -> None:
+def test_shapley_values_of_image_and_words_sum_to_the_difference(name: str) -> None:
     both = Both(name)
     game = both.game()
     found = both.explain(ShapleyValues(both.mllm), perturbations_per_eval=4)
@@ -169,7 +169,7 @@ def test_occlusion_has_windows_and_strides_of_each(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "n_steps", "method"),
     [*((name, 32, "gausslegendre") for name in MULTIMODAL)]
-    # A trained model is steep near a black picture.
+    # A trained model is steep near a black image.
     + [pytest.param("bundled", 200, "riemann_trapezoid", marks=pytest.mark.slow)],
 )
 def test_integrated_gradients_of_both_are_complete(name: str, n_steps: int, method: str) -> None:

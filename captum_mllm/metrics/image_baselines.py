@@ -1,4 +1,4 @@
-"""What a picture looks like without its content."""
+"""What an image looks like without its content."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-PictureBaseline = Tensor | float | Literal["blur", "mean"] | None
+ImageBaseline = Tensor | float | Literal["blur", "mean"] | None
 
 # Standard deviation of the blur, as a share of the shorter side: of a tenth, no shape is left.
 BLUR = 0.1
 
 
-def picture_baseline(inputs: Tensor, baselines: PictureBaseline) -> Tensor:
+def image_baseline(inputs: Tensor, baselines: ImageBaseline) -> Tensor:
     r"""
-    The baseline of each picture.
+    The baseline of each image.
 
     Args:
-        inputs (Tensor): Pictures, of shape (B, C, H, W) and a floating-point dtype.
-        baselines (Tensor, float or str, optional): ``"blur"``, the picture blurred by a Gaussian
+        inputs (Tensor): Images, of shape (B, C, H, W) and a floating-point dtype.
+        baselines (Tensor, float or str, optional): ``"blur"``, the image blurred by a Gaussian
             with a standard deviation of a tenth of the shorter side; ``"mean"``, its mean colour;
             a tensor that broadcasts with ``inputs``, such as the same scene without an object; or
             a number. None is 0, as in Captum.
@@ -59,12 +59,12 @@ def picture_baseline(inputs: Tensor, baselines: PictureBaseline) -> Tensor:
     return tensor
 
 
-def _blur(pictures: Tensor) -> Tensor:
-    height, width = pictures.shape[-2:]
+def _blur(images: Tensor) -> Tensor:
+    height, width = images.shape[-2:]
     sigma = max(BLUR * min(height, width), 1e-3)
-    values = pictures.float()
+    values = images.float()
     blurred = _gaussian(height, sigma, values) @ values @ _gaussian(width, sigma, values).mT
-    return blurred.to(pictures)
+    return blurred.to(images)
 
 
 def _gaussian(size: int, sigma: float, like: Tensor) -> Tensor:

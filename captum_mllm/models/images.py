@@ -1,4 +1,4 @@
-"""`read_picture` reads an image of any kind, and `check_pictures` refuses what no model can see."""
+"""`read_image` reads an image of any kind, and `check_images` refuses what no model can see."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_mllm.models.pixels import to_tensor
 
-Picture = Image.Image | np.ndarray | Tensor
+ImageLike = Image.Image | np.ndarray | Tensor
 
 SHORTEST_SIDE = 2
 LARGEST_RATIO = 200
@@ -33,11 +33,11 @@ _EXPECTED = (
 _CHANNELS = "1 channel for grey, 3 for RGB or 4 for RGBA"
 
 
-def read_picture(picture: Picture) -> Tensor:
+def read_image(image: ImageLike) -> Tensor:
     r"""Read an image of any kind, on the CPU.
 
     Args:
-        picture (PIL.Image.Image, numpy.ndarray or Tensor): see :class:`ImageTextInput`.
+        image (PIL.Image.Image, numpy.ndarray or Tensor): see :class:`ImageTextInput`.
 
     Returns:
         Tensor: float32, of shape (3, H, W), in [0, 1].
@@ -47,14 +47,14 @@ def read_picture(picture: Picture) -> Tensor:
         ValueError: for an image that cannot be read, of another shape, too small or too narrow,
             or with levels whose range cannot be told.
     """
-    if isinstance(picture, Image.Image):
-        return _read_pil(picture)
-    if isinstance(picture, np.ndarray):
-        return _read_array(picture)
-    if isinstance(picture, Tensor):
-        return _read_tensor(picture)
+    if isinstance(image, Image.Image):
+        return _read_pil(image)
+    if isinstance(image, np.ndarray):
+        return _read_array(image)
+    if isinstance(image, Tensor):
+        return _read_tensor(image)
     raise TypeError(
-        f"got an image of type {type(picture).__name__}, {_EXPECTED}; a file is read by "
+        f"got an image of type {type(image).__name__}, {_EXPECTED}; a file is read by "
         "PIL.Image.open"
     )
 
@@ -69,25 +69,25 @@ def check_size(size: tuple[int, ...]) -> None:
         )
 
 
-def check_pictures(pictures: Any) -> None:
-    r"""Refuse what is not a batch of pictures (B, 3, H, W) in [0, 1], give or take some noise.
+def check_images(images: Any) -> None:
+    r"""Refuse what is not a batch of images (B, 3, H, W) in [0, 1], give or take some noise.
 
     Methods such as :class:`captum.attr.NoiseTunnel` add noise of a deviation of 0.1 to 0.2, which
-    leaves [0, 1] a little: such pictures are let through with a warning, and clamped later on.
+    leaves [0, 1] a little: such images are let through with a warning, and clamped later on.
 
     Raises:
-        ValueError: with a guess at what was done to the picture.
+        ValueError: with a guess at what was done to the image.
     """
-    if not isinstance(pictures, Tensor) or pictures.ndim != 4 or pictures.shape[1] != 3:
-        given = tuple(pictures.shape) if isinstance(pictures, Tensor) else type(pictures).__name__
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
+        given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"got {given}, expected an image tensor of shape (B, 3, H, W)")
-    if not pictures.is_floating_point():
+    if not images.is_floating_point():
         raise ValueError(
-            f"got images of dtype {pictures.dtype}, expected floating point in [0, 1]; divide "
+            f"got images of dtype {images.dtype}, expected floating point in [0, 1]; divide "
             "8-bit images by 255"
         )
-    check_size(tuple(pictures.shape[-2:]))
-    values = pictures.detach().float()
+    check_size(tuple(images.shape[-2:]))
+    values = images.detach().float()
     low, high = values.aminmax()
     if low >= 0 and high <= 1:
         return
@@ -106,7 +106,7 @@ def check_pictures(pictures: Any) -> None:
 
 
 def _guess(low: float, high: float) -> str:
-    """What was done to a picture that is far outside of [0, 1]."""
+    """What was done to an image that is far outside of [0, 1]."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return "some are NaN or infinite"
     if high > 10:
@@ -223,16 +223,16 @@ def _full_scale(levels: Tensor, what: str) -> float:
     return float(2**depth - 1)
 
 
-def _read_pil(picture: Image.Image) -> Tensor:
-    _warn_of_frames(picture)
+def _read_pil(image: Image.Image) -> Tensor:
+    _warn_of_frames(image)
     try:
-        picture.load()
-        transparent = picture.info.get("transparency")
-        picture = ImageOps.exif_transpose(picture)
+        image.load()
+        transparent = image.info.get("transparency")
+        image = ImageOps.exif_transpose(image)
         # Colours that were multiplied by their opacity.
-        straight = {"La": "LA", "RGBa": "RGBA"}.get(picture.mode)
+        straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
         if straight is not None:
-            picture = picture.convert(straight)
+            image = image.convert(straight)
     except Exception as error:
         # Pillow has no error of its own for files that are closed, cut short or broken.
         reason = str(error) or "its file is closed"
@@ -240,32 +240,32 @@ def _read_pil(picture: Image.Image) -> Tensor:
             f"the image cannot be read: {reason}; is the file whole, and still open? An image "
             "opened in a `with` block is used, or loaded by image.load(), before the block ends"
         ) from error
-    check_size(picture.size[::-1])
-    mode = f"an image of mode {picture.mode}"
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        levels = torch.from_numpy(np.array(picture, dtype=np.float64))
-        unit = _to_unit(levels[None], picture.mode != "F", mode)
+    check_size(image.size[::-1])
+    mode = f"an image of mode {image.mode}"
+    if image.mode == "F" or image.mode.startswith("I"):
+        levels = torch.from_numpy(np.array(image, dtype=np.float64))
+        unit = _to_unit(levels[None], image.mode != "F", mode)
         if isinstance(transparent, int):
             unit[:, levels == transparent] = 1
         # As fine as 8 bits, like all other modes.
         return unit.mul(255).round().div(255)
     try:
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture)
-        return to_tensor(picture.convert("RGB"))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        return to_tensor(image.convert("RGB"))
     except Exception as error:
         # What a file says of its transparency or palette may be anything.
         raise ValueError(f"{mode} cannot be converted to RGB: {error}") from error
 
 
-def _warn_of_frames(picture: Image.Image) -> None:
+def _warn_of_frames(image: Image.Image) -> None:
     """An animation or a document of several pages shows the model one of them."""
     try:
         # A photo with a small preview of itself is a file of two images.
-        count = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
-        shown = picture.tell()
+        count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        shown = image.tell()
     except Exception:
         # What cannot be read is refused where it is loaded.
         return

@@ -1,4 +1,4 @@
-"""Which states of a layer belong to a picture, and where in the picture they lie."""
+"""Which states of a layer belong to an image, and where in the image they lie."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from captum_mllm.models.query import Query
 
 
 @dataclass(frozen=True)
-class PictureTokens:
-    r"""The tokens of one explained picture among all the states that a layer makes in a pass.
+class ImageTokens:
+    r"""The tokens of one explained image among all the states that a layer makes in a pass.
 
     Args:
-        positions (Tensor): for each of B pictures the indices of its N tokens into the states,
+        positions (Tensor): for each of B images the indices of its N tokens into the states,
             flattened over everything but the channels; the pieces of the layout one after the
             other, each in raster order; shape (B, N).
         layout (Layout): where they lie, N tokens.
@@ -30,14 +30,14 @@ class PictureTokens:
     layout: Layout
 
     def gather(self, states: Tensor) -> Tensor:
-        r"""The picture's states, (B, N, d), from those of the layer, (..., d)."""
+        r"""The image's states, (B, N, d), from those of the layer, (..., d)."""
         return states.flatten(0, -2)[self.positions.to(states.device)]
 
 
 def decoder_tokens(
     encoding: Encoding, query: Query, n_states: int | None = None
-) -> tuple[PictureTokens, ...]:
-    r"""The tokens of each explained picture in a layer of the language model.
+) -> tuple[ImageTokens, ...]:
+    r"""The tokens of each explained image in a layer of the language model.
 
     Args:
         encoding (Encoding): the pass.
@@ -58,14 +58,14 @@ def decoder_tokens(
         positions = encoding.image_positions[index]
         starts = torch.arange(count, device=positions.device) * length
         rows = (starts[:, None] + positions).unflatten(0, (-1, encoding.windows))
-        found.append(PictureTokens(rows.flatten(1), encoding.layouts[index]))
+        found.append(ImageTokens(rows.flatten(1), encoding.layouts[index]))
     return tuple(found)
 
 
 def vision_tokens(
     encoding: Encoding, query: Query, config: Any, n_states: int
-) -> tuple[PictureTokens, ...]:
-    r"""The tokens of each explained picture in a layer of the vision tower.
+) -> tuple[ImageTokens, ...]:
+    r"""The tokens of each explained image in a layer of the vision tower.
 
     The towers differ in what a layer holds: with a class token before the patches of each tile or
     without; as fine as the image tokens or, where the tower ends with a merger, finer; in raster
@@ -100,7 +100,7 @@ def vision_tokens(
     }
     if n_states not in shapes:
         raise ValueError(
-            f"the layer makes {n_states} states for pictures of {count * tokens} image tokens, "
+            f"the layer makes {n_states} states for images of {count * tokens} image tokens, "
             f"expected one of {sorted(shapes)}, a state for each patch or image token; give a "
             "layer of the vision tower"
         )
@@ -117,7 +117,7 @@ def vision_tokens(
     found = []
     for index in query.explained:
         rows = (starts + orders[index]).to(device).unflatten(0, (-1, encoding.windows))
-        found.append(PictureTokens(rows.flatten(1), _refine(encoding.layouts[index], finer)))
+        found.append(ImageTokens(rows.flatten(1), _refine(encoding.layouts[index], finer)))
     return tuple(found)
 
 
