@@ -24,22 +24,27 @@ from captum_mllm.attr.base import (
     check_inference_mode,
     check_one_image,
     only_query,
+    target_logits,
 )
 from captum_mllm.attr.features import to_earlier
-from captum_mllm.attr.target_logits import explained_logits, target_logits
 from captum_mllm.models.attentions import Attention, has_softmax_attention, record_attention
 from captum_mllm.models.backbone import last_states
 from captum_mllm.models.image_tokens import decoder_tokens, vision_tokens
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Prompt, Query, split_arguments
 from captum_mllm.models.states import gather_states
-from captum_mllm.models.towers import attention_layers, decoder_layers, pick_layers, vision_layers
+from captum_mllm.models.towers import (
+    Tower,
+    attention_layers,
+    decoder_layers,
+    pick_layers,
+    vision_layers,
+)
 
 #: What the token directly before gets beside its attention where attention weighs text.
 TEXT_RESIDUAL = 0.3
 Mode = Literal["raw", "rollout", "gradient"]
 HeadFusion = Literal["mean", "max", "min"]
-Tower = Literal["decoder", "vision"]
 # The calls of a layer, and for each the gradient with respect to what its heads return.
 Layer = tuple[Sequence[Attention], Sequence[Tensor | None]]
 
@@ -255,7 +260,7 @@ class AttentionMaps(TokenAttribution):
             start = predicting_rows(encoding, query, target).to(dtype)
             with record_attention(mllm.model, layers, by_gradient) as record:
                 if by_gradient:
-                    explained = explained_logits(mllm, encoding, query)
+                    explained = mllm.explained_logits(encoding, query)
                     logits = list(target_logits(explained, target, encoding, query))
                 else:
                     found = last_states(mllm.model, encoding.inputs)

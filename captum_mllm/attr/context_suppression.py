@@ -13,6 +13,7 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
+from captum_mllm._probability import known_probability
 from captum_mllm.attr.base import (
     Target,
     TokenMaps,
@@ -25,7 +26,6 @@ from captum_mllm.attr.features import Features
 from captum_mllm.attr.functional import rank_gaussian_filter, suppress_context
 from captum_mllm.attr.resizing import seen_cells
 from captum_mllm.attr.scale_mean import ScaleAttribution
-from captum_mllm.attr.scale_probability import target_probability
 from captum_mllm.attr.text_attribution import context_scores, text_attribution
 from captum_mllm.attr.token_maps import TokenWrapper, token_maps
 from captum_mllm.models.layout import size_of
@@ -161,7 +161,7 @@ class ContextSuppression(TokenWrapper):
         """A scale of all tokens, for the explained ones."""
         parts = tuple(part[rows] for part in format_tensor_into_tuples(scale.attributions))
         maps = format_output(isinstance(scale.attributions, tuple), parts)
-        ask = partial(target_probability, self.forward_func, scale.inputs, None, (query,))
+        ask = partial(known_probability, self.forward_func, scale.inputs, None, (query,))
         return replace(scale, attributions=maps, ask_probability=ask)
 
     def _clean(

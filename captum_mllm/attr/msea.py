@@ -19,6 +19,7 @@ from captum_mllm._captum import (
     progress,
     run_forward,
 )
+from captum_mllm._probability import known_probability
 from captum_mllm.attr.base import Target, TokenMaps, gradients_for, lies_on_image
 from captum_mllm.attr.features import Features
 from captum_mllm.attr.resizing import (
@@ -29,15 +30,16 @@ from captum_mllm.attr.resizing import (
     resize_inputs,
     seen_cells,
 )
-from captum_mllm.attr.scale_mean import Attributions, ScaleAttribution, ScaleMean
-from captum_mllm.attr.scale_options import (
+from captum_mllm.attr.scale_mean import (
     SCALES,
+    Attributions,
     Normalize,
+    ScaleAttribution,
+    ScaleMean,
     ScaleOptions,
     Weights,
     check_probability,
 )
-from captum_mllm.attr.scale_probability import target_probability
 from captum_mllm.attr.token_maps import TokenWrapper, token_maps
 from captum_mllm.models.layout import Size, size_of
 from captum_mllm.models.query import Prompt, Query
@@ -415,7 +417,7 @@ class MSEA(TokenWrapper):
             resized = resize_inputs(tensors, scale, options.interpolate_mode)
             # Asked at most once, and only if somebody wants to know.
             ask_probability = cache(
-                partial(target_probability, self.forward_func, resized, target, additional)
+                partial(known_probability, self.forward_func, resized, target, additional)
             )
             if options.scale_weights is None:
                 check_probability(ask_probability(), scale)

@@ -17,7 +17,7 @@ from captum_mllm.explain.explanation import check_input, explain
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.stream import stream_answer
 from captum_mllm.models.answers import generation_options
-from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.mllm import MLLM
 
 

@@ -19,10 +19,10 @@ from captum_mllm.explain.explanation import explain
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.models.answers import generate_answers, without_special
 from captum_mllm.models.decoding import Decoding
-from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.preparation import open_query
+from captum_mllm.models.prompt import open_query
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 from captum_mllm.models.words import Word, group_words, token_texts

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from captum_mllm._captum import TargetType, format_additional_forward_args
+from captum_mllm._probability import target_probability
 from captum_mllm.metrics.aligned_maps import check_maps, in_double, resize
 from captum_mllm.metrics.image_baselines import ImageBaseline, image_baseline
-from captum_mllm.metrics.target_probability import target_probability
 
 # An image that is no likelier than its baseline by this much shows nothing to explain.
 _SMALLEST_DROP = 1e-6
@@ -151,10 +151,11 @@ def perturbation_curve(
         images = torch.where(done[:, :, None], after, before).flatten(0, 1)
         found = target_probability(
             forward_func,
-            images,
+            (images,),
             _repeat_target(target, len(inputs), len(chunk)),
             tuple(_repeat(each, len(inputs), len(chunk)) for each in extra),
         )
+        _validate_probability(found, len(images))
         probabilities.append(found.reshape(len(chunk), len(inputs)))
     probability = torch.cat(probabilities).mT.contiguous()
     return PerturbationCurve((in_double(counts) / cells).to(probability), probability, kind)
@@ -184,6 +185,17 @@ def _repeat_target(target: TargetType, batch: int, times: int) -> TargetType:
     if isinstance(target, list):
         return target * times
     return _repeat(target, batch, times)
+
+
+def _validate_probability(values: Tensor, count: int) -> None:
+    if len(values) != count:
+        raise ValueError(
+            f"expected one probability for each of {count} examples, got {len(values)}; give a "
+            "target that chooses one output per example, (t, token_id) for the answer of a "
+            "multimodal LLM"
+        )
+    if not values.isfinite().all():
+        raise ValueError("the forward function gave NaN or infinity for a perturbed input")
 
 
 def _validate(
