@@ -29,7 +29,7 @@ def target_probability(
         forward_func (Callable): A model or function. Its method
             ``target_probability(*inputs, *additional_forward_args, target=...)`` is asked, if it
             has one; else the softmax of its output over the last dimension. An output with one
-            value per example and no target is taken as it is.
+            value per example and no target is taken for the probability.
         inputs (tuple[Tensor, ...]): Of shape (N, ...) each.
         target (int, tuple, Tensor or list): The output to look at, as in Captum.
         additional_forward_args (tuple): The other arguments of ``forward_func``.

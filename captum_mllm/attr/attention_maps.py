@@ -67,7 +67,7 @@ class AttentionMaps(TokenAttribution):
       (Abnar & Zuidema, ACL 2020, arXiv 2005.00928, Eq. 1);
     - ``"gradient"`` is the same with the attention of each head times its positive gradient,
       :math:`A_l = \mathrm{mean}_h\, \mathrm{relu}(\nabla A_{lh}) A_{lh}`, for the word's logit. At
-      :math:`\rho = 1/2` it is, but for a factor of :math:`2^{-L}`, the relevance of Chefer et al.
+      :math:`\rho = 1/2` it is the relevance of Chefer et al., up to a factor of :math:`2^{-L}`
       (ICCV 2021, arXiv 2103.15679, Eq. 5 and 6).
 
     With ``tower="vision"`` the row does not end at the image tokens: what the decoder gives each of

@@ -84,7 +84,7 @@ class TokenAttribution(Attribution, ABC):
 
     @property
     def reads_states_only(self) -> bool:
-        """Whether the method reads nothing but ``MLLM.states`` without a layer. A batch then shares
+        """Whether the method reads only ``MLLM.states`` without a layer. A batch then shares
         its passes, and words can be explained while the model says them."""
         return False
 
@@ -304,7 +304,7 @@ def target_logits(logits: Tensor, target: Any, encoding: Encoding, query: Query)
         not depend on each other, of their target's logit, (1,).
 
     Raises:
-        ValueError: for several images without a target, or a target that is none.
+        ValueError: for several images without a target, or something that is not a target.
     """
     count, length, vocabulary = logits.shape
     if target is not None:

@@ -79,7 +79,7 @@ class ContextSuppression(TokenWrapper):
 
     def weigh_text(self, weights: Tensor, states: States, query: Query) -> Tensor:
         r"""The text attribution of the wrapped method, (T, n) for the first n of N tokens, weighed
-        by the method; here it stays as it is."""
+        by the method; here it is not changed."""
         return weights
 
     def refine(self, maps: Tensor, states: States, rows: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def _check_one(images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _normalize(maps: Tensor, seen: Tensor, text: Tensor, before: Tensor) -> Tensor:
     """Maps (R, 1, h, w) to [0, 1], each with its text scores where they are of words before it,
-    (R, N) or none, by what lies in the cells that the model sees."""
+    (R, N) or (R, 0), by the range of values in the cells that the model sees."""
     cells = maps.flatten(1)[:, seen.flatten()]
     if not cells.numel():
         return torch.zeros_like(maps)

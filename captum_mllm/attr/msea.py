@@ -64,7 +64,7 @@ class MSEA(TokenWrapper):
     Source: equations 4 and 5 of "Explaining Multimodal LLMs via Intra-Modal Token Interactions"
     (Liang et al., 2025, https://arxiv.org/abs/2509.22415).
 
-    Like :class:`captum.attr.NoiseTunnel`, it wraps any attribution method, and leaves it as it is.
+    Like :class:`captum.attr.NoiseTunnel`, it wraps any attribution method without changing it.
     The model must take inputs of other sizes. Where it sees only a part of an image at some scale,
     as :class:`~captum_mllm.MLLM` tells by its ``layouts``, that scale counts there alone.
 
@@ -179,7 +179,7 @@ class MSEA(TokenWrapper):
                 - ``"balance"`` divides the map of each scale and example by the mean of its
                   absolute values, so that each scale has the say that its weight gives it, and
                   multiplies the mean with the mean of these, so that a strong map stays stronger
-                  than a weak one. One scale stays as it is.
+                  than a weak one. A single scale is not changed.
                 - ``"sum"`` and ``"max"`` divide by the sum of the absolute values or the largest
                   of them.
                 - ``"none"`` leaves maps as they are.
@@ -327,7 +327,7 @@ class MSEA(TokenWrapper):
             tensors = found.maps if found.text is None else (*found.maps, found.text)
             return format_output(len(tensors) > 1, tensors)
 
-        # What lies on the pixels lies on the features instead, which fit any scale.
+        # Arguments on the pixels are put on the features instead, which fit any scale.
         fixed = {} if features is None else {name: kwargs.pop(name, None) for name in ON_PIXELS}
         fixed = {name: value for name, value in fixed.items() if value is not None}
         mean = ScaleMean(images, options)

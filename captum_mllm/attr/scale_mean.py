@@ -184,7 +184,7 @@ class ScaleMean:
         self.inputs = inputs
         self.output_size = options.output_size
         self.mode = options.interpolate_mode
-        # One scale stays as it is, to the bit.
+        # A single scale is not changed, not even by rounding.
         single = options.normalize == "balance" and len(options.scales) == 1
         self.normalize: str = "none" if single else options.normalize
         self.weights = options.scale_weights

@@ -32,8 +32,8 @@ from captum_mllm.models.towers import (
 )
 
 Variant = Literal["hires_cam", "grad_cam", "grad_cam++"]
-# What is left of products that cancel but for rounding and the epsilon of a norm is less than this
-# share of them; of products that do not, at least some thousandths.
+# Products that cancel leave less than this share of themselves, by rounding and the epsilon of a
+# norm; products that do not cancel leave at least some thousandths.
 LEAST_REST = 1e-4
 
 
@@ -202,7 +202,7 @@ class TokenCam(TokenAttribution, LayerAttribution):
             raise ValueError(
                 f"the states that come out of this {type(self.layer).__name__} are normalised "
                 "before anything reads them, so that the products of gradient and state cancel and "
-                "HiResCAM is nothing but rounding; give an earlier layer, or another variant"
+                "HiResCAM is only rounding; give an earlier layer, or another variant"
             )
 
 
@@ -241,7 +241,7 @@ def _differentiable_from(layer: nn.Module) -> Iterator[list[Tensor]]:
                 f"the layer, a {type(module).__name__}, returns a {type(states).__name__}, "
                 "expected the states of tokens; give a layer of a tower, not the tower"
             )
-        # The graph starts here: what lies below is not differentiated and costs no memory.
+        # The graph starts here: layers below are not differentiated and cost no memory.
         torch.set_grad_enabled(True)
         states = states.detach().requires_grad_()
         seen.append(states)

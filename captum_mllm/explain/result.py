@@ -55,7 +55,7 @@ class MLLMAttributionResult(ResultValues):
         scales (Sequence[ScaleResult]): what each scale saw, where MSEA ran. Default: ()
         unit (str): what the values of the maps are counted in, such as ``"logits"``. Default: ""
         prompt (str): the question. Default: ""
-        method (str): the method, as it is written. Default: ""
+        method (str): the method as code. Default: ""
         model (str): the model's name. Default: ""
         inp (InterpretableInput, optional): the input; not saved. Default: None
 
@@ -209,7 +209,7 @@ class MLLMAttributionResult(ResultValues):
         Returns:
             dict[str, Any]: ``method``, ``model``, ``prompt``, the ``unit`` of the maps, ``answer``,
             the ``image``'s size, and ``words``. Each word has its text, the positions of its
-            tokens, its probability (the product over its tokens), the predictions in the place of
+            tokens, its probability (the product over its tokens), the predictions for
             its first token, the weights of the earlier words, and its map (the mean over its
             tokens).
         """
@@ -328,6 +328,12 @@ class MLLMAttributionResult(ResultValues):
             raise ValueError(f"{str(path)!r} lacks a part of a result: {error}") from error
         except (TypeError, AttributeError, ValueError, LookupError, OverflowError) as error:
             raise ValueError(f"{str(path)!r} is not a whole result: {error}") from error
+
+    def _size_within(self, longest: int) -> tuple[int, int]:
+        """Height and width of the image, reduced to a longest side."""
+        width, height = self.image.size
+        share = min(1.0, longest / max(width, height))
+        return max(round(height * share), 1), max(round(width * share), 1)
 
 
 _TENSORS = ("image_attr", "token_attr", "output_probs")

@@ -148,7 +148,7 @@ class ResultValues(LLMAttributionResult):
                 ``(start, end)`` (noninclusive), a ``slice`` or a ``range``; a word or a phrase such
                 as ``"red star"``, or the second of them by ``("red star", 2)``; a compiled regular
                 expression; or a list of these. A phrase is looked for in the answer first, then in
-                the prompt if that was explained too; as it is written, then ignoring case.
+                the prompt if that was explained too; first with the same case, then with any.
                 Default: None, all tokens.
             reduce (str): ``"mean"`` keeps words of one and of many tokens comparable; ``"sum"`` is
                 what Captum's plots of a range show. Default: ``"mean"``

@@ -138,7 +138,7 @@ class MLLM(nn.Module):
         return self.backbone.vocabulary
 
     def forward(self, *args: Any) -> Tensor:
-        r"""Logits of the explained tokens, each predicted from what stands before it.
+        r"""Logits of the explained tokens, each predicted from the tokens before it.
 
         Args:
             *args (Any): the images that the query leaves open, usually one, each of shape
@@ -272,7 +272,7 @@ class MLLM(nn.Module):
         return token_logits(self.vocabulary, states, query)
 
     def word_embeddings(self, query: Query, answer: bool = False) -> Tensor:
-        r"""What stands for the words in the model, an input of ``forward`` beside the image.
+        r"""The embeddings of the words, a further input of ``forward``.
 
         Args:
             query (Query): the question and the answer.

@@ -33,7 +33,7 @@ def open_query(
     Args:
         processor (Any): the model's processor.
         inp (ImageTextInput): the images and the question.
-        device (torch.device): where the images are to be.
+        device (torch.device): the device of the images.
         every_image (bool): leave every image open, not only the explained one.
 
     Returns:
@@ -64,7 +64,7 @@ def open_query(
 def read_prompt(processor: Any, inp: ImageTextInput) -> tuple[str, tuple[Span, ...]]:
     r"""The text that the model reads, and where the user's own texts lie in it.
 
-    The template is rendered once more with sentinels in the place of the texts, so a text is found
+    The template is rendered once more with sentinels instead of the texts, so a text is found
     also where the template itself has the same words. A template may trim texts and turn them into
     capitals. Texts given as plain strings are rendered as parts where the template wants these.
 
@@ -88,7 +88,7 @@ def read_prompt(processor: Any, inp: ImageTextInput) -> tuple[str, tuple[Span, .
         if placeholder in text:
             raise ValueError(
                 f"the text {_shorten(text)} has the placeholder of an image, {placeholder!r}, "
-                "which stands for no image; leave it out"
+                "without an image; leave it out"
             )
     messages, prompt, pattern = _render_all(processor, inp)
     unseen = [
@@ -186,7 +186,7 @@ def _sentinels(texts: Sequence[str]) -> list[str]:
 def _depends(
     processor: Any, inp: ImageTextInput, messages: Messages, prompt: str, index: int
 ) -> bool:
-    """Whether another text in the place of one makes another prompt: it is rewritten, not lost."""
+    """Whether another text makes another prompt: it is rewritten, not lost."""
     texts = list(inp.texts)
     texts[index] = _sentinels(texts)[index]
     try:
