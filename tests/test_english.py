@@ -38,7 +38,7 @@ FILES = [
 
 def _flat(text: str) -> str:
     """A text without the breaks of its lines, in strings and comments too."""
-    return re.sub(r'"?\s*\n\s*(#:? ?|f?")?', " ", text)
+    return re.sub(r'\s*"?\s*\n\s*(#:?\s?|f?")?', " ", text)
 
 
 @pytest.mark.parametrize("phrase", PHRASES)
