@@ -55,7 +55,7 @@ class ARC(ContextSuppression):
             token t, :math:`\mathrm{relu}(h_j^\top w_t)`, as TAM does. Default: False
         text_floor (float, optional): what :math:`a` adds to the correlation that weighs text, at
             least 0; 0.2 puts more of the weight on the tokens that matter most, and ranks all of
-            them a little worse. Default: None, the text attribution stays as it is
+            them a little worse. Default: None, the text attribution is not changed
         image_agreement (bool): also weigh each image token by the overlap of its own top-k
             predictions with those of the token. It computes, in chunks, the logits of every image
             token. Default: False

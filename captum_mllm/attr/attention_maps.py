@@ -24,22 +24,27 @@ from captum_mllm.attr.base import (
     check_inference_mode,
     check_one_image,
     only_query,
+    target_logits,
 )
 from captum_mllm.attr.features import to_earlier
-from captum_mllm.attr.target_logits import explained_logits, target_logits
 from captum_mllm.models.attentions import Attention, has_softmax_attention, record_attention
 from captum_mllm.models.backbone import last_states
 from captum_mllm.models.image_tokens import decoder_tokens, vision_tokens
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Prompt, Query, split_arguments
 from captum_mllm.models.states import gather_states
-from captum_mllm.models.towers import attention_layers, decoder_layers, pick_layers, vision_layers
+from captum_mllm.models.towers import (
+    Tower,
+    attention_layers,
+    decoder_layers,
+    pick_layers,
+    vision_layers,
+)
 
 #: What the token directly before gets beside its attention where attention weighs text.
 TEXT_RESIDUAL = 0.3
 Mode = Literal["raw", "rollout", "gradient"]
 HeadFusion = Literal["mean", "max", "min"]
-Tower = Literal["decoder", "vision"]
 # The calls of a layer, and for each the gradient with respect to what its heads return.
 Layer = tuple[Sequence[Attention], Sequence[Tensor | None]]
 
@@ -62,7 +67,7 @@ class AttentionMaps(TokenAttribution):
       (Abnar & Zuidema, ACL 2020, arXiv 2005.00928, Eq. 1);
     - ``"gradient"`` is the same with the attention of each head times its positive gradient,
       :math:`A_l = \mathrm{mean}_h\, \mathrm{relu}(\nabla A_{lh}) A_{lh}`, for the word's logit. At
-      :math:`\rho = 1/2` it is, but for a factor of :math:`2^{-L}`, the relevance of Chefer et al.
+      :math:`\rho = 1/2` it is the relevance of Chefer et al., up to a factor of :math:`2^{-L}`
       (ICCV 2021, arXiv 2103.15679, Eq. 5 and 6).
 
     With ``tower="vision"`` the row does not end at the image tokens: what the decoder gives each of
@@ -255,7 +260,7 @@ class AttentionMaps(TokenAttribution):
             start = predicting_rows(encoding, query, target).to(dtype)
             with record_attention(mllm.model, layers, by_gradient) as record:
                 if by_gradient:
-                    explained = explained_logits(mllm, encoding, query)
+                    explained = mllm.explained_logits(encoding, query)
                     logits = list(target_logits(explained, target, encoding, query))
                 else:
                     found = last_states(mllm.model, encoding.inputs)

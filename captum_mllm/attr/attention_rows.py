@@ -88,8 +88,8 @@ class RawAttention:
         return self._pass([prompt], target)[0] if known is None else known
 
     def make_passes(self, prompts: Sequence[Prompt]) -> None:
-        r"""Within ``MLLM.remember``, make the passes of some prompts as one, but for those that
-        are remembered."""
+        r"""Within ``MLLM.remember``, make one pass for all prompts that are not remembered
+        yet."""
         missing = [prompt for prompt in prompts if self._recall(prompt) is None]
         if missing:
             self._pass(missing, by_value=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from captum_mllm._captum import format_output, format_tensor_into_tuples
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.models.batches import make_passes
+from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Prompt, Query, split_arguments, split_target
 
@@ -83,7 +84,7 @@ class TokenAttribution(Attribution, ABC):
 
     @property
     def reads_states_only(self) -> bool:
-        """Whether the method reads nothing but ``MLLM.states`` without a layer. A batch then shares
+        """Whether the method reads only ``MLLM.states`` without a layer. A batch then shares
         its passes, and words can be explained while the model says them."""
         return False
 
@@ -286,6 +287,34 @@ def check_one_image(count: int) -> None:
             f"got {count} images and no target; give a target for each, or explain one image at a "
             "time"
         )
+
+
+def target_logits(logits: Tensor, target: Any, encoding: Encoding, query: Query) -> Tensor:
+    r"""The logits to differentiate one after the other.
+
+    Args:
+        logits (Tensor): of the explained tokens, shape (B, T, V).
+        target (tuple, list of tuples, optional): ``(t, token_id)`` for all B images or for each
+            of them. None for every explained token of one image.
+        encoding (Encoding): the pass.
+        query (Query): the question and the answer.
+
+    Returns:
+        Tensor: one logit for each explained token, (T,); or the sum over the images, which do
+        not depend on each other, of their target's logit, (1,).
+
+    Raises:
+        ValueError: for several images without a target, or something that is not a target.
+    """
+    count, length, vocabulary = logits.shape
+    if target is not None:
+        rows, tokens = split_target(target, count, length, logits.device, vocabulary)
+        return logits[torch.arange(count, device=rows.device), rows, tokens].sum()[None]
+    check_one_image(count)
+    ids = torch.tensor(query.answer_ids, device=logits.device)
+    if query.with_prompt:
+        ids = torch.cat([encoding.text_ids, ids])
+    return logits[0, torch.arange(length, device=ids.device), ids]
 
 
 def lies_on_image(method: Attribution) -> bool:

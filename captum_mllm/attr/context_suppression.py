@@ -13,6 +13,7 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
+from captum_mllm._probability import known_probability
 from captum_mllm.attr.base import (
     Target,
     TokenMaps,
@@ -25,7 +26,6 @@ from captum_mllm.attr.features import Features
 from captum_mllm.attr.functional import rank_gaussian_filter, suppress_context
 from captum_mllm.attr.resizing import seen_cells
 from captum_mllm.attr.scale_mean import ScaleAttribution
-from captum_mllm.attr.scale_probability import target_probability
 from captum_mllm.attr.text_attribution import context_scores, text_attribution
 from captum_mllm.attr.token_maps import TokenWrapper, token_maps
 from captum_mllm.models.layout import size_of
@@ -79,7 +79,7 @@ class ContextSuppression(TokenWrapper):
 
     def weigh_text(self, weights: Tensor, states: States, query: Query) -> Tensor:
         r"""The text attribution of the wrapped method, (T, n) for the first n of N tokens, weighed
-        by the method; here it stays as it is."""
+        by the method; here it is not changed."""
         return weights
 
     def refine(self, maps: Tensor, states: States, rows: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class ContextSuppression(TokenWrapper):
         """A scale of all tokens, for the explained ones."""
         parts = tuple(part[rows] for part in format_tensor_into_tuples(scale.attributions))
         maps = format_output(isinstance(scale.attributions, tuple), parts)
-        ask = partial(target_probability, self.forward_func, scale.inputs, None, (query,))
+        ask = partial(known_probability, self.forward_func, scale.inputs, None, (query,))
         return replace(scale, attributions=maps, ask_probability=ask)
 
     def _clean(
@@ -202,7 +202,7 @@ def _check_one(images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _normalize(maps: Tensor, seen: Tensor, text: Tensor, before: Tensor) -> Tensor:
     """Maps (R, 1, h, w) to [0, 1], each with its text scores where they are of words before it,
-    (R, N) or none, by what lies in the cells that the model sees."""
+    (R, N) or (R, 0), by the range of values in the cells that the model sees."""
     cells = maps.flatten(1)[:, seen.flatten()]
     if not cells.numel():
         return torch.zeros_like(maps)

@@ -43,7 +43,7 @@ def find_features(
     r"""The features that a user asks for, see :meth:`MLLMAttribution.attribute`.
 
     Raises:
-        TypeError: for segments that are none.
+        TypeError: for something that is not segments.
         ValueError: for unknown words, words for a method that weighs them by itself, and segments
             that do not fit the image.
     """
@@ -75,7 +75,7 @@ def split_baselines(baselines: Any) -> tuple[Any, Any]:
     r"""The baseline of the image and that of the words, of which a pair is given or the first.
 
     Raises:
-        ValueError: for a tuple that is no pair.
+        ValueError: for a tuple that is not a pair.
     """
     if not isinstance(baselines, tuple):
         return baselines, None
@@ -88,7 +88,7 @@ def split_baselines(baselines: Any) -> tuple[Any, Any]:
 
 def to_tokens(values: Tensor, word_of_token: Tensor, n_tokens: int) -> Tensor:
     r"""Values of words for the last N of all tokens (N, W), each shared by those tokens of its
-    word that stand before the explained one, (N, n)."""
+    word that come before the explained one, (N, n)."""
     places = torch.arange(n_tokens, device=values.device)
     before = (places[: len(word_of_token)] < places[-len(values) :, None]).to(values)
     counts = torch.zeros_like(values).index_add_(1, word_of_token, before)
@@ -97,6 +97,6 @@ def to_tokens(values: Tensor, word_of_token: Tensor, n_tokens: int) -> Tensor:
 
 def to_earlier(values: Tensor, n_tokens: int) -> Tensor:
     r"""Weights of the first tokens (N, n) as weights of all of them, (N, n_tokens): 0 for tokens
-    that were no features, and for a token itself and those after it."""
+    that were not features, and for a token itself and those after it."""
     values = F.pad(values, (0, n_tokens - values.shape[1]))
     return values.tril(n_tokens - len(values) - 1)

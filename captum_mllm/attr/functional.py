@@ -28,7 +28,7 @@ def suppress_context(
     with strength :math:`\lambda`, after the estimated causal inference of TAM (arXiv 2506.23270).
     The scale of the weights does
     not matter. A map without interference, or whose weights are all zero, keeps its positive
-    part. What cancels but for rounding becomes zero.
+    part. Values that cancel up to rounding become zero.
 
     Args:
         maps (Tensor): maps to clean, of shape ``(N, *map)``, any floating dtype.
@@ -269,7 +269,7 @@ def _filter(planes: Tensor, kernel_size: int) -> Tensor:
     windows = _sorted(F.unfold(_pad(planes, kernel_size // 2), kernel_size))
     mean = windows.mean(dim=1, keepdim=True)
     deviations = windows / torch.where(mean > 0, mean, 1.0) - 1.0
-    # At a spread this small all other weights vanish, so that the median stands alone.
+    # At a spread this small all other weights vanish and the median is left.
     smallest = torch.finfo(planes.dtype).eps ** 2
     precision = 0.5 / deviations.square().mean(dim=1, keepdim=True).clamp_min(smallest)
     middle = kernel_size**2 // 2

@@ -19,6 +19,7 @@ from captum_mllm._captum import (
     progress,
     run_forward,
 )
+from captum_mllm._probability import known_probability
 from captum_mllm.attr.base import Target, TokenMaps, gradients_for, lies_on_image
 from captum_mllm.attr.features import Features
 from captum_mllm.attr.resizing import (
@@ -29,15 +30,16 @@ from captum_mllm.attr.resizing import (
     resize_inputs,
     seen_cells,
 )
-from captum_mllm.attr.scale_mean import Attributions, ScaleAttribution, ScaleMean
-from captum_mllm.attr.scale_options import (
+from captum_mllm.attr.scale_mean import (
     SCALES,
+    Attributions,
     Normalize,
+    ScaleAttribution,
+    ScaleMean,
     ScaleOptions,
     Weights,
     check_probability,
 )
-from captum_mllm.attr.scale_probability import target_probability
 from captum_mllm.attr.token_maps import TokenWrapper, token_maps
 from captum_mllm.models.layout import Size, size_of
 from captum_mllm.models.query import Prompt, Query
@@ -62,7 +64,7 @@ class MSEA(TokenWrapper):
     Source: equations 4 and 5 of "Explaining Multimodal LLMs via Intra-Modal Token Interactions"
     (Liang et al., 2025, https://arxiv.org/abs/2509.22415).
 
-    Like :class:`captum.attr.NoiseTunnel`, it wraps any attribution method, and leaves it as it is.
+    Like :class:`captum.attr.NoiseTunnel`, it wraps any attribution method without changing it.
     The model must take inputs of other sizes. Where it sees only a part of an image at some scale,
     as :class:`~captum_mllm.MLLM` tells by its ``layouts``, that scale counts there alone.
 
@@ -177,7 +179,7 @@ class MSEA(TokenWrapper):
                 - ``"balance"`` divides the map of each scale and example by the mean of its
                   absolute values, so that each scale has the say that its weight gives it, and
                   multiplies the mean with the mean of these, so that a strong map stays stronger
-                  than a weak one. One scale stays as it is.
+                  than a weak one. A single scale is not changed.
                 - ``"sum"`` and ``"max"`` divide by the sum of the absolute values or the largest
                   of them.
                 - ``"none"`` leaves maps as they are.
@@ -325,7 +327,7 @@ class MSEA(TokenWrapper):
             tensors = found.maps if found.text is None else (*found.maps, found.text)
             return format_output(len(tensors) > 1, tensors)
 
-        # What lies on the pixels lies on the features instead, which fit any scale.
+        # Arguments on the pixels are put on the features instead, which fit any scale.
         fixed = {} if features is None else {name: kwargs.pop(name, None) for name in ON_PIXELS}
         fixed = {name: value for name, value in fixed.items() if value is not None}
         mean = ScaleMean(images, options)
@@ -415,7 +417,7 @@ class MSEA(TokenWrapper):
             resized = resize_inputs(tensors, scale, options.interpolate_mode)
             # Asked at most once, and only if somebody wants to know.
             ask_probability = cache(
-                partial(target_probability, self.forward_func, resized, target, additional)
+                partial(known_probability, self.forward_func, resized, target, additional)
             )
             if options.scale_weights is None:
                 check_probability(ask_probability(), scale)

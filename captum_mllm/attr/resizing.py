@@ -170,7 +170,7 @@ def resize_seen(
 ) -> tuple[Tensor, Tensor | None]:
     r"""Resize maps of an image of which the model may see only a part.
 
-    What lies outside of that part is not known, so it is kept out of the neighbouring cells.
+    Values outside of that part are not known, so it is kept out of the neighbouring cells.
 
     Args:
         maps (Tensor): maps of the whole image, (N, C, h, w), floating-point.

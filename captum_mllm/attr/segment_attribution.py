@@ -43,9 +43,9 @@ class Coalitions:
         image (Tensor): the image, (1, 3, H, W) in [0, 1].
         query (Query): the question and the answer.
         segments (Segments): of the image, at its size.
-        image_baseline (Tensor): what is to be seen where a segment is absent, (1, 3, H, W).
+        image_baseline (Tensor): pixels shown where a segment is absent, (1, 3, H, W).
         words (tuple[Tensor, Tensor, Tensor], optional): the embeddings of the words (1, n, D),
-            those in the place of absent ones (1, n, D), and the index of the word of each (n,).
+            those that replace absent ones (1, n, D), and the index of the word of each (n,).
             Default: None, the words stay as they are.
     """
 
@@ -68,7 +68,7 @@ class Coalitions:
 
     @property
     def everything(self) -> tuple[Tensor, ...]:
-        """What is present in the input as it is: ones for the segments, and for the words."""
+        """All features of the input are present: ones for the segments, and for the words."""
         present = [torch.ones(1, *self.segments.shape)]
         if self.words is not None:
             present.append(torch.ones(1, int(self.words[2].max()) + 1))

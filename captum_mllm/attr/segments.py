@@ -26,7 +26,7 @@ class Segments:
     Args:
         regions (Tensor): the region of each pixel, (H, W); within one, the same segments lie.
         members (Tensor): which segments lie over each region, bool, (R, S).
-        text (str): what they are, to be read.
+        text (str): what they are, for readers.
         grid (tuple[int, int], optional): rows and columns, where the segments are the cells of a
             grid. Default: None
     """
@@ -164,7 +164,7 @@ def superpixels(image: Tensor, n_segments: int = 50, compactness: float = 10.0) 
 
     Args:
         image (Tensor): (1, 3, H, W) or (3, H, W) in [0, 1].
-        n_segments (int): about how many there are to be. Default: 50
+        n_segments (int): about how many to make. Default: 50
         compactness (float): the more, the squarer; see :func:`skimage.segmentation.slic`.
             Default: 10.0
 

@@ -20,7 +20,7 @@ class TAM(ContextSuppression):
     .. math::
         w_{tj} = \mathrm{relu}(h_j^\top w_t)
 
-    where words of the prompt stand with their own state and words of the answer with the state
+    where words of the prompt enter with their own state and words of the answer with the state
     that predicts them. The cleaned map and the text scores are mapped to [0, 1] together, and a
     rank Gaussian filter takes out speckles.
 

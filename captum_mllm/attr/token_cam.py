@@ -16,14 +16,15 @@ from captum_mllm.attr.base import (
     TokenMaps,
     check_inference_mode,
     multimodal_model,
+    target_logits,
 )
-from captum_mllm.attr.target_logits import explained_logits, target_logits
 from captum_mllm.models.backbone import hook
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.image_tokens import ImageTokens, decoder_tokens, vision_tokens
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Query, is_integer
 from captum_mllm.models.towers import (
+    Tower,
     decoder_layers,
     is_decoder_module,
     pick_layers,
@@ -31,8 +32,8 @@ from captum_mllm.models.towers import (
 )
 
 Variant = Literal["hires_cam", "grad_cam", "grad_cam++"]
-# What is left of products that cancel but for rounding and the epsilon of a norm is less than this
-# share of them; of products that do not, at least some thousandths.
+# Products that cancel leave less than this share of themselves, by rounding and the epsilon of a
+# norm; products that do not cancel leave at least some thousandths.
 LEAST_REST = 1e-4
 
 
@@ -71,13 +72,14 @@ class TokenCam(TokenAttribution, LayerAttribution):
 
     Args:
         forward_func (MLLM): the multimodal model.
-        layer (int, str or nn.Module, optional): the index of a layer of the language model;
-            ``"vision.3"`` for layer 3 of the vision tower, where negative ones count from the last
-            that the language model sees; or a module of either. Default: None, the middle layer
-            of the vision tower. In the language model, the gradient at image tokens is what the
-            layers above still read from them, little near the top.
+        layer (int or nn.Module, optional): the index of a layer of the tower, negative ones from
+            the last, of the vision tower the last that the language model sees; or a module of
+            either tower. Default: None, the middle layer
         variant (str): "hires_cam", "grad_cam" or "grad_cam++". Default: "hires_cam", which the
             documentation compares with the others, under "Which layer for Grad-CAM?".
+        tower (str): where the index of a layer counts: "vision" or "decoder". In the decoder, the
+            gradient at image tokens is what the layers above still read from them, little near
+            the top. Default: "vision"
 
     Raises:
         TypeError: if ``forward_func`` is not an :class:`~captum_mllm.MLLM`, or ``layer`` is of
@@ -96,7 +98,7 @@ class TokenCam(TokenAttribution, LayerAttribution):
         >>> image, query = mllm.prepare(inp, target="a red circle")
         >>> TokenCam(mllm).attribute(image, additional_forward_args=(query,)).shape
         torch.Size([3, 1, 14, 14])
-        >>> TokenCam(mllm, layer=0, variant="grad_cam").attribute(
+        >>> TokenCam(mllm, layer=0, variant="grad_cam", tower="decoder").attribute(
         ...     image, target=(2, query.answer_ids[2]), additional_forward_args=(query,)
         ... ).shape
         torch.Size([1, 1, 14, 14])
@@ -107,15 +109,16 @@ class TokenCam(TokenAttribution, LayerAttribution):
     def __init__(
         self,
         forward_func: MLLM,
-        layer: int | str | nn.Module | None = None,
+        layer: int | nn.Module | None = None,
         variant: Variant = "hires_cam",
+        tower: Tower = "vision",
     ) -> None:
         mllm = multimodal_model(forward_func)
         known = get_args(Variant)
         if variant not in known:
             expected = ", ".join(map(repr, known))
             raise ValueError(f"variant={variant!r}, expected one of {expected}")
-        LayerAttribution.__init__(self, mllm, _find_layer(mllm, layer))
+        LayerAttribution.__init__(self, mllm, _find_layer(mllm, layer, tower))
         self.variant = variant
 
     def explain_tokens(
@@ -134,7 +137,7 @@ class TokenCam(TokenAttribution, LayerAttribution):
         mllm: MLLM = self.forward_func
         with torch.no_grad(), mllm.evaluating(), _differentiable_from(self.layer) as seen:
             encoding = mllm.encode(images, query)
-            logits = explained_logits(mllm, encoding, query)
+            logits = mllm.explained_logits(encoding, query)
             states = _states(seen, self.layer)
             tokens = self._tokens(encoding, query, states)
             activations = [_wide(part.gather(states.detach())) for part in tokens]
@@ -199,36 +202,29 @@ class TokenCam(TokenAttribution, LayerAttribution):
             raise ValueError(
                 f"the states that come out of this {type(self.layer).__name__} are normalised "
                 "before anything reads them, so that the products of gradient and state cancel and "
-                "HiResCAM is nothing but rounding; give an earlier layer, or another variant"
+                "HiResCAM is only rounding; give an earlier layer, or another variant"
             )
 
 
-def _find_layer(mllm: MLLM, layer: int | str | nn.Module | None) -> nn.Module:
+def _find_layer(mllm: MLLM, layer: int | nn.Module | None, tower: Tower) -> nn.Module:
     if isinstance(layer, nn.Module):
         return layer
-    if layer is None:
-        layers = vision_layers(mllm.model)
-        return layers[(len(layers) - 1) // 2]
-    if isinstance(layer, str):
-        tower, _, number = layer.partition(".")
-        if tower != "vision" or not number.removeprefix("-").isdecimal():
-            raise ValueError(
-                f"layer={layer!r}, expected 'vision.3' for layer 3 of the vision tower, or the "
-                "index of a layer of the language model"
-            )
-        return pick_layers(vision_layers(mllm.model), [int(number)], "vision tower")[0]
-    layers = decoder_layers(mllm.model)
-    if isinstance(layer, bool) or not isinstance(layer, int):
+    if tower not in get_args(Tower):
+        raise ValueError(f"tower={tower!r}, expected 'decoder' or 'vision'")
+    name = {"decoder": "language model", "vision": "vision tower"}[tower]
+    layers = (decoder_layers if tower == "decoder" else vision_layers)(mllm.model)
+    layer = (len(layers) - 1) // 2 if layer is None else layer
+    if not is_integer(layer):
         raise TypeError(
             f"got a layer of type {type(layer).__name__}, expected the index of a layer of the "
-            "language model, 'vision.3' for one of the vision tower, or a module"
+            f"{name}, or a module; tower='decoder' or 'vision' says where the index counts"
         )
-    (found,) = pick_layers(layers, [layer], "language model")
-    if found is layers[-1]:
+    (found,) = pick_layers(layers, [layer], name)
+    if tower == "decoder" and found is layers[-1]:
         raise ValueError(
             f"layer={layer} is the last of the language model: behind it each token goes to its "
             "own prediction alone, so the gradient at the image tokens is exactly zero; give an "
-            f"earlier one, up to {len(layers) - 2}, or one of the vision tower, such as 'vision.-1'"
+            f"earlier one, up to {len(layers) - 2}, or one of the vision tower by tower='vision'"
         )
     return found
 
@@ -245,7 +241,7 @@ def _differentiable_from(layer: nn.Module) -> Iterator[list[Tensor]]:
                 f"the layer, a {type(module).__name__}, returns a {type(states).__name__}, "
                 "expected the states of tokens; give a layer of a tower, not the tower"
             )
-        # The graph starts here: what lies below is not differentiated and costs no memory.
+        # The graph starts here: layers below are not differentiated and cost no memory.
         torch.set_grad_enabled(True)
         states = states.detach().requires_grad_()
         seen.append(states)

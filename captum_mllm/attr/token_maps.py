@@ -196,7 +196,7 @@ class TokenByToken(TokenAttribution):
 
 class TokenWrapper(TokenAttribution):
     r"""
-    Base class of the methods that wrap another: what they do not change, they hand on.
+    Base class of the methods that wrap another one and hand on what they do not change.
 
     Args:
         attribution_method (Attribution): the wrapped method.

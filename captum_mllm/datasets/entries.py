@@ -46,7 +46,7 @@ class Entry:
         A value of the row.
 
         Raises:
-            SampleError: If there is none, or it is of another type.
+            SampleError: If it is missing, or of another type.
         """
         value = self._object().get(key)
         if value is None:
@@ -73,7 +73,7 @@ class Entry:
         A text, or a list of texts, as a tuple of at least one.
 
         Raises:
-            SampleError: If there is none, or one is empty.
+            SampleError: If it is missing, or a text is empty.
         """
         given = self.get(key, (str, list))
         found = [given] if isinstance(given, str) else given
@@ -110,7 +110,7 @@ class Entry:
         A mask from what JSON says, see :func:`~captum_mllm.datasets.masks.parse_mask`.
 
         Raises:
-            SampleError: If it is none, or its file is missing.
+            SampleError: If it is not a mask, or its file is missing.
         """
         try:
             mask = parse_mask(given, folder or self.data)

@@ -234,7 +234,7 @@ def _told(draft: _Draft, order: tuple[int, ...], generator: np.random.Generator)
 
 
 def _ends(draft: _Draft, order: tuple[int, ...], generator: np.random.Generator) -> None:
-    """The first and the last object from the left, and what lies between."""
+    """The first and the last object from the left, and those between."""
     if len(order) == 1:
         draft.say("the only shape is").introduce(order[0]).say(".")
         return

@@ -47,7 +47,7 @@ class Reference:
 
     @property
     def distance(self) -> int:
-        """How many words before it the nearest cause stands; 1 for the word directly before."""
+        """Distance in words to the nearest cause before it; 1 for the word directly before."""
         return self.place - max(self.causes)
 
     def swapped(self) -> Reference:
@@ -66,7 +66,7 @@ def sample_references(count: int, kind: ReferenceKind, seed: int = 0) -> list[Re
         kind (str): One of :data:`REFERENCE_KINDS`.
 
             - ``"color"``: "there is a red circle", where the image has a blue star as well: the
-              colour tells which of the two is meant. It stands directly before the decided word.
+              colour tells which of the two is meant. It comes directly before the decided word.
             - ``"repeat"``: "there is a red circle . the circle", where the image has a red star
               as well: the second sentence comes back to what the first one named.
             - ``"other"``: "the red circle is left of the blue star . the circle is beside the

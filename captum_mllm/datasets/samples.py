@@ -23,7 +23,7 @@ Label = Literal["yes", "no"]
 
 class SampleError(ValueError):
     r"""
-    A row that is no sample.
+    A row that is not a sample.
 
     Args:
         message (str): What is wrong.
@@ -61,7 +61,7 @@ class LabelImage:
     The category of each pixel, as TAM's evaluation takes it.
 
     Args:
-        read (Callable): From a size (H, W) to the labels, integers (H, W); 0 is no category.
+        read (Callable): From a size (H, W) to the labels, integers (H, W); 0 is the background.
         categories (Mapping[str, int]): The label of each category by its name.
         check (Callable): Raises where the labels do not fit an image of that size.
     """

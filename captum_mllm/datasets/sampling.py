@@ -60,7 +60,7 @@ def _place(generator: np.random.Generator, radii: tuple[float, float]) -> _Place
 
 
 def _apart(generator: np.random.Generator, count: int, occlusion: float) -> list[_Place] | None:
-    """Places from left to right, apart but for the occlusion; None if these attempts failed."""
+    """Places from left to right that overlap as allowed; None if all attempts fail."""
     radii = (0.12, 0.22) if count < 4 else (0.1, 0.15)
     places: list[_Place] = []
     for _ in range(20 * count):

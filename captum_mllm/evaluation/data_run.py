@@ -163,7 +163,7 @@ def explains_reference(settings: DataSettings, sample: Sample) -> bool:
     Whether the reference answer is explained, and not the model's own.
 
     Raises:
-        SampleError: If it is asked for, and there is none.
+        SampleError: If it is asked for and missing.
     """
     if settings.answers == "reference" and sample.answer is None:
         raise sample.error("there is no reference answer; explain the model's own")

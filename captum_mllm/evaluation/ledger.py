@@ -111,7 +111,7 @@ class Ledger(Generic[R]):
         All records of all processes; of the same key possibly several.
 
         Raises:
-            ValueError: If a line is no record.
+            ValueError: If a line is not a record.
         """
         # Whoever puts the files together replaces the common one before it removes the others.
         for path in (*sorted(self.folder.glob(f"{self.name}.rank*.jsonl")), self.path):
@@ -129,7 +129,7 @@ class Ledger(Generic[R]):
                         raise ValueError(f"{path}, line {number}: {error}") from error
 
     def done(self) -> set[Any]:
-        r"""The keys of all records that are no errors."""
+        r"""The keys of all records that are not errors."""
         return {record.key for record in self.records() if not record.error}
 
     def write(self, records: Iterable[R]) -> None:

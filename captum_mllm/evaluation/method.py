@@ -125,7 +125,7 @@ class Method:
         explain (Callable): From a :class:`~captum_mllm.evaluation.method.Case` to a map for each
             token of the caption, (T, h, w).
         role (str): ``"method"``, ``"sweep"`` for another setting of one, ``"combination"`` for
-            what is no published method, or ``"control"``.
+            what is not a published method, or ``"control"``.
         levels (str, optional): How its maps become grey levels for Obj- and Func-IoU: None for
             maps that lie in [0, 1] by themselves; ``"caption"`` where the strength of maps of
             different words compares; ``"map"`` where it does not, or where comparing it does

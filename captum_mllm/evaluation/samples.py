@@ -72,7 +72,7 @@ class Example(ABC):
     @property
     @abstractmethod
     def labels(self) -> Tensor | None:
-        """The index of the object at each pixel, (H, W), and -1 where there is none; None where
+        """The index of the object at each pixel, (H, W), and -1 on the background; None where
         objects overlap."""
 
     @property
@@ -171,7 +171,7 @@ class SceneExample(Example):
 
     @cached_property
     def labels(self) -> Tensor:
-        """The index of the object at each pixel, (H, W); -1 where there is none."""
+        """The index of the object at each pixel, (H, W); -1 on the background."""
         labels = torch.full(self.masks.shape[1:], BACKGROUND)
         for index, mask in enumerate(self.masks):
             labels[mask] = index

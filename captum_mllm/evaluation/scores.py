@@ -111,7 +111,7 @@ class Faithfulness:
 
     Args:
         case (Case): The model and the captioned image.
-        baseline (str): What stands in the place of the pixels in insertion and deletion:
+        baseline (str): What replaces the pixels in insertion and deletion:
             ``"blur"``, ``"mean"``, ``"black"``, or ``"counterfactual"``, the same scene without
             the object that the word speaks of. Default: "counterfactual"
         steps (int): Steps of the curves, of quadratically growing area. Default: 10
@@ -152,7 +152,7 @@ class Faithfulness:
             maps (Tensor): A map for each token, (T, h, w), at least 0.
 
         Returns:
-            dict[str, Score]: Of one noun, or none where there is none.
+            dict[str, Score]: Of one noun; empty without a noun.
         """
         case = self.case
         places = case.nouns or case.content

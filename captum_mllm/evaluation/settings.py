@@ -36,7 +36,7 @@ class Scoring:
         curves_every (int): They are computed for one image of so many.
 
     Raises:
-        ValueError: If a value is none of those that there are.
+        ValueError: If a value is unknown.
     """
 
     known_metrics: ClassVar[tuple[str, ...]] = METRICS
@@ -108,7 +108,7 @@ class Settings(Scoring):
         curves_every (int): They are computed for one image of so many.
 
     Raises:
-        ValueError: If a value is none of those that there are.
+        ValueError: If a value is unknown.
     """
 
     models: tuple[str, ...] = ("demo/qwen2-vl",)
@@ -150,7 +150,7 @@ class DataSettings(Scoring):
         model (str): A name as for :meth:`captum_mllm.MLLM.from_pretrained`.
         dtype (str): The model's precision.
         answers (str): What is explained: the ``"model"``'s own answer, the ``"reference"``, or
-            ``"auto"``, the reference where there is one, but for yes/no questions and TAM's
+            ``"auto"``, the reference where there is one, except for yes/no questions and TAM's
             protocol.
         max_new_tokens (int): How long an own answer may be.
         prompt (str, optional): The question where rows have none.
@@ -160,7 +160,7 @@ class DataSettings(Scoring):
             file.
 
     Raises:
-        ValueError: If a value is none of those that there are.
+        ValueError: If a value is unknown.
     """
 
     known_metrics: ClassVar[tuple[str, ...]] = DATA_METRICS

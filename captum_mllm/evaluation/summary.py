@@ -242,7 +242,7 @@ def summarize(
     r"""
     The tables of each model and style, and of each model on all styles if there are several.
 
-    The captions of a scene in different styles are no independent samples, so that all of them
+    The captions of a scene in different styles are not independent samples, so that all of them
     together count as one image in the bootstrap.
 
     Args:

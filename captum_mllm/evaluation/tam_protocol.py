@@ -152,7 +152,7 @@ def compatible_scores(levels: Tensor, words: Sequence[Word], labels: Tensor) -> 
     Args:
         levels (Tensor): The map of each token, (T, h, w), uint8.
         words (Sequence[Word]): The words, see :func:`tag_words`.
-        labels (Tensor): The category of each pixel, (H, W), integers; 0 is none.
+        labels (Tensor): The category of each pixel, (H, W), integers; 0 is the background.
 
     Returns:
         dict[str, Score]: ``"tam_objects"`` and ``"tam_functions"``, and the ``"tam_precision"`` and

@@ -2,7 +2,8 @@
 
 from captum_mllm.explain.answer_stream import AnswerStream, AnswerWord
 from captum_mllm.explain.mllm_attribution import MLLMAttribution
-from captum_mllm.explain.result import MLLMAttributionResult, ScaleResult
+from captum_mllm.explain.result import MLLMAttributionResult
+from captum_mllm.explain.result_parts import ScaleResult, WordWeight
 
 __all__ = [
     "AnswerStream",
@@ -10,4 +11,5 @@ __all__ = [
     "MLLMAttribution",
     "MLLMAttributionResult",
     "ScaleResult",
+    "WordWeight",
 ]

@@ -13,10 +13,10 @@ from captum_mllm.attr.token_maps import token_attribution
 from captum_mllm.explain.explanation import explain
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.models.batches import make_passes
-from captum_mllm.models.decoding import answer_prompts
-from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.decoding import answer_prompts, find_answer
+from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.preparation import find_answer, open_query
+from captum_mllm.models.prompt import open_query
 from captum_mllm.models.query import Prompt
 
 Answer = str | Sequence[int] | Tensor | None

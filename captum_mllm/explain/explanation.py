@@ -15,9 +15,10 @@ from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.attr.text_attribution import text_attribution
 from captum_mllm.attr.token_maps import token_attribution, token_maps
-from captum_mllm.explain.result import MLLMAttributionResult, ScaleResult
+from captum_mllm.explain.result import MLLMAttributionResult
+from captum_mllm.explain.result_parts import ScaleResult
 from captum_mllm.models.answers import generation_options
-from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.loading import model_name
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.pixels import to_pil

@@ -17,7 +17,7 @@ from captum_mllm.explain.explanation import check_input, explain
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.stream import stream_answer
 from captum_mllm.models.answers import generation_options
-from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.mllm import MLLM
 
 
@@ -102,7 +102,7 @@ class MLLMAttribution(Attribution):
                 question's where there are segments, unless the method weighs words by itself.
             **kwargs (Any): passed on to the attribution method: ``scales``, ``n_steps``,
                 ``n_samples``, ``perturbations_per_eval`` ... With segments or words,
-                ``baselines`` is (image, words): what stands in the place of removed parts,
+                ``baselines`` is (image, words): what replaces removed parts,
                 None, ``"mean"``, ``"blur"``, a number or a tensor as in
                 :func:`~captum_mllm.metrics.deletion_auc` (None is black); and of removed words,
                 None or ``"mean"`` for the mean of all embeddings, a token such as ``" "``, a

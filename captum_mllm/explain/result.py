@@ -1,75 +1,32 @@
-"""``MLLMAttributionResult``: maps of the image and weights of the earlier words for an answer.
-
-Also ``ScaleResult``, what one scale of MSEA saw, and ``WordWeight``, a row of the table of weights.
-"""
+"""``MLLMAttributionResult``: what an explanation returns, with its plots, its page and its file."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from captum.attr import InterpretableInput, LLMAttributionResult
 from captum.attr import visualization as captum_visualization
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor
 
 from captum_mllm.explain.result_file import read_result, write_file, write_result
-from captum_mllm.explain.selection import Selection, select_tokens
+from captum_mllm.explain.result_page import result_page
+from captum_mllm.explain.result_parts import ScaleResult
+from captum_mllm.explain.result_tables import result_dict, result_table
+from captum_mllm.explain.result_values import ResultValues
+from captum_mllm.explain.selection import Selection
 from captum_mllm.models.prompt_parts import PromptPart
-from captum_mllm.models.words import Word, group_runs
 from captum_mllm.visualization import plots
-from captum_mllm.visualization.page import ScaleView, embed_page, render_page
+from captum_mllm.visualization.page import embed_page
 
 _DRAWN_SIDE = 1600
 
 
-@dataclass(frozen=True)
-class ScaleResult:
-    r"""
-    What one scale of MSEA saw.
-
-    Args:
-        scale (float): size of the image relative to the original.
-        image_attr (Tensor): its maps, shape (T, h, w).
-        output_probs (Tensor or None): probability of each token at this scale, shape (T,).
-    """
-
-    scale: float
-    image_attr: Tensor
-    output_probs: Tensor | None = None
-
-
-class WordWeight(NamedTuple):
-    r"""
-    How much an earlier word weighs.
-
-    Args:
-        word (str): the word, without the spaces around it.
-        weight (float): its weight, the sum over its tokens.
-        source (str): ``"prompt"`` or ``"answer"``.
-        role (str): who says it in the prompt, such as ``"user"``; ``"assistant"`` in the answer;
-            empty where that is not known.
-        tokens (tuple[int, ...]): its tokens, as indices of ``input_tokens``.
-    """
-
-    word: str
-    weight: float
-    source: Literal["prompt", "answer"]
-    role: str
-    tokens: tuple[int, ...]
-
-
-class MLLMAttributionResult(LLMAttributionResult):
+class MLLMAttributionResult(ResultValues):
     r"""
     The explanation of an answer, word by word.
 
@@ -98,7 +55,7 @@ class MLLMAttributionResult(LLMAttributionResult):
         scales (Sequence[ScaleResult]): what each scale saw, where MSEA ran. Default: ()
         unit (str): what the values of the maps are counted in, such as ``"logits"``. Default: ""
         prompt (str): the question. Default: ""
-        method (str): the method, as it is written. Default: ""
+        method (str): the method as code. Default: ""
         model (str): the model's name. Default: ""
         inp (InterpretableInput, optional): the input; not saved. Default: None
 
@@ -126,168 +83,6 @@ class MLLMAttributionResult(LLMAttributionResult):
         >>> [(row.word, row.weight) for row in result.text_weights("star")]
         [('What', 1.0), ('?', 0.0), ('A', 0.0), ('red', 3.0)]
     """
-
-    image_attr: Tensor
-    token_attr: Tensor
-    output_probs: Tensor
-
-    def __init__(
-        self,
-        *,
-        input_tokens: list[str],
-        output_tokens: list[str],
-        image_attr: Tensor,
-        token_attr: Tensor,
-        output_probs: Tensor,
-        n_prompt: int,
-        words: Sequence[Word],
-        top_predictions: Sequence[Sequence[tuple[str, float]]],
-        images: Sequence[Image.Image],
-        image_index: int = 0,
-        prompt_parts: Sequence[PromptPart] = (),
-        segments: Tensor | None = None,
-        scales: Sequence[ScaleResult] = (),
-        unit: str = "",
-        prompt: str = "",
-        method: str = "",
-        model: str = "",
-        inp: InterpretableInput | None = None,
-    ) -> None:
-        image_attr, token_attr, output_probs = (
-            part.detach().float().cpu() for part in (image_attr, token_attr, output_probs)
-        )
-        words = [tuple(word) for word in words]
-        _check_fit(
-            input_tokens,
-            output_tokens,
-            image_attr,
-            token_attr,
-            output_probs,
-            n_prompt,
-            words,
-            top_predictions,
-            scales,
-        )
-        super().__init__(
-            input_tokens=list(input_tokens),
-            output_tokens=list(output_tokens),
-            seq_attr=token_attr.sum(0),
-            token_attr=token_attr,
-            output_probs=output_probs,
-            inp=inp,
-        )
-        self.image_attr = image_attr
-        self.n_prompt = n_prompt
-        self.words = words
-        self.top_predictions = [[(str(a), float(b)) for a, b in row] for row in top_predictions]
-        self.images = list(images)
-        self.image_index = image_index
-        self.prompt_parts = list(prompt_parts) or [
-            *(PromptPart("", image=index) for index in range(len(self.images))),
-            PromptPart("", n_tokens=n_prompt),
-        ]
-        self.segments = None if segments is None else segments.detach().cpu().to(torch.int32)
-        self.scales = list(scales)
-        self.unit = unit
-        self.prompt = prompt
-        self.method = method
-        self.model = model
-        _check(self)
-
-    def __repr__(self) -> str:
-        height, width = self.image_attr.shape[1:]
-        return (
-            f"{type(self).__name__}({''.join(self.output_tokens)!r}, method={self.method!r}, "
-            f"{len(self.output_tokens)} tokens, maps of {height} x {width})"
-        )
-
-    @property
-    def image(self) -> Image.Image:
-        """The explained image."""
-        return self.images[self.image_index]
-
-    @property
-    def output_words(self) -> list[str]:
-        """The explained words, without the spaces around them."""
-        return ["".join(self.output_tokens[i] for i in word).strip() for word in self.words]
-
-    @cached_property
-    def input_words(self) -> list[Word]:
-        """The words of the prompt and of the answer, as indices of ``input_tokens``. No word goes
-        over from one text of the prompt into the next."""
-        first = self._first
-        answer = [tuple(first + token for token in word) for word in self.words]
-        if first == 0:
-            return answer
-        return group_runs(self.input_tokens[: self.n_prompt], self._prompt_runs) + answer
-
-    def map(
-        self, selection: Selection | None = None, *, reduce: Literal["mean", "sum"] = "mean"
-    ) -> np.ndarray:
-        r"""
-        The map of a token, a word or a phrase at the image's own size, ready for Captum's
-        ``visualize_image_attr``.
-
-        Args:
-            selection (int, str, tuple, slice, list, re.Pattern, optional): the tokens whose maps
-                are taken together: a position (negative ones count from the end); a range
-                ``(start, end)`` (noninclusive), a ``slice`` or a ``range``; a word or a phrase such
-                as ``"red star"``, or the second of them by ``("red star", 2)``; a compiled regular
-                expression; or a list of these. A phrase is looked for in the answer first, then in
-                the prompt if that was explained too; as it is written, then ignoring case.
-                Default: None, all tokens.
-            reduce (str): ``"mean"`` keeps words of one and of many tokens comparable; ``"sum"`` is
-                what Captum's plots of a range show. Default: ``"mean"``
-
-        Returns:
-            numpy.ndarray: float32, of shape (H, W).
-
-        Raises:
-            TypeError: for a bool, a float, or another type of selection.
-            ValueError: if there is no such token or phrase, or the selection is empty.
-        """
-        width, height = self.image.size
-        return self._map(self._tokens(selection), reduce, (height, width))
-
-    def text_weights(
-        self, selection: Selection | None = None, *, reduce: Literal["mean", "sum"] = "mean"
-    ) -> list[WordWeight]:
-        r"""
-        The weights of the earlier words for a token, a word or a phrase.
-
-        Args:
-            selection (optional): as in :meth:`map`. Default: None, all tokens, on which the words
-                of the prompt alone weigh.
-            reduce (str): how the weights for several tokens are taken together, ``"mean"`` or
-                ``"sum"``. Default: ``"mean"``
-
-        Returns:
-            list[WordWeight]: the words before the last selected token, except the selected ones,
-            in their order. The weight of a word is the sum over its tokens.
-
-        Raises:
-            TypeError: as in :meth:`map`.
-            ValueError: as in :meth:`map`.
-        """
-        tokens = self._tokens(selection)
-        weights = _reduced(self.token_attr[tokens].double(), reduce)
-        selected = {self._first + token for token in tokens}
-        roles = [role for run, role in self._runs for role in [role] * run]
-        roles += ["assistant"] * (len(self.input_tokens) - self.n_prompt)
-        words = self.input_words
-        word_of_token = torch.tensor([i for i, word in enumerate(words) for _ in word])
-        sums = weights.new_zeros(len(words)).index_add_(0, word_of_token, weights).tolist()
-        return [
-            WordWeight(
-                word="".join(self.input_tokens[token] for token in word).strip(),
-                weight=weight,
-                source="prompt" if word[0] < self.n_prompt else "answer",
-                role=roles[word[0]],
-                tokens=word,
-            )
-            for word, weight in zip(words, sums)
-            if word[-1] < max(selected) and not selected & set(word)
-        ]
 
     def plot_image_heatmap(
         self,
@@ -414,36 +209,11 @@ class MLLMAttributionResult(LLMAttributionResult):
         Returns:
             dict[str, Any]: ``method``, ``model``, ``prompt``, the ``unit`` of the maps, ``answer``,
             the ``image``'s size, and ``words``. Each word has its text, the positions of its
-            tokens, its probability (the product over its tokens), the predictions in the place of
+            tokens, its probability (the product over its tokens), the predictions for
             its first token, the weights of the earlier words, and its map (the mean over its
             tokens).
         """
-        width, height = self.image.size
-        words = []
-        for word, text in zip(self.words, self.output_words):
-            tokens = list(word)
-            entry: dict[str, Any] = {
-                "word": text,
-                "tokens": tokens,
-                "probability": float(self.output_probs[tokens].double().prod()),
-                "top_predictions": [list(pair) for pair in self.top_predictions[word[0]]],
-                "text_weights": [
-                    {"word": row.word, "weight": row.weight, "source": row.source, "role": row.role}
-                    for row in self.text_weights(tokens)
-                ],
-            }
-            if maps:
-                entry["map"] = self.image_attr[tokens].mean(0).tolist()
-            words.append(entry)
-        return {
-            "method": self.method,
-            "model": self.model,
-            "prompt": self.prompt,
-            "unit": self.unit,
-            "answer": "".join(self.input_tokens[self.n_prompt :]),
-            "image": {"width": width, "height": height},
-            "words": words,
-        }
+        return result_dict(self, maps)
 
     def to_json(self, *, maps: bool = True, indent: int | None = None) -> str:
         r"""
@@ -470,62 +240,11 @@ class MLLMAttributionResult(LLMAttributionResult):
         Raises:
             ModuleNotFoundError: without pandas, which is not a dependency of this package.
         """
-        try:
-            import pandas
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "to_dataframe() needs pandas: pip install pandas; text_weights() and to_dict() "
-                "give the same numbers without it"
-            ) from error
-        rows = [
-            {
-                "word": text,
-                "position": word[0],
-                "probability": float(self.output_probs[list(word)].double().prod()),
-                "earlier_word": earlier.word,
-                "earlier_position": earlier.tokens[0],
-                "source": earlier.source,
-                "role": earlier.role,
-                "weight": earlier.weight,
-            }
-            for word, text in zip(self.words, self.output_words)
-            for earlier in self.text_weights(list(word))
-        ]
-        return pandas.DataFrame(rows)
+        return result_table(self)
 
     def to_html(self) -> str:
         r"""The page as one self-contained HTML document."""
-        # The page walks through the answer; the words of the prompt are context there.
-        skipped = self.n_prompt - self._first
-        words = [[token - skipped for token in word] for word in self.words if word[0] >= skipped]
-        prompt, parts, weights = self._prompt_words(self.token_attr[skipped:])
-        image_attr = self.image_attr[skipped:]
-        # Beside maps of evidence alone, evidence against a word would change the colours' meaning.
-        lowest = 0.0 if image_attr.min() >= 0 else None
-        scales = [
-            ScaleView(
-                scale.scale,
-                scale.image_attr[skipped:].clamp(min=lowest, max=torch.inf).numpy(),
-                None if scale.output_probs is None else scale.output_probs[skipped:].numpy(),
-            )
-            for scale in self.scales
-        ]
-        return render_page(
-            images=self.images,
-            image_index=self.image_index,
-            prompt_tokens=prompt,
-            prompt_parts=parts,
-            answer_tokens=self.output_tokens[skipped:],
-            words=words,
-            image_attr=image_attr.numpy(),
-            token_attr=weights.numpy(),
-            output_probs=self.output_probs[skipped:].numpy(),
-            top_predictions=self.top_predictions[skipped:],
-            scales=scales,
-            unit=self.unit,
-            method=self.method,
-            model=self.model,
-        )
+        return result_page(self)
 
     def save_html(self, path: str | Path) -> None:
         r"""
@@ -610,55 +329,11 @@ class MLLMAttributionResult(LLMAttributionResult):
         except (TypeError, AttributeError, ValueError, LookupError, OverflowError) as error:
             raise ValueError(f"{str(path)!r} is not a whole result: {error}") from error
 
-    @property
-    def _first(self) -> int:
-        """Where the explained tokens begin among the input tokens."""
-        return len(self.input_tokens) - len(self.output_tokens)
-
-    @property
-    def _runs(self) -> list[tuple[int, str]]:
-        """Number of tokens and role of each text of the prompt."""
-        return [(part.n_tokens, part.role) for part in self.prompt_parts if part.image is None]
-
-    @property
-    def _prompt_runs(self) -> list[int]:
-        return [n_tokens for n_tokens, _ in self._runs]
-
-    def _tokens(self, selection: Selection | None) -> list[int]:
-        runs = [len(self.input_tokens) - self.n_prompt]
-        if self._first == 0:
-            runs = self._prompt_runs + runs
-        return select_tokens(selection, self.output_tokens, self.words, runs)
-
-    def _map(
-        self, tokens: list[int], reduce: Literal["mean", "sum"], size: tuple[int, int]
-    ) -> np.ndarray:
-        map_ = _reduced(self.image_attr[tokens], reduce)[None, None]
-        return F.interpolate(map_, size=size, mode="bilinear")[0, 0].numpy()
-
     def _size_within(self, longest: int) -> tuple[int, int]:
         """Height and width of the image, reduced to a longest side."""
         width, height = self.image.size
         share = min(1.0, longest / max(width, height))
         return max(round(height * share), 1), max(round(width * share), 1)
-
-    def _prompt_words(self, weights: Tensor) -> tuple[list[str], list[PromptPart], Tensor]:
-        """The words of the prompt, its parts with the number of their words, and the weights by
-        words of the prompt and tokens of the answer."""
-        tokens = self.input_tokens[: self.n_prompt]
-        words = group_runs(tokens, self._prompt_runs)
-        texts = ["".join(tokens[token] for token in word) for word in words]
-        word_of_token = torch.tensor(
-            [index for index, word in enumerate(words) for _ in word], dtype=torch.int64
-        )
-        sums = weights.new_zeros(len(weights), len(words))
-        sums.index_add_(1, word_of_token, weights[:, : self.n_prompt])
-        parts, start = [], 0
-        for part in self.prompt_parts:
-            end = start + part.n_tokens
-            parts.append(replace(part, n_tokens=sum(start <= word[0] < end for word in words)))
-            start = end
-        return texts, parts, torch.cat([sums, weights[:, self.n_prompt :]], dim=1)
 
 
 _TENSORS = ("image_attr", "token_attr", "output_probs")
@@ -674,87 +349,3 @@ _FACTS = (
     "method",
     "model",
 )
-
-
-def _reduced(values: Tensor, reduce: str) -> Tensor:
-    if reduce not in ("mean", "sum"):
-        raise ValueError(f"reduce is {reduce!r}; expected 'mean' or 'sum'")
-    return values.mean(0) if reduce == "mean" else values.sum(0)
-
-
-def _check_fit(
-    input_tokens: list[str],
-    output_tokens: list[str],
-    image_attr: Tensor,
-    token_attr: Tensor,
-    output_probs: Tensor,
-    n_prompt: int,
-    words: Sequence[Word],
-    top_predictions: Sequence[Sequence[tuple[str, float]]],
-    scales: Sequence[ScaleResult],
-) -> None:
-    """Raise where the shapes do not fit each other."""
-    n_input, n_tokens = len(input_tokens), len(output_tokens)
-    fits = (
-        image_attr.ndim == 3
-        and image_attr.numel() > 0
-        and 0 <= n_prompt < n_input
-        and n_tokens in (n_input, n_input - n_prompt)
-        and token_attr.shape == (n_tokens, n_input)
-        and output_probs.shape == (n_tokens,)
-        and len(image_attr) == len(top_predictions) == n_tokens
-        and [token for word in words for token in word] == list(range(n_tokens))
-        and all(words)
-        and all(
-            scale.image_attr.ndim == 3
-            and scale.image_attr.numel() > 0
-            and len(scale.image_attr) == n_tokens
-            and (scale.output_probs is None or scale.output_probs.shape == (n_tokens,))
-            for scale in scales
-        )
-    )
-    if not fits:
-        raise ValueError(
-            f"the parts of the result do not fit each other: {n_tokens} output tokens, "
-            f"{n_input} input tokens, maps {tuple(image_attr.shape)}, weights "
-            f"{tuple(token_attr.shape)}, {len(top_predictions)} lists of predictions"
-        )
-
-
-def _check(result: MLLMAttributionResult) -> None:
-    """Raise for parts of other types, and numbers that are not finite or out of range."""
-    for name in ("input_tokens", "output_tokens"):
-        if not all(isinstance(token, str) for token in getattr(result, name)):
-            raise TypeError(f"{name} has tokens that are not strings; give the text of each token")
-    texts = [result.unit, result.prompt, result.method, result.model]
-    if not all(isinstance(text, str) for text in [*texts, *(role for _, role in result._runs)]):
-        raise TypeError("unit, prompt, method, model and the roles of prompt_parts are strings")
-    if not all(isinstance(image, Image.Image) for image in result.images):
-        raise TypeError("images has an entry that is not a PIL.Image.Image")
-    if not 0 <= result.image_index < len(result.images):
-        raise ValueError(
-            f"image_index is {result.image_index}, expected one of {len(result.images)} images"
-        )
-    in_prompt = sum(part.n_tokens for part in result.prompt_parts)
-    if in_prompt != result.n_prompt:
-        raise ValueError(
-            f"prompt_parts have {in_prompt} tokens together, expected n_prompt={result.n_prompt}"
-        )
-    image, segments = result.image, result.segments
-    if segments is not None and segments.shape != (image.height, image.width):
-        raise ValueError(
-            f"segments have shape {tuple(segments.shape)}, expected {(image.height, image.width)}"
-        )
-    parts = {name: getattr(result, name) for name in _TENSORS}
-    for index, scale in enumerate(result.scales):
-        parts[f"scales[{index}].image_attr"] = scale.image_attr
-        if scale.output_probs is not None:
-            parts[f"scales[{index}].output_probs"] = scale.output_probs
-        if not 0 < scale.scale < math.inf:
-            raise ValueError(f"scales[{index}].scale is {scale.scale}, expected a positive number")
-    for name, part in parts.items():
-        if not part.isfinite().all():
-            raise ValueError(f"{name} has numbers that are not finite, expected none")
-        # Rounding may carry a sum of probabilities past 1.
-        if name.endswith("probs") and bool(((part < -1e-6) | (part > 1 + 1e-6)).any()):
-            raise ValueError(f"{name} has numbers outside of [0, 1], expected probabilities")

@@ -51,8 +51,8 @@ def select_tokens(
     - ``(start, end)``, a ``slice`` and a ``range`` are positions from start to end (noninclusive).
       Both ends have to lie within the tokens: nothing is cut off silently.
     - A string is a word or a phrase of consecutive words, such as ``"red star"``. It begins and
-      ends where words do, and white space of any length matches a space. It is looked for as it is
-      written, and ignoring case where it does not occur so.
+      ends where words do, and white space of any length matches a space. It is looked for
+      with the same case first, then with any.
     - A compiled regular expression selects every word that its match touches. It is searched in the
       words' text, with one space between words that white space separates.
     - ``(phrase, occurrence)`` counts matches from 1, or from the end for negative numbers, and
@@ -142,7 +142,7 @@ def _every(items: Iterable[Any], given: Any, tokens: Any, words: Any, runs: Any)
 
 def _integer(value: Any, name: str) -> int:
     if isinstance(value, (bool, np.bool_)) or str(getattr(value, "dtype", "")) == "torch.bool":
-        raise TypeError(f"got {value!r} for {name}, expected an integer: truth values are none")
+        raise TypeError(f"got {value!r} for {name}, expected an integer; truth values are refused")
     try:
         return as_index(value)
     except TypeError:

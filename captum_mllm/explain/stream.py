@@ -19,10 +19,10 @@ from captum_mllm.explain.explanation import explain
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.models.answers import generate_answers, without_special
 from captum_mllm.models.decoding import Decoding
-from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.preparation import open_query
+from captum_mllm.models.prompt import open_query
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 from captum_mllm.models.words import Word, group_words, token_texts
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 class Lockstep(Generic[T]):
     r"""
-    Runs a function in a thread of its own that stands still whenever it calls back.
+    Runs a function in a thread of its own that waits whenever it calls back.
 
     Of the two threads one works at a time.
 
@@ -232,7 +232,7 @@ def ended_words(texts: Sequence[str]) -> list[Word]:
     for word in words:
         # Bytes that make no character yet may still become any.
         rest = "".join(texts[word[-1] + 1 :]).rstrip("\ufffd")
-        # A sign at the end, such as a hyphen or a point, may yet join what stands around it.
+        # A sign at the end, such as a hyphen or a point, may still join the words around it.
         if not (len(rest) > 1 or rest[:1].isalnum() or rest[:1] == " "):
             break
         ended.append(word)

@@ -27,7 +27,7 @@ class Word:
             scored (adjectives, prepositions, numbers, verbs).
         tokens (tuple[int, ...]): Indices of its tokens in the caption.
         category (int, optional): The noun's label in the label image, from 0 upwards; None for a
-            noun that is none of its categories.
+            noun that the label image has no category for.
             Default: None
 
     Raises:

@@ -28,7 +28,7 @@ def image_baseline(inputs: Tensor, baselines: ImageBaseline) -> Tensor:
         Tensor: Of the shape and dtype of ``inputs``.
 
     Raises:
-        TypeError: If it is none of these.
+        TypeError: If it is of another type.
         ValueError: If a tensor does not fit ``inputs``, or has values that are not finite.
     """
     if isinstance(baselines, str):

@@ -80,7 +80,7 @@ def grey_levels(maps: Tensor, normalize: Literal["map", "caption"] | None = None
     Maps as 256 grey levels, :math:`\lfloor 255 x \rfloor`.
 
     Args:
-        maps (Tensor): Of shape (..., h, w) and a floating-point dtype; uint8 is returned as it is.
+        maps (Tensor): Of shape (..., h, w) and a floating-point dtype; uint8 is returned unchanged.
         normalize (str, optional): What is mapped to [0, 1] by its smallest and largest value
             first: ``"map"``, each map by itself, or ``"caption"``, all maps of a caption
             (..., T, h, w) together, which keeps how they compare. Constants become 0. Without
@@ -307,7 +307,7 @@ def interference_leakage(
     r"""
     The share of each map's positive values that lies on objects named before the explained word.
 
-    Words that stand before a token leave their traces in its map. A map that is free of them has
+    Earlier words leave their traces in the map of a token. A map that is free of them has
     no more on these objects than on any other place that the word does not speak of.
 
     Args:
@@ -317,8 +317,8 @@ def interference_leakage(
             that were named before each word. Leading dimensions as many as those of ``maps``,
             each of the same size or 1.
         masks (Tensor, optional): The object that each word speaks of, of a shape that fits
-            ``earlier_masks``. What lies on it is not leakage, even if it was named before or
-            overlaps with what was.
+            ``earlier_masks``. Values on it are not leakage, even if it was named before or
+            overlaps with earlier objects.
             Default: None
 
     Returns:

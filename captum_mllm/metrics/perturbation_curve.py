@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from captum_mllm._captum import TargetType, format_additional_forward_args
+from captum_mllm._probability import target_probability
 from captum_mllm.metrics.aligned_maps import check_maps, in_double, resize
 from captum_mllm.metrics.image_baselines import ImageBaseline, image_baseline
-from captum_mllm.metrics.target_probability import target_probability
 
 # An image that is no likelier than its baseline by this much shows nothing to explain.
 _SMALLEST_DROP = 1e-6
@@ -40,7 +40,7 @@ class PerturbationCurve(NamedTuple):
 
         Args:
             normalize (bool, optional): Whether to map the probability of the baseline to 0 and
-                that of the image to 1 first, and to cut off what lies beyond: for models and
+                that of the image to 1 first, and to clamp the rest: for models and
                 images that differ in these. Where the image is no likelier than the baseline,
                 there is nothing to explain; the area is then 0.5, neither good nor bad.
                 Default: False
@@ -77,26 +77,26 @@ def perturbation_curve(
 
     Pixels with equal attributions follow each other in the order of a fixed random field, patch by
     patch: a constant map gets the curve of a random one, not that of a scan from the top, and what
-    a mask leaves out is no noise of single pixels, which few models have ever seen.
+    a mask leaves out is not noise of single pixels, which few models have ever seen.
 
     Args:
         forward_func (Callable): A model or function, such as an
             :class:`~captum_mllm.MLLM`. Its method
             ``target_probability(inputs, *additional_forward_args, target=...)`` is asked, if it
             has one; else the softmax of its output over the last dimension. An output of shape
-            (B,), without a target, is taken as it is.
+            (B,), without a target, is taken for the probability.
         inputs (Tensor): Images, of shape (B, C, H, W) and a floating-point dtype.
         attributions (Tensor): Of shape (B, c, h, w); summed over c and resized to the images,
             bilinear.
         kind (str): ``"insertion"`` or ``"deletion"``.
-        baselines (Tensor, float or str, optional): What stands in the place of the pixels:
+        baselines (Tensor, float or str, optional): What replaces the pixels:
             ``"blur"``, the image blurred by a Gaussian with a standard deviation of a tenth of
             its shorter side; ``"mean"``, its mean colour; a tensor that broadcasts with
             ``inputs``, such as the same scene without an object; or a number. None is 0.
             Default: "blur"
         additional_forward_args (Any, optional): Further arguments of ``forward_func``, a tuple if
             several. Tensors with one row per example are repeated along with the inputs, anything
-            else is passed on as it is.
+            else is passed on unchanged.
             Default: None
         target (int, tuple, Tensor or list, optional): The output to look at, as in Captum: one
             for all examples, or a list or tensor with one for each.
@@ -151,10 +151,11 @@ def perturbation_curve(
         images = torch.where(done[:, :, None], after, before).flatten(0, 1)
         found = target_probability(
             forward_func,
-            images,
+            (images,),
             _repeat_target(target, len(inputs), len(chunk)),
             tuple(_repeat(each, len(inputs), len(chunk)) for each in extra),
         )
+        _validate_probability(found, len(images))
         probabilities.append(found.reshape(len(chunk), len(inputs)))
     probability = torch.cat(probabilities).mT.contiguous()
     return PerturbationCurve((in_double(counts) / cells).to(probability), probability, kind)
@@ -184,6 +185,17 @@ def _repeat_target(target: TargetType, batch: int, times: int) -> TargetType:
     if isinstance(target, list):
         return target * times
     return _repeat(target, batch, times)
+
+
+def _validate_probability(values: Tensor, count: int) -> None:
+    if len(values) != count:
+        raise ValueError(
+            f"expected one probability for each of {count} examples, got {len(values)}; give a "
+            "target that chooses one output per example, (t, token_id) for the answer of a "
+            "multimodal LLM"
+        )
+    if not values.isfinite().all():
+        raise ValueError("the forward function gave NaN or infinity for a perturbed input")
 
 
 def _validate(

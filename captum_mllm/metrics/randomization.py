@@ -48,7 +48,7 @@ def randomization_sanity(
 
     Raises:
         TypeError: If a layer's parameters are not floating-point ones, such as quantised weights.
-        ValueError: If a name is not that of a module with parameters, or there is none.
+        ValueError: If a name is not that of a module with parameters, or no name is given.
 
     Examples::
 

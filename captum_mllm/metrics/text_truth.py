@@ -79,7 +79,7 @@ def leave_one_out(
     Args:
         forward_func (Callable): Takes the inputs and gives the logits of the answer, (B, T, V), as
             an :class:`~captum_mllm.MLLM` does; or a score of each of its tokens, (B, T), which is
-            taken as it is.
+            taken unchanged.
         inputs (tuple[Tensor, ...]): Of one example; the last one holds the embeddings, of shape
             (1, n, D), of the tokens of the prompt and of the answer except its last. Others, such
             as the image (1, 3, H, W), stay fixed.
@@ -138,7 +138,7 @@ def attention_knockout(
     Drop of the log-probability of every token of an answer when no later token may look at one
     earlier token, or word.
 
-    Every embedding stays as it is, so that the model never sees an input that no text has. A
+    No embedding is changed, so that the model never sees an input that no text has. A
     hidden token still looks at itself.
 
     Source: "Dissecting Recall of Factual Associations in Auto-Regressive Language Models" (Geva

@@ -27,7 +27,7 @@ class WordScores(NamedTuple):
 
     @property
     def pooled(self) -> Tensor:
-        """Mean over the words of all images, a scalar; 0 where there is none."""
+        """Mean over the words of all images, a scalar; 0 without words."""
         return safe_ratio(self.total.sum(), self.n_words.sum())
 
     @property

@@ -2,7 +2,7 @@
 
 from captum_mllm.models.check import Report, Verdict
 from captum_mllm.models.families import Family, register_family
-from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.layout import Layout, Piece
 from captum_mllm.models.loading import image_only, load_processor
 from captum_mllm.models.mllm import MLLM

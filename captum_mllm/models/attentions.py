@@ -355,7 +355,7 @@ def record_attention(
 
 
 def has_softmax_attention(model: PreTrainedModel) -> bool:
-    """Whether a pass within :func:`record_attention` gives the model's own states, but for
+    """Whether a pass within :func:`record_attention` gives the model's own states up to
     rounding; attention that a user registered may be something else."""
 
     def known(found: dict[str, Any]) -> bool:

@@ -3,7 +3,7 @@ watched.
 
 Other threads may use the same model at the same time, for explanations or for passes of their own.
 So a hook fires in the thread that set it alone, and a setting of the model as a whole is made by
-the first who needs it and put back by the last.
+the first that needs it and put back by the last.
 """
 
 from __future__ import annotations
@@ -350,7 +350,7 @@ def placed_embeddings(model: PreTrainedModel, encoding: Encoding | None) -> Iter
 
 
 def _text_positions(given: Tensor, encoding: Encoding, size: int) -> Tensor:
-    """Where the embeddings stand among the tokens."""
+    """The places of the embeddings among the tokens."""
     choices = (encoding.text_positions, encoding.earlier_positions)
     for positions in choices:
         if given.is_floating_point() and given.shape[1:] == (len(positions), size):

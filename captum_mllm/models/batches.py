@@ -103,8 +103,8 @@ def batch_states(
 
 
 def make_passes(backbone: Backbone, prompts: Sequence[Prompt], layer: int | None = None) -> None:
-    r"""Within ``MLLM.remember``, make the passes of some prompts as one, but for those that are
-    remembered; arguments as of :func:`batch_states`."""
+    r"""Within ``MLLM.remember``, make one pass for all prompts that are not remembered yet;
+    arguments as of :func:`batch_states`."""
     missing = [
         (images, query)
         for images, query in prompts

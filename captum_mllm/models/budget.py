@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.layout import Size, size_of
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.preparation import open_query
+from captum_mllm.models.prompt import open_query
 from captum_mllm.models.query import Query
 
 ANSWER_TOKENS = 64

@@ -14,11 +14,11 @@ from torch import Tensor
 from captum_mllm.models.attentions import has_softmax_attention
 from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.encoding import Encoding
-from captum_mllm.models.image_text_input import ImageTextInput
+from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.locate import locate
 from captum_mllm.models.parity import check_parity, noise
-from captum_mllm.models.preparation import open_query
+from captum_mllm.models.prompt import open_query
 from captum_mllm.models.query import Query
 from captum_mllm.models.towers import attention_layers, decoder_layers
 

@@ -1,5 +1,8 @@
-"""``Decoding`` watches a model while it answers, and ``answer_prompts`` keeps the states by
-which it did."""
+"""``find_answer`` takes the answer that is given, or lets the model answer.
+
+``answer_prompts`` does it for several prompts, and keeps the states by which the model answered,
+which ``Decoding`` watches.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria
 
-from captum_mllm.models.answers import generate_answers
+from captum_mllm.models.answers import answer_tokens, generate_answers
 from captum_mllm.models.backbone import Backbone, hook
 from captum_mllm.models.batches import join, lengths
 from captum_mllm.models.encoding import Encoding
@@ -132,6 +135,37 @@ class Decoding(StoppingCriteria):
         self.hidden.append(new_hidden[0])
         self.predictions.append(predict(iter([(0, in_float)]), token, min(RANKED, logits.shape[1])))
         self.tokens.append(token)
+
+
+def find_answer(
+    backbone: Backbone,
+    images: Sequence[Tensor],
+    query: Query,
+    target: str | Sequence[int] | Tensor | None,
+    generation: dict[str, Any],
+) -> Answer:
+    r"""The tokens of the answer that is given, or that the model makes.
+
+    Args:
+        backbone (Backbone): the model.
+        images (Sequence[Tensor]): the images that the query leaves open.
+        query (Query): the question.
+        target (str, Sequence[int] or Tensor, optional): the answer. None for the model's own.
+        generation (dict): arguments of ``generate``.
+
+    Raises:
+        ValueError: for an answer and arguments of ``generate`` at once, and an empty answer.
+    """
+    if target is None:
+        return answer_prompts(backbone, [(tuple(images), query)], generation)[0]
+    if generation:
+        raise ValueError(
+            f"got both an answer and {', '.join(generation)}, which ask the model for one; "
+            "leave out one of them"
+        )
+    return answer_tokens(
+        target, backbone.tokenizer, backbone.vocabulary.size, backbone.image_token_id
+    )
 
 
 def answer_prompts(

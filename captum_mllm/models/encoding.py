@@ -34,8 +34,8 @@ class Encoding:
         text_positions (Tensor): positions of the tokens of the prompt, shape (P,). Each has a
             token before it, by which it is predicted.
         answer_rows (Tensor): positions of the rows that predict the answer, shape (T,).
-        word_embeddings (Tensor, optional): what stands at the places of the words instead of the
-            embeddings of their tokens, as in :class:`Query`. Default: None
+        word_embeddings (Tensor, optional): what replaces the embeddings of the words, as in
+            :class:`Query`. Default: None
         fills (dict[str, int]): what inputs that have a value for each token have for what follows
             the prompt. Default: {}
     """
@@ -53,13 +53,13 @@ class Encoding:
     def earlier_positions(self) -> Tensor:
         """Positions of what an answer rests on, the tokens of the prompt and those of the answer
         but its last, which nothing follows, shape (P + T - 1,)."""
-        # A word of the answer stands one behind the row that predicts it.
+        # The row after the one that predicts a word is its own.
         return torch.cat([self.text_positions, self.answer_rows[:-1] + 1])
 
     @property
     def text_runs(self) -> tuple[int, ...]:
-        """How many tokens of the prompt stand beside each other, run after run. Between two runs
-        stands what is none of the user's text, such as an image."""
+        """The lengths of the runs of neighbouring tokens of the prompt. Between two runs lies
+        something that is not the user's text, such as an image."""
         positions = self.text_positions.tolist()
         starts = [
             place
@@ -110,7 +110,7 @@ class TokenCache(OrderedDict[tuple[Any, ...], Processed]):
 
 
 def wants_gradient(images: Sequence[Tensor]) -> bool:
-    r"""Whether the pixels are to be computed from the tensors.
+    r"""Whether pixels are computed from the tensors.
 
     Raises:
         RuntimeError: where torch would give no gradient.
@@ -282,7 +282,7 @@ def _append(
 def _text_positions(processed: Processed, query: Query, tokenizer: Any) -> Tensor:
     """Positions of the tokens that lie in the user's own texts.
 
-    The first token of all is none of them: nothing stands before it, so nothing predicts it.
+    The very first token is left out: no token comes before it, so nothing predicts it.
     """
     start, end = processed.offsets.unbind(1)
     ids = processed.inputs["input_ids"][0]

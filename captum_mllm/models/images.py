@@ -45,7 +45,7 @@ def read_image(image: ImageLike) -> Tensor:
     Raises:
         TypeError: for what is not an image, or has numbers of a kind that images do not have.
         ValueError: for an image that cannot be read, of another shape, too small or too narrow,
-            or with levels whose range cannot be told.
+            or with levels of an unknown range.
     """
     if isinstance(image, Image.Image):
         return _read_pil(image)

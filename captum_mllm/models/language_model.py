@@ -37,7 +37,7 @@ class LanguageModel(nn.Module):
     prompt with :meth:`expand`.
 
     Args:
-        backbone (Backbone): the model. It is shared, and left as it is.
+        backbone (Backbone): the model. It is shared, and not changed.
         images (Sequence[PIL.Image.Image, numpy.ndarray or Tensor]): the images that the
             placeholders of a text without pixels stand for; see :class:`ImageTextInput`.
             Default: (), none.
@@ -66,7 +66,7 @@ class LanguageModel(nn.Module):
         forward = inspect.signature(self.model.forward).parameters
         self._takes_types = "mm_token_type_ids" in forward
         opened = [to_pil(read_image(image)) for image in images]
-        # What the processor writes in the place of each image's placeholder.
+        # What the processor writes instead of each image's placeholder.
         self._written = [self._tokens_of(image) for image in opened]
         self._n_tokens = sum(tokens.count(backbone.image_token_id) for tokens in self._written)
         self._shown = self._process(opened) if opened else {}
@@ -182,7 +182,7 @@ class LanguageModel(nn.Module):
         return dict(self.backbone.processor(images=given, text=[text], return_tensors="pt"))
 
     def _tokens_of(self, image: Image.Image) -> list[int]:
-        """The tokens that the processor writes in the place of an image's placeholder."""
+        """The tokens that the processor writes instead of an image's placeholder."""
         placeholder = self.backbone.processor.image_token
         around = self.backbone.tokenizer(placeholder)["input_ids"]
         before = around.index(self.backbone.tokenizer.convert_tokens_to_ids(placeholder))

@@ -108,7 +108,7 @@ class Layout:
         Each piece is enlarged into its box by bilinear interpolation. Where pieces overlap their
         mean counts, each weighed by its tokens per area, so that a thumbnail does not blur what
         its tiles tell apart; where none reaches (see :meth:`coverage`) the map is zero. A single
-        piece that covers the image is reproduced as it is when ``size`` is its own.
+        piece that covers the image is reproduced unchanged when ``size`` is its own.
 
         Args:
             values (Tensor): one value for each image token, shape (..., n_tokens).
@@ -141,7 +141,7 @@ class Layout:
     def coverage(self, size: Size | None = None) -> Tensor:
         r"""Which cells of a map of the whole image any image token sees.
 
-        A map is zero elsewhere, which is not to say that what lies there is irrelevant: it was cut
+        A map is zero elsewhere. That does not mean that these parts are irrelevant: they were cut
         away before the model saw the image.
 
         Args:

@@ -99,7 +99,7 @@ def load_processor(name_or_folder: str | Path, **kwargs: Any) -> ProcessorMixin:
         ProcessorMixin: the processor of a multimodal model.
 
     Raises:
-        ValueError: if what lies there is not a processor of images and text.
+        ValueError: if it is not a processor of images and text.
     """
     processor_class = _processor_class(name_or_folder, kwargs)
     if processor_class is not None and not _takes_videos(name_or_folder, kwargs):
@@ -170,6 +170,6 @@ def _check_folder(name: str) -> None:
 
 
 def model_name(config: Any) -> str:
-    r"""The name on the hub, or of the folder: where it lies is nobody's business."""
+    r"""The name on the hub, or of the folder without the path to it."""
     name = str(getattr(config, "_name_or_path", "") or config.model_type)
     return Path(name).name if Path(name).is_dir() else name

@@ -16,18 +16,19 @@ from captum_mllm._captum import runs_deep_lift
 from captum_mllm.models import word_embeddings
 from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.check import SCALES, Report, check
+from captum_mllm.models.decoding import find_answer
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.families import Family
 from captum_mllm.models.geometry import Geometry
-from captum_mllm.models.image_text_input import ImageTextInput
 from captum_mllm.models.images import ImageLike
+from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.language_model import LanguageModel
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.loading import load_model
 from captum_mllm.models.pairing import checked_pair
 from captum_mllm.models.passes import Passes
-from captum_mllm.models.preparation import find_answer, open_query
 from captum_mllm.models.probe import probe
+from captum_mllm.models.prompt import open_query
 from captum_mllm.models.query import Query, split_arguments
 from captum_mllm.models.states import States, target_probability, token_logits
 from captum_mllm.models.vocabulary import Vocabulary
@@ -137,7 +138,7 @@ class MLLM(nn.Module):
         return self.backbone.vocabulary
 
     def forward(self, *args: Any) -> Tensor:
-        r"""Logits of the explained tokens, each predicted from what stands before it.
+        r"""Logits of the explained tokens, each predicted from the tokens before it.
 
         Args:
             *args (Any): the images that the query leaves open, usually one, each of shape
@@ -154,8 +155,13 @@ class MLLM(nn.Module):
         images, query = split_arguments(args, with_text=True)
         encoding = self.encode(images, query)
         with self.evaluating(encoding):
-            rows = encoding.explained_rows(query)
-            logits = self.model(**encoding.inputs, logits_to_keep=rows, use_cache=False).logits
+            return self.explained_logits(encoding, query)
+
+    def explained_logits(self, encoding: Encoding, query: Query) -> Tensor:
+        r"""Logits of the explained tokens, (B, T, V), with the graph of the pass where there is
+        one."""
+        rows = encoding.explained_rows(query)
+        logits = self.model(**encoding.inputs, logits_to_keep=rows, use_cache=False).logits
         return logits.unflatten(0, (-1, encoding.windows)).mean(1)
 
     def prepare(
@@ -266,7 +272,7 @@ class MLLM(nn.Module):
         return token_logits(self.vocabulary, states, query)
 
     def word_embeddings(self, query: Query, answer: bool = False) -> Tensor:
-        r"""What stands for the words in the model, an input of ``forward`` beside the image.
+        r"""The embeddings of the words, a further input of ``forward``.
 
         Args:
             query (Query): the question and the answer.

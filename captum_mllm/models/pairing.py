@@ -80,7 +80,7 @@ def complete_processor(processor: Any, config: Any) -> Any:
     r"""A processor with what older checkpoints of LLaVA leave out, from the model's configuration.
 
     Args:
-        processor (ProcessorMixin): left as it is.
+        processor (ProcessorMixin): not changed.
         config (PretrainedConfig): the model's configuration.
 
     Returns:
@@ -193,7 +193,7 @@ def _check_output(model: Any, processor: Any) -> None:
         _refuse(
             model,
             processor,
-            f"it writes token {given} ({placeholder!r}) in the place of an image, the model looks "
+            f"it writes token {given} ({placeholder!r}) for an image, the model looks "
             f"for token {expected}",
         )
     forward = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters

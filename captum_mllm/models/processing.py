@@ -86,7 +86,7 @@ def process(
 
     Raises:
         ValueError: if images at several scales do not fit into one input of the model.
-        RuntimeError: if the processor does not tell what it put in the place of a placeholder.
+        RuntimeError: if the processor does not tell what it put instead of a placeholder.
     """
     recorder = _Recorder(processor.image_processor, options)
     processor = _with_image_processor(processor, recorder)
@@ -105,7 +105,7 @@ def process(
     replacements = output.pop("text_replacement_offsets", None)
     if not replacements or len(replacements[0]) != len(options):
         raise RuntimeError(
-            f"{type(processor).__name__} does not tell what it puts in the place of each "
+            f"{type(processor).__name__} does not tell what it puts instead of each "
             "placeholder (`return_text_replacement_offsets`), which is needed to find the tokens "
             "of each image"
         )

@@ -1,4 +1,7 @@
-"""`read_prompt` renders messages by the chat template, and finds the user's texts in the result."""
+"""`open_query` makes a `Query` of an input, and `read_prompt` its text by the chat template.
+
+The user's own texts are found in what the template renders.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from captum_mllm.models.image_text_input import (
-    ImageTextInput,
-    Messages,
-    replace_texts,
-    text_parts,
-)
+import torch
+from torch import Tensor
+
+from captum_mllm.models.inputs import ImageTextInput, Messages, replace_texts, text_parts
+from captum_mllm.models.layout import size_of
+from captum_mllm.models.pairing import check_tokenizer
+from captum_mllm.models.query import Query
 
 Span = tuple[int, int]
 
@@ -21,10 +25,46 @@ _START, _FILL = "\ue000", "\ue001"
 _SENTINELS = re.compile(f"{_START}(\\d+){_FILL}+")
 
 
+def open_query(
+    processor: Any, inp: ImageTextInput, device: torch.device, every_image: bool
+) -> tuple[tuple[Tensor, ...], Query]:
+    r"""The images that are explained, and a query without an answer yet.
+
+    Args:
+        processor (Any): the model's processor.
+        inp (ImageTextInput): the images and the question.
+        device (torch.device): the device of the images.
+        every_image (bool): leave every image open, not only the explained one.
+
+    Returns:
+        tuple[tuple[Tensor, ...], Query]: images (1, 3, H, W) in [0, 1], and the query.
+
+    Raises:
+        ValueError: where the chat template leaves no place for an image or the question, and for a
+            tokenizer that does not tell where its tokens are.
+    """
+    check_tokenizer(processor.tokenizer)
+    prompt, spans = read_prompt(processor, inp)
+    # Tensors of their own, also for gradients later on where they are made in inference mode.
+    with torch.inference_mode(False):
+        images = [image.to(device, copy=True) for image in inp.images]
+    query = Query(
+        prompt=prompt,
+        answer_ids=(),
+        spans=spans,
+        native=tuple(map(size_of, images)),
+        images=tuple(
+            None if every_image or index == inp.explained else image
+            for index, image in enumerate(images)
+        ),
+    )
+    return tuple(images[index].unsqueeze(0) for index in query.explained), query
+
+
 def read_prompt(processor: Any, inp: ImageTextInput) -> tuple[str, tuple[Span, ...]]:
     r"""The text that the model reads, and where the user's own texts lie in it.
 
-    The template is rendered once more with sentinels in the place of the texts, so a text is found
+    The template is rendered once more with sentinels instead of the texts, so a text is found
     also where the template itself has the same words. A template may trim texts and turn them into
     capitals. Texts given as plain strings are rendered as parts where the template wants these.
 
@@ -48,7 +88,7 @@ def read_prompt(processor: Any, inp: ImageTextInput) -> tuple[str, tuple[Span, .
         if placeholder in text:
             raise ValueError(
                 f"the text {_shorten(text)} has the placeholder of an image, {placeholder!r}, "
-                "which stands for no image; leave it out"
+                "without an image; leave it out"
             )
     messages, prompt, pattern = _render_all(processor, inp)
     unseen = [
@@ -146,7 +186,7 @@ def _sentinels(texts: Sequence[str]) -> list[str]:
 def _depends(
     processor: Any, inp: ImageTextInput, messages: Messages, prompt: str, index: int
 ) -> bool:
-    """Whether another text in the place of one makes another prompt: it is rewritten, not lost."""
+    """Whether another text makes another prompt: it is rewritten, not lost."""
     texts = list(inp.texts)
     texts[index] = _sentinels(texts)[index]
     try:

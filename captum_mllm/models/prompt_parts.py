@@ -95,7 +95,7 @@ def _places(runs: Sequence[str], text: str) -> list[float] | None:
         return [
             min(start + len(run) / 2, max(len(text) - 0.5, 0)) for start, run in zip(starts, runs)
         ]
-    # Words that the model does not know, and the template's, are no tokens of any run.
+    # Words that the model does not know, and the template's, have no tokens in any run.
     places, place, n_found = [], 0, 0
     for run in runs:
         start = text.find(run, place)

@@ -52,9 +52,9 @@ class Query:
             None for each image that is an input of the explained function.
         with_prompt (bool): whether the tokens of the prompt are explained before those of the
             answer. Default: False, the answer alone.
-        word_embeddings (Tensor, optional): what stands at the places of the words instead of the
-            embeddings of their tokens, (B, P, D), or with the tokens of the answer but its last
-            (B, P + T - 1, D). Default: None, nothing else.
+        word_embeddings (Tensor, optional): what replaces the embeddings of the words, (B, P, D), or
+            (B, P + T - 1, D) with those of the answer except its last token. Default: None, no
+            replacement.
     """
 
     prompt: str
@@ -124,8 +124,8 @@ def split_arguments(
         tuple[tuple[Tensor, ...], Query]: the images, and the query, which has the embeddings.
 
     Raises:
-        TypeError: if the last is no query.
-        ValueError: if an image is none, or batches differ in size.
+        TypeError: if the last is not a query.
+        ValueError: if an image is not a tensor of an image, or batches differ in size.
     """
     if len(args) < 2 or not isinstance(args[-1], Query):
         raise TypeError(
@@ -160,7 +160,7 @@ def split_target(
             counts from the end where it is negative.
         batch (int): how many images there are.
         length (int): how many tokens are explained.
-        device (torch.device): where the tensors are to be.
+        device (torch.device): the device of the tensors.
         vocabulary (int, optional): how many tokens there are, to be checked. Default: None
 
     Raises:

@@ -21,8 +21,8 @@ class FixedSquare(Geometry):
     The encoder's resolution is fixed, so a larger image is seen through several square windows,
     each as large as the square that the model sees of the native image. Where the middle is cut
     out, the scale changes what of an oblong image is seen, and not only how well: up to scale 1
-    its middle square, as the model is used; above it all of the image. What lies outside of the
-    square has no tokens at scale 1 or less, see :meth:`Layout.coverage`. Elsewhere all of the
+    its middle square, as the model is used; above it all of the image. Pixels outside of the
+    square have no tokens at scale 1 or less, see :meth:`Layout.coverage`. Elsewhere all of the
     image is seen at every scale.
     """
 

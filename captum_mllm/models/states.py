@@ -16,7 +16,7 @@ from captum_mllm.models.vocabulary import Predictions, Vocabulary
 
 # The name of predictions among what is derived.
 PREDICTIONS = "predictions"
-# How many tokens are ranked at least, so that who asks next finds them: as many as ARC wants.
+# At least so many tokens are ranked, as many as ARC reads, so that its ranking is found here.
 RANKED = 50
 
 
@@ -31,10 +31,10 @@ class States:
         predicting (Tensor): the rows that predict the tokens of the prompt, then those that
             predict the answer, shape (B, P + T, d).
         ids (Tensor): vocabulary indices of those P + T tokens.
-        runs (tuple[int, ...], optional): how many of the P tokens stand beside each other, run
-            after run. Default: None, all of them.
-        derived (dict): what was computed from them, by names of the caller's own, to be had again
-            for as long as they are kept. Default: empty
+        runs (tuple[int, ...], optional): lengths of the runs of neighbouring tokens among the P.
+            Default: None, one run.
+        derived (dict): what callers computed from them, by names of their own, and may read again
+            for as long as the states are kept. Default: empty
         of_prompt (dict): the same, of what does not depend on the answer. Default: empty
     """
 
@@ -59,20 +59,20 @@ class States:
 
     @property
     def context(self) -> Tensor:
-        """What stands for each token as context, tokens of the prompt by their own state, tokens of
+        """The state of each token as context, tokens of the prompt by their own, tokens of
         the answer by the state that predicts them, shape (B, P + T, d)."""
         return torch.cat([self.text, self.predicting[:, self.n_prompt :]], dim=1)
 
     def predictions(self, vocabulary: Vocabulary, k: int, with_text: bool) -> Predictions:
-        r"""What the model says in the place of each token; of one image.
+        r"""What the model predicts for each token; of one image.
 
         All logits of a token are computed once for as long as the states are kept, unless more of
-        them are to be ranked later on.
+        them will be ranked later on.
 
         Args:
             vocabulary (Vocabulary): the model's.
             k (int): how many tokens to rank, at least 1.
-            with_text (bool): also in the place of the tokens of the prompt, which come first.
+            with_text (bool): also for the tokens of the prompt, which come first.
         """
         k = min(k, vocabulary.size)
         prompt, answer = slice(self.n_prompt), slice(self.n_prompt, len(self.ids))
@@ -134,7 +134,7 @@ def target_probability(
     r"""The probability of the target of each image, (B,), or of all tokens of one image, (T,).
 
     Raises:
-        ValueError: for several images without a target, and a target that is none.
+        ValueError: for several images without a target, and something that is not a target.
     """
     start = 0 if query.with_prompt else states.n_prompt
     predicting, ids = states.predicting[:, start:], states.ids[start:]

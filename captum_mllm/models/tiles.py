@@ -24,7 +24,7 @@ class Tiles(Geometry):
         processor (Any): the model's processor.
         whole_first (bool): whether the tokens of the whole image come before those of the tiles.
             Default: False
-        exact (bool): whether the processor makes as many tiles as it is asked for with
+        exact (bool): whether the processor makes as many tiles as requested by
             ``min_patches`` and ``max_patches``. Otherwise it takes what suits the image's size, up
             to ``max_patches``. Default: True
     """

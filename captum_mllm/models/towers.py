@@ -1,12 +1,18 @@
-"""The layers of the two towers of a multimodal LLM: the vision tower and the decoder."""
+"""The layers of the two towers of a multimodal LLM: the vision tower and the decoder.
+
+Methods name layers in one way: ``layer`` is an index, and ``layers`` are several; negative ones
+count from the last. ``tower`` says in which tower they count, where a method can read either.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
+
+Tower = Literal["decoder", "vision"]
 
 # What the families call the list of blocks of their vision tower.
 _LISTS = ("blocks", "layers", "layer")

@@ -89,7 +89,7 @@ class Vocabulary:
     @torch.no_grad()
     def rankings(self, states: Tensor, k: int) -> Tensor:
         r"""The k most probable tokens of each state, best first, shape (R, k) for (R, d)."""
-        # Made before the logits: what is kept of each chunk must not stand between their places.
+        # Made before the logits: what is kept of each chunk must not fragment their memory.
         found = torch.empty(len(states), k, dtype=torch.long, device=states.device)
         for block, place in zip(self._blocks(states), self._blocks(found)):
             best = Best(k)

@@ -18,9 +18,9 @@ WordBaseline = Tensor | float | str | None
 
 
 def text_ids(backbone: Backbone, query: Query, answer: bool) -> tuple[Tensor, tuple[int, ...]]:
-    r"""The tokens of the words, with those of the answer but its last, and how many of them stand
-    beside each other: the runs of the prompt, then the answer's."""
-    # They do not depend on what is to be seen.
+    r"""The tokens of the words, with those of the answer but its last, and the lengths of
+    the runs of neighbouring ones: those of the prompt, then the answer."""
+    # They do not depend on the images.
     blank = [
         torch.zeros(1, 3, *query.native[index], device=backbone.device) for index in query.explained
     ]
@@ -55,7 +55,7 @@ def word_mask(backbone: Backbone, query: Query, answer: bool) -> Tensor:
 def word_baseline(
     model: PreTrainedModel, tokenizer: Any, embeddings: Tensor, baseline: WordBaseline
 ) -> Tensor:
-    r"""What stands in the place of a word that is removed.
+    r"""What replaces a word that is removed.
 
     By default it is the mean of all embeddings: what tokens have in common, without what makes a
     word this word. Every model has it, while a token for padding or for a space is lacking in some

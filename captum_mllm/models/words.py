@@ -98,8 +98,8 @@ def group_runs(texts: Sequence[str], lengths: Sequence[int]) -> list[Word]:
 def run_texts(tokenizer: Any, ids: Sequence[int], lengths: Sequence[int]) -> list[str]:
     r"""The text of each token, of runs that are decoded apart.
 
-    Between two runs stands what is not the user's text, such as an image or the turn of a chat, so
-    no character and no space goes over from one into the next.
+    Between two runs lies something that is not the user's text, such as an image or the turn of a
+    chat, so no character and no space goes over from one into the next.
 
     Args:
         tokenizer (PreTrainedTokenizerBase): the tokenizer.

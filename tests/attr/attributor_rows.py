@@ -194,7 +194,10 @@ TOKEN_ROWS = [
     Row("LogitLens", _on_network(LogitLens)),
     Row("AttendedLens", _on_network(AttendedLens)),
     Row("TokenCam", _on_network(TokenCam)),
-    Row("TokenCam, language model", lambda column: TokenCam(column.network, 0, "grad_cam")),
+    Row(
+        "TokenCam, language model",
+        lambda column: TokenCam(column.network, 0, "grad_cam", "decoder"),
+    ),
     Row("AttentionMaps", _on_network(AttentionMaps)),
     Row(
         "AttentionMaps, vision tower",

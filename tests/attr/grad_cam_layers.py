@@ -17,24 +17,25 @@ from captum_mllm.datasets import COLORS, SHAPES, caption, render
 from captum_mllm.demo import DEMO_PROMPT
 from captum_mllm.demo.training.evaluate import evaluation_scenes
 from captum_mllm.metrics import pointing_game
-from captum_mllm.models.towers import decoder_layers, vision_layers
+from captum_mllm.models.towers import Tower, decoder_layers, vision_layers
 
 VARIANTS = {"hires_cam": "HiResCAM", "grad_cam": "Grad-CAM", "grad_cam++": "Grad-CAM++"}
 
 
 def methods(mllm: MLLM) -> dict[tuple[str, str], LogitLens | AttentionMaps | TokenCam]:
     """By layer and variant."""
-    layers: dict[str, int | str] = {
-        f"vision tower, {index}": f"vision.{index}"
+    layers: dict[str, tuple[int, Tower]] = {
+        f"vision tower, {index}": (index, "vision")
         for index in range(len(vision_layers(mllm.model)))
     }
     # The last layer of the language model is refused.
     layers |= {
-        f"language model, {index}": index for index in range(len(decoder_layers(mllm.model)) - 1)
+        f"language model, {index}": (index, "decoder")
+        for index in range(len(decoder_layers(mllm.model)) - 1)
     }
     found: dict[tuple[str, str], LogitLens | AttentionMaps | TokenCam] = {
-        (name, variant): TokenCam(mllm, layer, variant)
-        for name, layer in layers.items()
+        (name, variant): TokenCam(mllm, layer, variant, tower)
+        for name, (layer, tower) in layers.items()
         for variant in VARIANTS
     }
     found["logit lens", ""] = LogitLens(mllm)

@@ -207,6 +207,6 @@ def test_grad_cam_of_the_bundled_model_follows_its_definition(layer: int) -> Non
     expected = torch.zeros(len(places), dtype=torch.float64)
     for channel in range(states.shape[1]):
         expected += gradient[:, channel].mean() * states[:, channel]
-    found = where.explain(TokenCam(network, layer, "grad_cam"))
+    found = where.explain(TokenCam(network, layer, "grad_cam", "decoder"))
     assert expected.max() > 0
     torch.testing.assert_close(found.flatten(), expected.relu())

@@ -135,12 +135,12 @@ def test_saliency(family: str) -> None:
 def test_grad_cam_at_every_layer(family: str) -> None:
     mllm = without_attention(family)
     depth = len(vision_layers(mllm.model))
-    layers: list[Any] = [*range(N_LAYERS - 1), *(f"vision.{index}" for index in range(depth))]
-    for layer in layers:
-        check_places(TokenCam(mllm, layer, "grad_cam"), mllm, family)
+    for tower, count in (("decoder", N_LAYERS - 1), ("vision", depth)):
+        for layer in range(count):
+            check_places(TokenCam(mllm, layer, "grad_cam", tower), mllm, family)
     check_places(TokenCam(mllm), mllm, family)
     with pytest.raises(ValueError, match="is the last of the language model"):
-        TokenCam(mllm, N_LAYERS - 1)
+        TokenCam(mllm, N_LAYERS - 1, tower="decoder")
 
 
 @pytest.mark.parametrize("mode", ["raw", "rollout", "gradient"])

@@ -38,7 +38,7 @@ def test_only_options_that_were_set_are_written(mllm: MLLM) -> None:
         "TAM(LogitLens, filter_size=None)": TAM(lens, filter_size=None),
         "NoiseTunnel(MSEA(Saliency))": NoiseTunnel(MSEA(Saliency(mllm))),
         "AttentionMaps(mode='raw', layers=(0, 1))": AttentionMaps(mllm, mode="raw", layers=[0, 1]),
-        "TokenCam(layer=model.model.language_model.layers.0)": TokenCam(mllm, layer=0),
+        "TokenCam(layer=model.model.language_model.layers.0)": TokenCam(mllm, 0, tower="decoder"),
     }
     assert {text: describe(method) for text, method in written.items()} == {
         text: text for text in written

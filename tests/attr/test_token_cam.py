@@ -13,6 +13,7 @@ from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput
 from captum_mllm.attr.token_cam import TokenCam
 from captum_mllm.models.layout import Layout, Piece
 from captum_mllm.models.query import Query
+from captum_mllm.models.towers import Tower
 from tests.models.tiny_models import FAMILIES, build, shared
 
 # Whole patches and merge blocks of every family, and more than one attention window of Qwen2.5-VL.
@@ -121,7 +122,7 @@ def test_decoder_maps_equal_a_straightforward_implementation(family: str, varian
     places = (ids == mllm.image_token_id).nonzero()[:, 0]
     expected = naive_map(states[0, places], gradient[0, places], variant)
 
-    found = TokenCam(mllm, layer=0, variant=variant).attribute(
+    found = TokenCam(mllm, layer=0, variant=variant, tower="decoder").attribute(
         image, target=(1, query.answer_ids[1]), additional_forward_args=(query,)
     )
 
@@ -156,8 +157,8 @@ def test_vision_maps_equal_a_straightforward_implementation(
     ]
     painted = Layout(size, tuple(pieces)).paint(expected)
 
-    for given in (layer, f"vision.{index}"):
-        found = TokenCam(mllm, layer=given, variant=variant).attribute(
+    for given in (layer, index):
+        found = TokenCam(mllm, layer=given, variant=variant, tower="vision").attribute(
             image, target=(0, query.answer_ids[0]), additional_forward_args=(query,)
         )
         assert painted.max() > 0
@@ -183,7 +184,7 @@ def test_windows_of_a_larger_scale_are_one_image() -> None:
     expected = naive_map(torch.cat(states), torch.cat(slopes), "grad_cam")
     grid = expected.unflatten(0, (2, 2, 6, 6)).transpose(1, 2).reshape(12, 12)
 
-    maps = TokenCam(mllm, layer=0, variant="grad_cam").attribute(
+    maps = TokenCam(mllm, layer=0, variant="grad_cam", tower="decoder").attribute(
         image, target=(1, token), additional_forward_args=(query,)
     )
 
@@ -211,16 +212,18 @@ def switch_off_attention(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-@pytest.mark.parametrize("layer", [0, "vision.0", "vision.-1"])
+@pytest.mark.parametrize(("tower", "layer"), [("decoder", 0), ("vision", 0), ("vision", -1)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_changed_patch_moves_the_map_most_at_its_place(family: str, layer: Any) -> None:
+def test_a_changed_patch_moves_the_map_most_at_its_place(
+    family: str, tower: Tower, layer: int
+) -> None:
     model, processor = build(family)
     switch_off_attention(model)
     mllm = MLLM(model, processor)
     size = SIZES[family]
     # Many words, so that no change is missed because it is orthogonal to one of them.
     image, query = prepared(mllm, size, target=list(range(3, 19)))
-    method = TokenCam(mllm, layer=layer, variant="grad_cam")
+    method = TokenCam(mllm, layer, "grad_cam", tower)
     before = method.attribute(image, additional_forward_args=(query,))
     cell = 2 * mllm.model.config.vision_config.patch_size if family.startswith("qwen") else 28
     corners = [(y, x) for y in range(0, size[0], cell) for x in range(0, size[1], cell)]
@@ -235,9 +238,11 @@ def test_a_changed_patch_moves_the_map_most_at_its_place(family: str, layer: Any
         assert x <= (column + 0.5) * size[1] / moved.shape[1] <= x + cell
 
 
-@pytest.mark.parametrize("layer", [None, "vision.0"])
+@pytest.mark.parametrize("layer", [None, 0])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_token_at_once_equals_one_target_after_the_other(family: str, layer: Any) -> None:
+def test_every_token_at_once_equals_one_target_after_the_other(
+    family: str, layer: int | None
+) -> None:
     mllm = MLLM(*shared(family))
     image, query = prepared(mllm, SIZES[family])
     query = query.including_prompt()
@@ -250,34 +255,34 @@ def test_every_token_at_once_equals_one_target_after_the_other(family: str, laye
         torch.testing.assert_close(single, together[t : t + 1])
 
 
-@pytest.mark.parametrize("layer", [0, "vision.0"])
+@pytest.mark.parametrize("tower", ["decoder", "vision"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_of_images_equals_single_ones(family: str, layer: Any) -> None:
+def test_a_batch_of_images_equals_single_ones(family: str, tower: Tower) -> None:
     mllm = MLLM(*shared(family))
     size = SIZES[family]
     _, query = prepared(mllm, size)
     images = torch.stack([noise(size, seed) for seed in range(2)])
     targets = [(0, query.answer_ids[0]), (1, 5)]
-    method = TokenCam(mllm, layer=layer)
+    method = TokenCam(mllm, 0, tower=tower)
     together = method.attribute(images, target=targets, additional_forward_args=(query,))
     for image, target, found in zip(images, targets, together):
         single = method.attribute(image[None], target=target, additional_forward_args=(query,))
         torch.testing.assert_close(found[None], single, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [0, "vision.0"])
+@pytest.mark.parametrize("tower", ["decoder", "vision"])
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "llava"])
-def test_several_open_images_have_a_map_each(family: str, layer: Any) -> None:
+def test_several_open_images_have_a_map_each(family: str, tower: Tower) -> None:
     mllm = MLLM(*shared(family))
     first, second = noise((84, 84), 1), noise((84, 140), 2)
     inp = ImageTextInput([first, second], "what differs ?")
     images, query = mllm.prepare(inp, target="a cat", every_image=True)
-    maps = TokenCam(mllm, layer=layer).attribute(images, additional_forward_args=(query,))
+    maps = TokenCam(mllm, 0, tower=tower).attribute(images, additional_forward_args=(query,))
     assert isinstance(maps, tuple)
     for index, found in enumerate(maps):
         inp = ImageTextInput([first, second], "what differs ?", explained=index)
         image, alone = mllm.prepare(inp, target="a cat")
-        expected = TokenCam(mllm, layer=layer).attribute(image, additional_forward_args=(alone,))
+        expected = TokenCam(mllm, 0, tower=tower).attribute(image, additional_forward_args=(alone,))
         torch.testing.assert_close(found, expected)
 
 
@@ -310,11 +315,11 @@ def snapshot(model: nn.Module) -> list[Any]:
     ] + [(name, part.requires_grad, part.grad) for name, part in model.named_parameters()]
 
 
-@pytest.mark.parametrize("layer", [0, "vision.0"])
+@pytest.mark.parametrize("tower", ["decoder", "vision"])
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_model_is_left_as_it_was(
-    family: str, fails: bool, layer: Any, monkeypatch: pytest.MonkeyPatch
+    family: str, fails: bool, tower: Tower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mllm = MLLM(*build(family))
     image, query = prepared(mllm, SIZES[family])
@@ -323,7 +328,7 @@ def test_the_model_is_left_as_it_was(
     mllm.model.train()
     next(iter(mllm.model.parameters())).requires_grad_(False)
     before = snapshot(mllm.model)
-    method = TokenCam(mllm, layer=layer)
+    method = TokenCam(mllm, 0, tower=tower)
 
     def run() -> None:
         method.attribute(image, additional_forward_args=(query,))
@@ -360,7 +365,7 @@ def test_where_the_size_of_states_does_not_matter_hires_cam_says_so(family: str)
     image, query = prepared(mllm, SIZES[family])
     before = snapshot(mllm.model)
     with pytest.raises(ValueError, match="normalised before anything reads them"):
-        TokenCam(mllm, "vision.-1").attribute(image, additional_forward_args=(query,))
+        TokenCam(mllm, -1).attribute(image, additional_forward_args=(query,))
     assert snapshot(mllm.model) == before
     # The norm behind that layer takes scaled states for the same.
     layer = vision_blocks(mllm)[-1]
@@ -368,9 +373,7 @@ def test_where_the_size_of_states_does_not_matter_hires_cam_says_so(family: str)
     scaled = mllm(image, query)
     handle.remove()
     torch.testing.assert_close(scaled, mllm(image, query), rtol=1e-2, atol=1e-4)
-    maps = TokenCam(mllm, "vision.-1", "grad_cam").attribute(
-        image, additional_forward_args=(query,)
-    )
+    maps = TokenCam(mllm, -1, "grad_cam").attribute(image, additional_forward_args=(query,))
     assert maps.any()
 
 
@@ -399,23 +402,24 @@ def test_hires_cam_tells_what_scaling_a_token_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer", "error", "message"),
+    ("tower", "layer", "error", "message"),
     [
-        (-1, ValueError, "is the last of the language model.*exactly zero.*up to 0"),
-        (1, ValueError, "is the last of the language model"),
-        (2, ValueError, "got .2., expected indices of the 2 layers of the language model"),
-        ("vision.2", ValueError, "of the 2 layers of the vision tower that the answer comes from"),
-        ("vision", ValueError, "expected 'vision.3'"),
-        ("decoder.0", ValueError, "expected 'vision.3'"),
-        (1.0, TypeError, "got a layer of type float"),
+        ("decoder", -1, ValueError, "is the last of the language model.*exactly zero.*up to 0"),
+        ("decoder", 1, ValueError, "is the last of the language model"),
+        ("decoder", 2, ValueError, "got .2., expected indices of the 2 layers of the language mo"),
+        ("vision", 2, ValueError, "of the 2 layers of the vision tower that the answer comes from"),
+        ("both", 0, ValueError, "tower='both', expected 'decoder' or 'vision'"),
+        ("vision", 1.0, TypeError, "got a layer of type float"),
+        ("vision", "vision.1", TypeError, "got a layer of type str.*tower='decoder' or 'vision'"),
+        ("decoder", True, TypeError, "got a layer of type bool"),
     ],
 )
 def test_layers_that_cannot_be_used_are_refused(
-    layer: Any, error: type[Exception], message: str
+    tower: Any, layer: Any, error: type[Exception], message: str
 ) -> None:
     # LLaVA has three vision layers, and takes its features from the second.
     with pytest.raises(error, match=message):
-        TokenCam(MLLM(*shared("llava")), layer=layer)
+        TokenCam(MLLM(*shared("llava")), layer=layer, tower=tower)
 
 
 @pytest.mark.parametrize(
@@ -437,14 +441,14 @@ def test_modules_that_cannot_be_used_are_refused(name: str, message: str) -> Non
         method.attribute(image, additional_forward_args=(query,))
 
 
-@pytest.mark.parametrize("layer", [0, "vision.0"])
-def test_frozen_parameters_do_not_matter(layer: Any) -> None:
+@pytest.mark.parametrize("tower", ["decoder", "vision"])
+def test_frozen_parameters_do_not_matter(tower: Tower) -> None:
     model, processor = build("llava")
     mllm = MLLM(model, processor)
     image, query = prepared(mllm, (84, 84))
-    expected = TokenCam(mllm, layer=layer).attribute(image, additional_forward_args=(query,))
+    expected = TokenCam(mllm, 0, tower=tower).attribute(image, additional_forward_args=(query,))
     model.requires_grad_(False)
-    found = TokenCam(mllm, layer=layer).attribute(image, additional_forward_args=(query,))
+    found = TokenCam(mllm, 0, tower=tower).attribute(image, additional_forward_args=(query,))
     torch.testing.assert_close(found, expected)
     unused = TokenCam(mllm, layer=vision_blocks(mllm)[2])
     with pytest.raises(ValueError, match="exactly zero at the image tokens"):

@@ -25,8 +25,7 @@ from PIL import Image
 
 from captum_mllm import MLLM, ImageTextInput, LogitLens, MLLMAttribution, MLLMAttributionResult
 from captum_mllm.demo import demo_image
-from captum_mllm.explain import result_file
-from captum_mllm.explain.result import ScaleResult, WordWeight
+from captum_mllm.explain import ScaleResult, WordWeight, result_file
 from captum_mllm.models.prompt_parts import PromptPart
 
 matplotlib.use("Agg")

@@ -101,7 +101,7 @@ def jobs_of(mllm: MLLM) -> dict[str, Job]:
         "own answer": explained(MSEA(LogitLens(mllm)), other, gen_args={"max_new_tokens": 3}),
         "layer": explained(LogitLens(mllm, layer=0), inp, **target),
         "grad cam": explained(TokenCam(mllm), inp, **target),
-        "vision grad cam": explained(TokenCam(mllm, layer="vision.0"), inp, **target),
+        "grad cam of the decoder": explained(TokenCam(mllm, 0, tower="decoder"), inp, **target),
         "rollout": explained(AttentionMaps(mllm), inp, **target),
         "gradient rollout": explained(AttentionMaps(mllm, mode="gradient"), inp, **target),
         "words": explained(FeatureAblation(mllm), inp, segments=(2, 2), **target),

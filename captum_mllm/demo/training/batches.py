@@ -129,7 +129,7 @@ def hidden_states(model: Any, batch: TextBatch, features: Tensor) -> Tensor:
     Args:
         model (transformers.PreTrainedModel): The model.
         batch (TextBatch): The prompts and answers.
-        features (Tensor): (B, N, D) to put in the place of the image tokens.
+        features (Tensor): (B, N, D) instead of the image tokens.
 
     Returns:
         Tensor: (B, S, D).

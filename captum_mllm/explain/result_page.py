@@ -1,0 +1,68 @@
+"""``result_page``: the page of a result, see :mod:`captum_mllm.visualization.page`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from captum_mllm.explain.result_values import ResultValues
+from captum_mllm.models.prompt_parts import PromptPart
+from captum_mllm.models.words import group_runs
+from captum_mllm.visualization.page import ScaleView, render_page
+
+
+def result_page(result: ResultValues) -> str:
+    r"""The page of a result, one self-contained HTML document."""
+    # The page walks through the answer; the words of the prompt are context there.
+    skipped = len(result.output_tokens) - (len(result.input_tokens) - result.n_prompt)
+    words = [[token - skipped for token in word] for word in result.words if word[0] >= skipped]
+    prompt, parts, weights = _by_words(result, result.token_attr[skipped:])
+    image_attr = result.image_attr[skipped:]
+    # Beside maps of evidence alone, evidence against a word would change the colours' meaning.
+    lowest = 0.0 if image_attr.min() >= 0 else None
+    scales = [
+        ScaleView(
+            scale.scale,
+            scale.image_attr[skipped:].clamp(min=lowest, max=torch.inf).numpy(),
+            None if scale.output_probs is None else scale.output_probs[skipped:].numpy(),
+        )
+        for scale in result.scales
+    ]
+    return render_page(
+        images=result.images,
+        image_index=result.image_index,
+        prompt_tokens=prompt,
+        prompt_parts=parts,
+        answer_tokens=result.output_tokens[skipped:],
+        words=words,
+        image_attr=image_attr.numpy(),
+        token_attr=weights.numpy(),
+        output_probs=result.output_probs[skipped:].numpy(),
+        top_predictions=result.top_predictions[skipped:],
+        scales=scales,
+        unit=result.unit,
+        method=result.method,
+        model=result.model,
+    )
+
+
+def _by_words(result: ResultValues, weights: Tensor) -> tuple[list[str], list[PromptPart], Tensor]:
+    """The words of the prompt, its parts with the number of their words, and the weights by
+    words of the prompt and tokens of the answer."""
+    tokens = result.input_tokens[: result.n_prompt]
+    runs = [part.n_tokens for part in result.prompt_parts if part.image is None]
+    words = group_runs(tokens, runs)
+    texts = ["".join(tokens[token] for token in word) for word in words]
+    word_of_token = torch.tensor(
+        [index for index, word in enumerate(words) for _ in word], dtype=torch.int64
+    )
+    sums = weights.new_zeros(len(weights), len(words))
+    sums.index_add_(1, word_of_token, weights[:, : result.n_prompt])
+    parts, start = [], 0
+    for part in result.prompt_parts:
+        end = start + part.n_tokens
+        parts.append(replace(part, n_tokens=sum(start <= word[0] < end for word in words)))
+        start = end
+    return texts, parts, torch.cat([sums, weights[:, result.n_prompt :]], dim=1)

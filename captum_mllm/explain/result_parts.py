@@ -1,0 +1,138 @@
+"""``ScaleResult`` and ``WordWeight``, parts of a result, and the checks that its parts fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from PIL import Image
+from torch import Tensor
+
+from captum_mllm.models.prompt_parts import PromptPart
+from captum_mllm.models.words import Word
+
+
+@dataclass(frozen=True)
+class ScaleResult:
+    r"""
+    What one scale of MSEA saw.
+
+    Args:
+        scale (float): size of the image relative to the original.
+        image_attr (Tensor): its maps, shape (T, h, w).
+        output_probs (Tensor or None): probability of each token at this scale, shape (T,).
+    """
+
+    scale: float
+    image_attr: Tensor
+    output_probs: Tensor | None = None
+
+
+class WordWeight(NamedTuple):
+    r"""
+    How much an earlier word weighs.
+
+    Args:
+        word (str): the word, without the spaces around it.
+        weight (float): its weight, the sum over its tokens.
+        source (str): ``"prompt"`` or ``"answer"``.
+        role (str): who says it in the prompt, such as ``"user"``; ``"assistant"`` in the answer;
+            empty where that is not known.
+        tokens (tuple[int, ...]): its tokens, as indices of ``input_tokens``.
+    """
+
+    word: str
+    weight: float
+    source: Literal["prompt", "answer"]
+    role: str
+    tokens: tuple[int, ...]
+
+
+def check_fit(
+    input_tokens: list[str],
+    output_tokens: list[str],
+    image_attr: Tensor,
+    token_attr: Tensor,
+    output_probs: Tensor,
+    n_prompt: int,
+    words: Sequence[Word],
+    top_predictions: Sequence[Sequence[tuple[str, float]]],
+    scales: Sequence[ScaleResult],
+) -> None:
+    """Raise where the shapes do not fit each other."""
+    n_input, n_tokens = len(input_tokens), len(output_tokens)
+    fits = (
+        image_attr.ndim == 3
+        and image_attr.numel() > 0
+        and 0 <= n_prompt < n_input
+        and n_tokens in (n_input, n_input - n_prompt)
+        and token_attr.shape == (n_tokens, n_input)
+        and output_probs.shape == (n_tokens,)
+        and len(image_attr) == len(top_predictions) == n_tokens
+        and [token for word in words for token in word] == list(range(n_tokens))
+        and all(words)
+        and all(
+            scale.image_attr.ndim == 3
+            and scale.image_attr.numel() > 0
+            and len(scale.image_attr) == n_tokens
+            and (scale.output_probs is None or scale.output_probs.shape == (n_tokens,))
+            for scale in scales
+        )
+    )
+    if not fits:
+        raise ValueError(
+            f"the parts of the result do not fit each other: {n_tokens} output tokens, "
+            f"{n_input} input tokens, maps {tuple(image_attr.shape)}, weights "
+            f"{tuple(token_attr.shape)}, {len(top_predictions)} lists of predictions"
+        )
+
+
+def check_texts(
+    tokens: Mapping[str, Sequence[str]], texts: Sequence[str], parts: Sequence[PromptPart]
+) -> None:
+    """Raise where a token, a text or a role is not a string."""
+    for name, each in tokens.items():
+        if not all(isinstance(token, str) for token in each):
+            raise TypeError(f"{name} has tokens that are not strings; give the text of each token")
+    roles = [part.role for part in parts if part.image is None]
+    if not all(isinstance(text, str) for text in [*texts, *roles]):
+        raise TypeError("unit, prompt, method, model and the roles of prompt_parts are strings")
+
+
+def check_images(images: Sequence[Image.Image], image_index: int, segments: Tensor | None) -> None:
+    """Raise where there is no such image, or the segments are not its own."""
+    if not all(isinstance(image, Image.Image) for image in images):
+        raise TypeError("images has an entry that is not a PIL.Image.Image")
+    if not 0 <= image_index < len(images):
+        raise ValueError(f"image_index is {image_index}, expected one of {len(images)} images")
+    size = (images[image_index].height, images[image_index].width)
+    if segments is not None and segments.shape != size:
+        raise ValueError(f"segments have shape {tuple(segments.shape)}, expected {size}")
+
+
+def check_prompt_parts(parts: Sequence[PromptPart], n_prompt: int) -> None:
+    """Raise where the parts do not have the tokens of the prompt."""
+    in_prompt = sum(part.n_tokens for part in parts)
+    if in_prompt != n_prompt:
+        raise ValueError(
+            f"prompt_parts have {in_prompt} tokens together, expected n_prompt={n_prompt}"
+        )
+
+
+def check_numbers(tensors: Mapping[str, Tensor], scales: Sequence[ScaleResult]) -> None:
+    """Raise for numbers that are not finite, and probabilities outside of [0, 1]."""
+    numbers = dict(tensors)
+    for index, scale in enumerate(scales):
+        numbers[f"scales[{index}].image_attr"] = scale.image_attr
+        if scale.output_probs is not None:
+            numbers[f"scales[{index}].output_probs"] = scale.output_probs
+        if not 0 < scale.scale < math.inf:
+            raise ValueError(f"scales[{index}].scale is {scale.scale}, expected a positive number")
+    for name, part in numbers.items():
+        if not part.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite")
+        # Rounding may carry a sum of probabilities past 1.
+        if name.endswith("probs") and bool(((part < -1e-6) | (part > 1 + 1e-6)).any()):
+            raise ValueError(f"{name} has numbers outside of [0, 1], expected probabilities")

@@ -1,0 +1,63 @@
+"""``result_dict`` and ``result_table``: a result as plain values, and as a table of pandas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from captum_mllm.explain.result_values import ResultValues
+
+
+def result_dict(result: ResultValues, maps: bool) -> dict[str, Any]:
+    """A result as plain values, see ``MLLMAttributionResult.to_dict``."""
+    width, height = result.image.size
+    words = []
+    for word, text in zip(result.words, result.output_words):
+        tokens = list(word)
+        entry: dict[str, Any] = {
+            "word": text,
+            "tokens": tokens,
+            "probability": float(result.output_probs[tokens].double().prod()),
+            "top_predictions": [list(pair) for pair in result.top_predictions[word[0]]],
+            "text_weights": [
+                {"word": row.word, "weight": row.weight, "source": row.source, "role": row.role}
+                for row in result.text_weights(tokens)
+            ],
+        }
+        if maps:
+            entry["map"] = result.image_attr[tokens].mean(0).tolist()
+        words.append(entry)
+    return {
+        "method": result.method,
+        "model": result.model,
+        "prompt": result.prompt,
+        "unit": result.unit,
+        "answer": "".join(result.input_tokens[result.n_prompt :]),
+        "image": {"width": width, "height": height},
+        "words": words,
+    }
+
+
+def result_table(result: ResultValues) -> Any:
+    """The weights as a ``pandas.DataFrame``, see ``MLLMAttributionResult.to_dataframe``."""
+    try:
+        import pandas
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "to_dataframe() needs pandas: pip install pandas; text_weights() and to_dict() "
+            "give the same numbers without it"
+        ) from error
+    rows = [
+        {
+            "word": text,
+            "position": word[0],
+            "probability": float(result.output_probs[list(word)].double().prod()),
+            "earlier_word": earlier.word,
+            "earlier_position": earlier.tokens[0],
+            "source": earlier.source,
+            "role": earlier.role,
+            "weight": earlier.weight,
+        }
+        for word, text in zip(result.words, result.output_words)
+        for earlier in result.text_weights(list(word))
+    ]
+    return pandas.DataFrame(rows)

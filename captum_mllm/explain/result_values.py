@@ -1,0 +1,236 @@
+"""``ResultValues``: the maps and weights of a result, and how tokens and words are selected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from captum.attr import InterpretableInput, LLMAttributionResult
+from PIL import Image
+from torch import Tensor
+
+from captum_mllm.explain.result_parts import (
+    ScaleResult,
+    WordWeight,
+    check_fit,
+    check_images,
+    check_numbers,
+    check_prompt_parts,
+    check_texts,
+)
+from captum_mllm.explain.selection import Selection, select_tokens
+from captum_mllm.models.prompt_parts import PromptPart
+from captum_mllm.models.words import Word, group_runs
+
+
+class ResultValues(LLMAttributionResult):
+    r"""What a result holds; :class:`~captum_mllm.MLLMAttributionResult` has the arguments and shows
+    it."""
+
+    image_attr: Tensor
+    token_attr: Tensor
+    output_probs: Tensor
+
+    def __init__(
+        self,
+        *,
+        input_tokens: list[str],
+        output_tokens: list[str],
+        image_attr: Tensor,
+        token_attr: Tensor,
+        output_probs: Tensor,
+        n_prompt: int,
+        words: Sequence[Word],
+        top_predictions: Sequence[Sequence[tuple[str, float]]],
+        images: Sequence[Image.Image],
+        image_index: int = 0,
+        prompt_parts: Sequence[PromptPart] = (),
+        segments: Tensor | None = None,
+        scales: Sequence[ScaleResult] = (),
+        unit: str = "",
+        prompt: str = "",
+        method: str = "",
+        model: str = "",
+        inp: InterpretableInput | None = None,
+    ) -> None:
+        image_attr, token_attr, output_probs = (
+            part.detach().float().cpu() for part in (image_attr, token_attr, output_probs)
+        )
+        words = [tuple(word) for word in words]
+        check_fit(
+            input_tokens,
+            output_tokens,
+            image_attr,
+            token_attr,
+            output_probs,
+            n_prompt,
+            words,
+            top_predictions,
+            scales,
+        )
+        super().__init__(
+            input_tokens=list(input_tokens),
+            output_tokens=list(output_tokens),
+            seq_attr=token_attr.sum(0),
+            token_attr=token_attr,
+            output_probs=output_probs,
+            inp=inp,
+        )
+        self.image_attr = image_attr
+        self.n_prompt = n_prompt
+        self.words = words
+        self.top_predictions = [[(str(a), float(b)) for a, b in row] for row in top_predictions]
+        self.images = list(images)
+        self.image_index = image_index
+        self.prompt_parts = list(prompt_parts) or [
+            *(PromptPart("", image=index) for index in range(len(self.images))),
+            PromptPart("", n_tokens=n_prompt),
+        ]
+        self.segments = None if segments is None else segments.detach().cpu().to(torch.int32)
+        self.scales = list(scales)
+        self.unit = unit
+        self.prompt = prompt
+        self.method = method
+        self.model = model
+        check_texts(
+            {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens},
+            (unit, prompt, method, model),
+            self.prompt_parts,
+        )
+        check_images(self.images, image_index, self.segments)
+        check_prompt_parts(self.prompt_parts, n_prompt)
+        check_numbers(
+            {"image_attr": image_attr, "token_attr": token_attr, "output_probs": output_probs},
+            self.scales,
+        )
+
+    def __repr__(self) -> str:
+        height, width = self.image_attr.shape[1:]
+        return (
+            f"{type(self).__name__}({''.join(self.output_tokens)!r}, method={self.method!r}, "
+            f"{len(self.output_tokens)} tokens, maps of {height} x {width})"
+        )
+
+    @property
+    def image(self) -> Image.Image:
+        """The explained image."""
+        return self.images[self.image_index]
+
+    @property
+    def output_words(self) -> list[str]:
+        """The explained words, without the spaces around them."""
+        return ["".join(self.output_tokens[i] for i in word).strip() for word in self.words]
+
+    @cached_property
+    def input_words(self) -> list[Word]:
+        """The words of the prompt and of the answer, as indices of ``input_tokens``. No word goes
+        over from one text of the prompt into the next."""
+        first = self._first
+        answer = [tuple(first + token for token in word) for word in self.words]
+        if first == 0:
+            return answer
+        return group_runs(self.input_tokens[: self.n_prompt], self._prompt_runs) + answer
+
+    def map(
+        self, selection: Selection | None = None, *, reduce: Literal["mean", "sum"] = "mean"
+    ) -> np.ndarray:
+        r"""
+        The map of a token, a word or a phrase at the image's own size, ready for Captum's
+        ``visualize_image_attr``.
+
+        Args:
+            selection (int, str, tuple, slice, list, re.Pattern, optional): the tokens whose maps
+                are taken together: a position (negative ones count from the end); a range
+                ``(start, end)`` (noninclusive), a ``slice`` or a ``range``; a word or a phrase such
+                as ``"red star"``, or the second of them by ``("red star", 2)``; a compiled regular
+                expression; or a list of these. A phrase is looked for in the answer first, then in
+                the prompt if that was explained too; first with the same case, then with any.
+                Default: None, all tokens.
+            reduce (str): ``"mean"`` keeps words of one and of many tokens comparable; ``"sum"`` is
+                what Captum's plots of a range show. Default: ``"mean"``
+
+        Returns:
+            numpy.ndarray: float32, of shape (H, W).
+
+        Raises:
+            TypeError: for a bool, a float, or another type of selection.
+            ValueError: if there is no such token or phrase, or the selection is empty.
+        """
+        width, height = self.image.size
+        return self._map(self._tokens(selection), reduce, (height, width))
+
+    def text_weights(
+        self, selection: Selection | None = None, *, reduce: Literal["mean", "sum"] = "mean"
+    ) -> list[WordWeight]:
+        r"""
+        The weights of the earlier words for a token, a word or a phrase.
+
+        Args:
+            selection (optional): as in :meth:`map`. Default: None, all tokens, on which the words
+                of the prompt alone weigh.
+            reduce (str): how the weights for several tokens are taken together, ``"mean"`` or
+                ``"sum"``. Default: ``"mean"``
+
+        Returns:
+            list[WordWeight]: the words before the last selected token, except the selected ones,
+            in their order. The weight of a word is the sum over its tokens.
+
+        Raises:
+            TypeError: as in :meth:`map`.
+            ValueError: as in :meth:`map`.
+        """
+        tokens = self._tokens(selection)
+        weights = _reduced(self.token_attr[tokens].double(), reduce)
+        selected = {self._first + token for token in tokens}
+        roles = [role for run, role in self._runs for role in [role] * run]
+        roles += ["assistant"] * (len(self.input_tokens) - self.n_prompt)
+        words = self.input_words
+        word_of_token = torch.tensor([i for i, word in enumerate(words) for _ in word])
+        sums = weights.new_zeros(len(words)).index_add_(0, word_of_token, weights).tolist()
+        return [
+            WordWeight(
+                word="".join(self.input_tokens[token] for token in word).strip(),
+                weight=weight,
+                source="prompt" if word[0] < self.n_prompt else "answer",
+                role=roles[word[0]],
+                tokens=word,
+            )
+            for word, weight in zip(words, sums)
+            if word[-1] < max(selected) and not selected & set(word)
+        ]
+
+    @property
+    def _first(self) -> int:
+        """Where the explained tokens begin among the input tokens."""
+        return len(self.input_tokens) - len(self.output_tokens)
+
+    @property
+    def _runs(self) -> list[tuple[int, str]]:
+        """Number of tokens and role of each text of the prompt."""
+        return [(part.n_tokens, part.role) for part in self.prompt_parts if part.image is None]
+
+    @property
+    def _prompt_runs(self) -> list[int]:
+        return [n_tokens for n_tokens, _ in self._runs]
+
+    def _tokens(self, selection: Selection | None) -> list[int]:
+        runs = [len(self.input_tokens) - self.n_prompt]
+        if self._first == 0:
+            runs = self._prompt_runs + runs
+        return select_tokens(selection, self.output_tokens, self.words, runs)
+
+    def _map(
+        self, tokens: list[int], reduce: Literal["mean", "sum"], size: tuple[int, int]
+    ) -> np.ndarray:
+        map_ = _reduced(self.image_attr[tokens], reduce)[None, None]
+        return F.interpolate(map_, size=size, mode="bilinear")[0, 0].numpy()
+
+
+def _reduced(values: Tensor, reduce: str) -> Tensor:
+    if reduce not in ("mean", "sum"):
+        raise ValueError(f"reduce is {reduce!r}; expected 'mean' or 'sum'")
+    return values.mean(0) if reduce == "mean" else values.sum(0)
