@@ -84,9 +84,7 @@ def test_the_scale_of_a_image_leaves_the_others_as_they_are(
 def test_images_at_two_scales_equal_each_at_its_own(family: str) -> None:
     mllm = limited(family)
     images = [picture(84, 140, 0), picture(168, 112, 1)]
-    both, query = mllm.prepare(
-        ImageTextInput(images, messages=MESSAGES), target="a cat", every_image=True
-    )
+    both, query = mllm.prepare(ImageTextInput(images, messages=MESSAGES), target="a cat")
     half = F.interpolate(both[1], scale_factor=0.5, mode="bilinear")
     encoding = mllm.encode((both[0], half), query)
     for index, alone in enumerate((both[0], half)):
