@@ -51,7 +51,7 @@ def arguments(**changes: Any) -> dict[str, Any]:
     }
 
 
-def pixels(browser: Browser, selector: str = "#overlay") -> np.ndarray:
+def pixels(browser: Browser, selector: str = ".stage canvas") -> np.ndarray:
     script = "return document.querySelector(arguments[0]).toDataURL('image/png')"
     content = base64.b64decode(browser.run(script, selector).partition(",")[2])
     return np.array(Image.open(io.BytesIO(content)).convert("RGBA"))
@@ -311,7 +311,7 @@ def test_turns_and_images_of_a_chat(browser: Browser) -> None:
         render_page(
             **arguments(
                 images=[Image.new("RGB", (30, 20), "red"), Image.new("RGB", (240, 160), "teal")],
-                image_index=1,
+                explained=[1],
                 prompt_tokens=["Brief", "What", " is", "this", " Dog"],
                 prompt_parts=CHAT,
                 token_attr=None,
@@ -405,11 +405,11 @@ def test_the_colours_of_the_page_are_those_of_the_plots_to_the_byte(browser: Bro
 
 def test_opacity_slider(browser: Browser) -> None:
     browser.open(render_page(**arguments()))
-    assert browser.one("#overlay").value_of_css_property("opacity") == "0.75"
+    assert browser.one(".stage canvas").value_of_css_property("opacity") == "0.75"
     browser.run("document.getElementById('opacity').focus()")
     for key, opacity in (("Home", "0"), ("ArrowRight", "0.05"), ("End", "1")):
         browser.one("#opacity").send_keys(KEYS[key])
-        assert browser.one("#overlay").value_of_css_property("opacity") == opacity
+        assert browser.one(".stage canvas").value_of_css_property("opacity") == opacity
         assert browser.one("#bar").value_of_css_property("opacity") == opacity
 
 
@@ -479,10 +479,10 @@ def test_no_horizontal_scroll(browser: Browser, width: int) -> None:
 def test_columns_follow_the_width(browser: Browser) -> None:
     page = render_page(**arguments())
     browser.open(page, width=1280)
-    assert browser.one("#answer").rect["x"] > browser.one("#image").rect["x"] + 400
+    assert browser.one("#answer").rect["x"] > browser.one(".stage img").rect["x"] + 400
     browser.open(page, width=400)
     assert browser.one("#answer").rect["x"] < 40
-    assert browser.one("#answer").rect["y"] > browser.one("#image").rect["y"] + 100
+    assert browser.one("#answer").rect["y"] > browser.one(".stage img").rect["y"] + 100
 
 
 def test_dark_scheme_has_colors_of_its_own(browser: Browser) -> None:
@@ -513,7 +513,7 @@ def test_what_is_missing_leaves_nothing(browser: Browser) -> None:
     assert not browser.one("#legend").is_displayed()
     assert not pixels(browser).any()
     assert browser.text("#live") == "Yes, no evidence in the image"
-    box = browser.one("#image").rect
+    box = browser.one(".stage img").rect
     assert box["width"] / box["height"] == pytest.approx(20, rel=0.05)
 
 
