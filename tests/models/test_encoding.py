@@ -95,7 +95,9 @@ def test_images_at_two_scales_equal_each_at_its_own(family: str) -> None:
 
 def test_a_batch_of_images_at_two_scales_equals_single_ones() -> None:
     mllm = limited("qwen2_vl")
-    inp = ImageTextInput([picture(84, 140, 0), picture(168, 112, 1)], messages=MESSAGES, explained=0)
+    inp = ImageTextInput(
+        [picture(84, 140, 0), picture(168, 112, 1)], messages=MESSAGES, explained=0
+    )
     image, query = mllm.prepare(inp, target="a cat")
     image = F.interpolate(image, scale_factor=2.0, mode="bilinear")
     batch = torch.cat([image, image.flip(-1)])

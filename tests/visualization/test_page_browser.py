@@ -537,3 +537,77 @@ def test_embedded_page_works_in_its_sandbox(browser: Browser) -> None:
     assert peak(pixels(browser)) == PEAKS[1]
     assert browser.run("return window.origin") == "null"
     browser.driver.switch_to.default_content()
+
+
+def three_images(**changes: Any) -> dict[str, Any]:
+    """Each word has its evidence in another image, the last one in two of them."""
+    maps = [np.full((len(ANSWER), *grid), 0.0) for grid in ((4, 6), (3, 3), (6, 2))]
+    for token, (image, value) in enumerate([(0, 0.4), (1, 1.0), (2, 0.8), (2, 0.8), (0, 0.5)]):
+        maps[image][token, 1, 1] = value
+    maps[1][4, 2, 0] = 1.0
+    shares = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1], [0.25, 0.75, 0]])
+    scenes = [Image.new("RGB", size, "#446688") for size in ((240, 160), (160, 160), (80, 240))]
+    return {
+        **arguments(images=scenes, image_attr=maps, image_shares=shares, scales=()),
+        **changes,
+    }
+
+
+def drawn_images(browser: Browser) -> list[np.ndarray]:
+    script = (
+        "return [...document.querySelectorAll('.stage canvas')]"
+        ".map((canvas) => canvas.toDataURL('image/png'))"
+    )
+    contents = [base64.b64decode(uri.partition(",")[2]) for uri in browser.run(script)]
+    return [np.array(Image.open(io.BytesIO(content)).convert("RGBA")) for content in contents]
+
+
+def test_several_images_show_their_maps_on_one_scale_and_their_shares(browser: Browser) -> None:
+    browser.open(render_page(**three_images()))
+    names = [each.text for each in browser.all(".stage figcaption span")]
+    assert names == ["image 1", "image 2", "image 3"]
+    for word, shares in enumerate((["100%", "0%", "0%"], ["0%", "100%", "0%"])):
+        hover(browser, word)
+        assert [each.text for each in browser.all(".stage figcaption b")] == shares
+        drawn = [each[:, :, 3].max() for each in drawn_images(browser)]
+        assert [bool(each) for each in drawn] == [share != "0%" for share in shares]
+    hover(browser, 3)
+    assert [each.text for each in browser.all(".stage figcaption b")] == ["25%", "75%", "0%"]
+    first, second, third = (each[:, :, 3].max() / 255 for each in drawn_images(browser))
+    assert (first**1.25, second, third) == (pytest.approx(0.5, abs=0.02), 1.0, 0.0)
+    assert "strongest in image 2: bottom left" in browser.text("#live")
+    assert "image 1 25%, image 2 75%, image 3 0%" in browser.text("#live")
+    line = "return getComputedStyle(document.querySelectorAll('.unit')[3]).backgroundImage"
+    assert "25%" in browser.run(line) and "100%" in browser.run(line)
+    assert not browser.all("#thumbnails li")
+    assert not browser.messages()
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1280, 3), (400, 2)])
+def test_several_images_wrap_where_there_is_no_room(
+    browser: Browser, width: int, columns: int
+) -> None:
+    browser.open(render_page(**three_images()), width=width)
+    boxes = [each.rect for each in browser.all(".stage img")]
+    assert len({box["x"] for box in boxes}) == columns
+    for box, ratio in zip(boxes, (1.5, 1.0, 1 / 3)):
+        assert box["width"] / box["height"] == pytest.approx(ratio, rel=0.02)
+    wide = browser.run("return document.documentElement.scrollWidth")
+    assert wide <= width
+
+
+def test_scales_show_all_images(browser: Browser) -> None:
+    given = three_images()
+    given["scales"] = [ScaleView(2.0, [maps[:, ::-1] for maps in given["image_attr"]])]
+    browser.open(render_page(**given))
+    assert len(browser.all(".scale .frame canvas")) == 3
+
+
+def test_images_that_are_not_explained_stay_thumbnails(browser: Browser) -> None:
+    given = three_images()
+    for name in ("image_attr", "image_shares"):
+        given[name] = given[name][:2] if name == "image_attr" else given[name][:, :2]
+    browser.open(render_page(**given, explained=[0, 2]))
+    assert [each.text for each in browser.all(".stage figcaption span")] == ["image 1", "image 3"]
+    names = [item.text for item in browser.all("#thumbnails li")]
+    assert names == ["image 1, explained", "image 2", "image 3, explained"]
