@@ -33,7 +33,7 @@ def open_query(
     Args:
         processor (Any): the model's processor.
         inp (ImageTextInput): the images and the question.
-        device (torch.device): where the images are to be.
+        device (torch.device): the device of the images.
 
     Returns:
         tuple[tuple[Tensor, ...], Query]: images (1, 3, H, W) in [0, 1], and the query.
