@@ -48,29 +48,33 @@ def image_units(
 
 def image_shares(maps: Sequence[Tensor], units: Sequence[float]) -> Tensor:
     r"""
-    The share of each image in the evidence of each token, for and against it.
+    The share of each image in the evidence for each token.
 
-    With :math:`\bar{|M|}_{ti}` the mean absolute value of the map of image i for token t, and
+    With :math:`m_{ti}` the mean of the positive part of the map of image i for token t, and
     :math:`u_i` the number of values that the method gives to the image,
 
     .. math::
-        s_{ti} = \frac{u_i \bar{|M|}_{ti}}{\sum_k u_k \bar{|M|}_{tk}}
+        s_{ti} = \frac{u_i m_{ti}}{\sum_k u_k m_{tk}}
+
+    Evidence against the token does not count: in most places of an image the lens says that the
+    token is not there.
 
     Args:
         maps (Sequence[Tensor]): the maps of each of I images, (T, 1, h, w).
         units (Sequence[float]): what :func:`image_units` gives.
 
     Returns:
-        Tensor: (T, I), in [0, 1]; each row sums to 1. Equal shares for a token without evidence.
+        Tensor: (T, I), in [0, 1]; each row sums to 1. Equal shares for a token that no image
+        speaks for.
 
     Examples::
         >>> import torch
         >>> from captum_mllm.attr.image_shares import image_shares
-        >>> image_shares([torch.ones(1, 1, 2, 2), -3 * torch.ones(1, 1, 4, 4)], [4, 4])
+        >>> image_shares([torch.ones(1, 1, 2, 2), 3 * torch.ones(1, 1, 4, 4)], [4, 4])
         tensor([[0.2500, 0.7500]])
     """
     totals = torch.stack(
-        [unit * map_.float().abs().flatten(1).mean(1) for map_, unit in zip(maps, units)], dim=1
+        [unit * map_.float().relu().flatten(1).mean(1) for map_, unit in zip(maps, units)], dim=1
     )
     total = totals.sum(1, keepdim=True)
     even = torch.full_like(totals, 1 / len(maps))

@@ -43,6 +43,8 @@
 
   const mapsOf = (images, unit) => images.map(({ rows }) => mean(rows, unit));
   const peakOf = (maps) => largest(maps.map(largest));
+  const highestOf = (maps) =>
+    maps.reduce((result, values) => values.reduce((a, b) => Math.max(a, b), result), 0);
 
   const colorOf = (place) => `var(--image-${place % 6})`;
 
@@ -53,9 +55,10 @@
     );
   }
 
-  /** A line below a word, with a part for each image; the weaker its evidence, the fainter. */
-  function underline(span, unit, peak) {
-    const strength = peak > 0 ? 20 + (80 * peak) / limits.map : 0;
+  /** A line below a word, with a part for each image: the fainter, the less speaks for the word. */
+  function underline(span, unit) {
+    const highest = highestOf(mapsOf(images, unit));
+    const strength = highest > 0 ? 20 + (80 * highest) / limits.map : 0;
     let end = 0;
     const stops = sharesOf(unit).map((share, place) => {
       const start = end;
@@ -94,8 +97,7 @@
       weight: weights && largest(units.map((_, index) => earlierWeights(index).peak)),
       scale: largest(scales.flatMap((view) => peaks(view.images))),
     };
-    if (data.shares)
-      unitSpans.forEach((span, index) => underline(span, units[index], mapPeaks[index]));
+    if (data.shares) unitSpans.forEach((span, index) => underline(span, units[index]));
     current =
       token === null
         ? mapPeaks.indexOf(limits.map)
@@ -111,7 +113,7 @@
     images.forEach(({ canvas, grid }, place) => paint(canvas, maps[place], grid, limit));
     if (data.shares)
       sharesOf(unit).forEach((share, place) => {
-        images[place].caption.textContent = peak > 0 ? wholePercent.format(share) : "";
+        images[place].caption.textContent = highestOf(maps) > 0 ? wholePercent.format(share) : "";
       });
     element("no-evidence").hidden = peak > 0;
     element("legend").hidden = limit === 0;
@@ -240,7 +242,7 @@
       tokens.spoken(text(unit)),
       data.probs && `probability ${probability(product(data.probs, unit))}`,
       strongest ? `strongest in ${name}: ${strongest}` : `no evidence in the ${shownImages}`,
-      ...(data.shares && strongest
+      ...(data.shares && highestOf(maps) > 0
         ? sharesOf(unit).map((share, i) => `${images[i].name} ${wholePercent.format(share)}`)
         : []),
       pinned && "pinned",

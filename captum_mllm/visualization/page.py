@@ -55,11 +55,11 @@ def render_page(
 
     The page shows the image under the map of the word that the reader points at, and shades every
     earlier word by its weight. Several images stand beside each other, and a line below each word
-    tells what share of its evidence lies in which of them. All words and images share one scale of
-    colours unless the reader gives each word its own. A long prompt is folded, so that the answer
-    stays in sight. The page loads nothing, and its content security policy lets nothing run but its
-    own script. Token text is shown as text, whatever it holds. What is None or empty is left out of
-    the page.
+    tells what share of the evidence for it lies in which of them. All words and images share one
+    scale of colours unless the reader gives each word its own. A long prompt is folded, so that the
+    answer stays in sight. The page loads nothing, and its content security policy lets nothing run
+    but its own script. Token text is shown as text, whatever it holds. What is None or empty is
+    left out of the page.
 
     A word of several tokens shows the mean of their maps and of their weights, the product of their
     probabilities, and the predictions of its first token. The weight of an earlier word is the sum
@@ -82,7 +82,7 @@ def render_page(
             explained image if there are several. Zero is drawn as nothing. The page keeps 8 bits of
             each value.
         image_shares (np.ndarray or None): The share of each of several explained images in the
-            evidence of each answer token, of shape (T, n_images), in [0, 1]. Default: None
+            evidence for each answer token, of shape (T, n_images), in [0, 1]. Default: None
         token_attr (np.ndarray or None): Weight of each prompt token, then of each answer token, of
             shape (T, P + T). Row t is 0 from column P + t on. Default: None
         output_probs (np.ndarray or None): Probability of each answer token, of shape (T,), in

@@ -347,7 +347,7 @@ def test_shares_equal_sums_over_tokens() -> None:
     for row, token in enumerate(ANSWER):
         sums = [
             sum(
-                abs(float(score))
+                max(float(score), 0.0)
                 for score in mllm.vocabulary.scores(part[0], states.ids)[:, states.n_prompt + row]
             )
             for part in states.image
@@ -370,7 +370,9 @@ def test_a_padded_image_counts_by_its_tokens_and_not_by_its_cells() -> None:
 
 
 def test_without_evidence_shares_are_equal() -> None:
-    assert image_shares([torch.zeros(1, 1, 2, 2)] * 4, [1, 2, 3, 4]).tolist() == [[0.25] * 4]
+    for value in (0.0, -1.0):
+        maps = [torch.full((1, 1, 2, 2), value)] * 4
+        assert image_shares(maps, [1, 2, 3, 4]).tolist() == [[0.25] * 4]
 
 
 def test_segments_are_given_for_all_images_or_for_each() -> None:
