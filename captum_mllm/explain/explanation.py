@@ -84,7 +84,7 @@ def explain(
         prompt_parts=prompt_parts(
             inp.messages, texts[: states.n_prompt], states.runs or (states.n_prompt,)
         ),
-        segments=features.segments and [each.regions for each in features.segments],
+        segments=[each.regions for each in features.segments] if features.segments else None,
         prompt="\n".join(inp.texts),
         method=describe(method, kwargs) + features.text,
         model=model_name(mllm.model.config),

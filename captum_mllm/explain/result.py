@@ -142,7 +142,9 @@ class MLLMAttributionResult(ResultValues):
             self._map(place, tokens, "sum", _size_within(each, _DRAWN_SIDE))
             for place, each in zip(places, images)
         ]
-        labels = self._labels and [self._labels[place].numpy() for place in places]
+        labels = None
+        if self._labels is not None:
+            labels = [self._labels[place].numpy() for place in places]
         return plots.image_heatmap(
             images if len(places) > 1 else images[0],
             maps if len(places) > 1 else maps[0],

@@ -112,10 +112,8 @@ def image_heatmap(
     """
     _check_opacity(alpha)
     several = isinstance(image, Sequence)
-    images: list[Image.Image] = list(image) if several else [image]
-    maps: list[Any] = list(map_) if several else [map_]
-    labels: list[Any] = [segments] if segments is None or not several else list(segments)
-    labels = labels * len(images) if segments is None else labels
+    images, maps = _listed(image, several), _listed(map_, several)
+    labels = [None] * len(images) if segments is None else _listed(segments, several)
     low, high = color_limits(maps)
     options: dict[str, Any] = {}
     if len(images) > 1:
@@ -221,8 +219,9 @@ def word_sheet(
     if columns is not None and columns < 1:
         raise ValueError(f"columns is {columns}; expected at least 1")
     _check_opacity(alpha)
-    images = list(image) if isinstance(image, Sequence) else [image]
-    groups: list[Any] = list(maps) if isinstance(image, Sequence) else [[each] for each in maps]
+    several = isinstance(image, Sequence)
+    images = _listed(image, several)
+    groups = [_listed(group, several) for group in maps]
     count = max(len(maps), 1)
     drawn_count = count * len(images)
     usual = max(5, math.ceil(math.sqrt(drawn_count / 2))) // len(images)
@@ -387,6 +386,10 @@ def text_records(
             )
         )
     return records
+
+
+def _listed(given: Any, several: bool) -> list[Any]:
+    return list(given) if several else [given]
 
 
 def _check_opacity(alpha: float) -> None:
