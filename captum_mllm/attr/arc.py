@@ -150,16 +150,16 @@ class ARC(ContextSuppression):
             states.derived[key] = overlap.float()
         return states.derived[key]
 
-    def refine(self, maps: Tensor, states: States, rows: Tensor) -> Tensor:
+    def refine(self, maps: Tensor, states: States, rows: Tensor, image: int = 0) -> Tensor:
         if not self.image_agreement:
             return maps
-        key = ("rankings of the image", self._length)
+        key = ("rankings of the image", self._length, image)
         if key not in states.of_prompt:
-            ranked = self.forward_func.vocabulary.rankings(states.image[0][0], self._length)
+            ranked = self.forward_func.vocabulary.rankings(states.image[image][0], self._length)
             states.of_prompt[key] = ranked
         tokens, rankings = states.of_prompt[key], self._rankings(states)[rows]
         agreement = rank_biased_overlap(rankings, tokens, self.persistence).to(maps)
-        layout, size = states.layouts[0], size_of(maps)
+        layout, size = states.layouts[image], size_of(maps)
         # Of what other scales alone see, no more is known than how the rest of the image agrees.
         factor = torch.where(
             layout.coverage(size).to(maps.device),

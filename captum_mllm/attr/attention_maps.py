@@ -22,7 +22,7 @@ from captum_mllm.attr.base import (
     TokenAttribution,
     TokenMaps,
     check_inference_mode,
-    check_one_image,
+    check_one_example,
     only_query,
     target_logits,
 )
@@ -237,7 +237,7 @@ class AttentionMaps(TokenAttribution):
         check_inference_mode(self)
         images, _ = split_arguments((*images, query))
         if target is None:
-            check_one_image(len(images[0]))
+            check_one_example(len(images[0]))
         if self.mode == "raw" and not vision:
             return self._raw.of_prompt((images, query), target)
         return self._roll_out(images, query, target, vision)

@@ -28,6 +28,7 @@ class TokenMaps(NamedTuple):
 
     Args:
         maps (tuple[Tensor, ...]): for each explained image the map of each token, (N, 1, h, w).
+            The images share their units, so that their maps compare.
         text (Tensor, optional): values of the first n of the text tokens, (N, n); only from a
             method that was asked for words as features. Default: None
         in_logits (bool): whether the maps are in the units of the model's logits, so that they
@@ -112,8 +113,8 @@ class TokenAttribution(Attribution, ABC):
         A map of each image for each token. A method may take options of its own as well.
 
         Args:
-            images (tuple[Tensor, ...]): the images that the query leaves open, usually one, each
-                of shape (1, 3, H, W) in [0, 1].
+            images (tuple[Tensor, ...]): the images that the query leaves open, each of shape
+                (1, 3, H, W) in [0, 1].
             query (Query): the question and the answer.
             target (tuple[int, int], optional): ``(t, token_id)``, the one token to explain.
                 Default: None, every explained token of the query
@@ -147,15 +148,15 @@ class TokenAttribution(Attribution, ABC):
 
         Raises:
             RuntimeError: for a method that takes gradients, under ``torch.inference_mode``.
-            ValueError: for an image far outside of [0, 1], several images without a target, or an
-                invalid target.
+            ValueError: for an image far outside of [0, 1], a batch of several without a target, or
+                an invalid target.
         """
         check_inference_mode(self)
         query = only_query(additional_forward_args)
         images, _ = split_arguments((*format_tensor_into_tuples(inputs), query))
         count = len(images[0])
         if target is None:
-            check_one_image(count)
+            check_one_example(count)
         targets = target if isinstance(target, list) else [target] * count
         if len(targets) != count:
             raise ValueError(
@@ -280,12 +281,12 @@ def only_query(additional_forward_args: Any) -> Query:
     return args[0]
 
 
-def check_one_image(count: int) -> None:
-    r"""Refuse to explain every token of several images at once."""
+def check_one_example(count: int) -> None:
+    r"""Refuse to explain every token of a batch of several examples."""
     if count != 1:
         raise ValueError(
-            f"got {count} images and no target; give a target for each, or explain one image at a "
-            "time"
+            f"got a batch of {count} images and no target; give a target for each, or explain one "
+            "at a time"
         )
 
 
@@ -310,7 +311,7 @@ def target_logits(logits: Tensor, target: Any, encoding: Encoding, query: Query)
     if target is not None:
         rows, tokens = split_target(target, count, length, logits.device, vocabulary)
         return logits[torch.arange(count, device=rows.device), rows, tokens].sum()[None]
-    check_one_image(count)
+    check_one_example(count)
     ids = torch.tensor(query.answer_ids, device=logits.device)
     if query.with_prompt:
         ids = torch.cat([encoding.text_ids, ids])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,12 +19,13 @@ from captum_mllm.attr.base import (
     Target,
     TokenMaps,
     check_attribution,
-    check_one_image,
+    check_one_example,
     only_query,
     own_row,
 )
 from captum_mllm.attr.features import Features
 from captum_mllm.attr.functional import rank_gaussian_filter, suppress_context
+from captum_mllm.attr.image_shares import image_units
 from captum_mllm.attr.resizing import seen_cells
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.text_attribution import context_scores, text_attribution
@@ -41,6 +43,10 @@ class ContextSuppression(TokenWrapper):
     The tokens of the prompt and the earlier tokens of the answer tempt a model to activate where
     *they* lie in the image. This removes their share from each map with
     :func:`suppress_context`; subclasses weigh the tokens.
+
+    Several images are one map in parts: the share is fitted to all of them together, as for the
+    tiles that a model cuts one image into. So an image keeps its strength beside the others, and
+    interference that is strong in one image is not read out of the noise of another.
 
     Args:
         attribution_method (Attribution): a method on an :class:`~captum_mllm.MLLM`: LogitLens,
@@ -82,9 +88,9 @@ class ContextSuppression(TokenWrapper):
         by the method; here it is not changed."""
         return weights
 
-    def refine(self, maps: Tensor, states: States, rows: Tensor) -> Tensor:
-        r"""A last word on the cleaned maps (R, 1, h, w) of the tokens ``rows`` out of all N; here
-        they stay as they are."""
+    def refine(self, maps: Tensor, states: States, rows: Tensor, image: int = 0) -> Tensor:
+        r"""A last word on the cleaned maps (R, 1, h, w) of one of the explained images, for the
+        tokens ``rows`` out of all N; here they stay as they are."""
         return maps
 
     @property
@@ -110,35 +116,33 @@ class ContextSuppression(TokenWrapper):
         :meth:`TokenAttribution.explain_tokens`.
 
         Raises:
-            ValueError: for a target that is not a token of the answer, or a query that leaves
-                several images open.
+            ValueError: for a target that is not a token of the answer.
         """
         mllm: MLLM = self.forward_func
-        _check_one(images)
         asked = query.including_prompt() if self.suppresses else query
         with mllm.remember():
             found = token_maps(
                 self.attribution_method, images, asked, None, features, show_progress, **kwargs
             )
             states = mllm.states(*images, query)
-        (maps,) = found.maps
         first = 0 if query.with_prompt else states.n_prompt
         rows = torch.arange(first, len(states.ids), device=states.ids.device)
         if target is not None:
             rows = rows[own_row(target, states.ids[first:])]
-        cells = seen_cells(states.layouts, size_of(maps)) if found.seen is None else found.seen[0]
-        # Maps of the explained tokens alone begin with the first of them.
-        start = len(states.ids) - len(maps)
-        cleaned = self._clean(
-            maps.relu(), states, rows, rows - start, cells.to(maps.device), found.in_logits
+        seen = found.seen or tuple(
+            seen_cells([layout], size_of(each)) for layout, each in zip(states.layouts, found.maps)
         )
+        # Maps of the explained tokens alone begin with the first of them.
+        start = len(states.ids) - len(found.maps[0])
+        units = image_units(self.attribution_method, images, states.layouts, features)
+        cleaned = self._clean(found, seen, states, rows, rows - start, units)
         text = found.text
         if text is not None and not query.with_prompt:
             text = text[len(text) - len(query.answer_ids) :]
         return TokenMaps(
-            (cleaned,),
+            cleaned,
             None if text is None else self.weigh_text(text, states, query),
-            seen=(cells,),
+            seen=seen,
             scales=tuple(self._explained(scale, query, rows - start) for scale in found.scales),
         )
 
@@ -146,8 +150,8 @@ class ContextSuppression(TokenWrapper):
         self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any = None
     ) -> Tensor:
         query = only_query(additional_forward_args)
-        images = _check_one(format_tensor_into_tuples(inputs))
-        check_one_image(len(images[0]))
+        images = format_tensor_into_tuples(inputs)
+        check_one_example(len(images[0]))
         with self.forward_func.remember():
             weights = text_attribution(self.attribution_method, images, query)
             return self.weigh_text(weights, self.forward_func.states(*images, query), query)
@@ -166,48 +170,78 @@ class ContextSuppression(TokenWrapper):
 
     def _clean(
         self,
-        maps: Tensor,
+        found: TokenMaps,
+        seen: Sequence[Tensor],
         states: States,
         rows: Tensor,
         own_maps: Tensor,
-        seen: Tensor,
-        in_logits: bool,
-    ) -> Tensor:
+        units: Sequence[float],
+    ) -> tuple[Tensor, ...]:
         """The maps of the tokens ``rows``, which are those at ``own_maps``."""
+        maps = [each.relu() for each in found.maps]
         weights = self.weights(states)
-        own = maps[own_maps]
+        own = [each[own_maps] for each in maps]
         if weights is not None:
             another_word = states.ids[rows, None] != states.ids
-            weights = (weights.tril(-1)[rows] * another_word).to(maps)
-            own = suppress_context(own, maps, weights, self.strength)
-        maps = self.refine(own, states, rows)
+            weights = (weights.tril(-1)[rows] * another_word).to(maps[0])
+            own = suppress_together(own, maps, weights, units, self.strength)
+        own = [self.refine(each, states, rows, image) for image, each in enumerate(own)]
+        seen = [cells.to(each.device) for cells, each in zip(seen, own)]
         if self.normalize:
-            text = context_scores(self.forward_func, states).to(maps)
+            text = context_scores(self.forward_func, states).to(own[0])
             before = torch.ones_like(text, dtype=torch.bool).tril(-1)
-            count = len(states.ids) if in_logits else 0
-            maps = _normalize(maps, seen, text[rows, :count], before[rows, :count])
+            count = len(states.ids) if found.in_logits else 0
+            own = _normalize(own, seen, text[rows, :count], before[rows, :count])
         if self.filter_size is not None:
-            maps = rank_gaussian_filter(maps, self.filter_size)
-        return maps * seen
+            own = [rank_gaussian_filter(each, self.filter_size) for each in own]
+        return tuple(each * cells for each, cells in zip(own, seen))
 
 
-def _check_one(images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    if len(images) != 1:
-        raise ValueError(
-            f"got {len(images)} open images, and one is explained at a time; leave the others in "
-            "the query, as MLLM.prepare does without every_image"
-        )
-    return images
+def suppress_together(
+    maps: Sequence[Tensor],
+    context_maps: Sequence[Tensor],
+    weights: Tensor,
+    units: Sequence[float],
+    strength: float = 1.0,
+) -> list[Tensor]:
+    r"""
+    :func:`suppress_context` of the maps of several images, with one least-squares share for all.
+
+    Args:
+        maps (Sequence[Tensor]): for each image the maps to clean, (R, 1, h, w).
+        context_maps (Sequence[Tensor]): for each image those of the context, (N, 1, h, w).
+        weights (Tensor): as for :func:`suppress_context`, (R, N).
+        units (Sequence[float]): how many tokens, pixels or segments each image has. They count in
+            the fit, and not the cells of its map, of which one image may have more to a token.
+        strength (float): as for :func:`suppress_context`. Default: 1.0
+
+    Returns:
+        list[Tensor]: the cleaned maps of each image.
+    """
+    if len(maps) == 1:
+        return [suppress_context(maps[0], context_maps[0], weights, strength)]
+    # What a cell counts is the square of what it is multiplied with.
+    roots = [math.sqrt(unit / each[0].numel()) for unit, each in zip(units, maps)]
+
+    def joined(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([part.flatten(1) * root for part, root in zip(parts, roots)], dim=1)
+
+    cleaned = suppress_context(joined(maps), joined(context_maps), weights, strength)
+    parts = cleaned.split([each[0].numel() for each in maps], dim=1)
+    return [part.reshape(each.shape) / root for part, each, root in zip(parts, maps, roots)]
 
 
-def _normalize(maps: Tensor, seen: Tensor, text: Tensor, before: Tensor) -> Tensor:
-    """Maps (R, 1, h, w) to [0, 1], each with its text scores where they are of words before it,
-    (R, N) or (R, 0), by the range of values in the cells that the model sees."""
-    cells = maps.flatten(1)[:, seen.flatten()]
+def _normalize(
+    maps: Sequence[Tensor], seen: Sequence[Tensor], text: Tensor, before: Tensor
+) -> list[Tensor]:
+    """Maps (R, 1, h, w) of each image to [0, 1], those of a token together with its text scores
+    where they are of words before it, (R, N) or (R, 0), by the range of values in the cells that
+    the model sees."""
+    cells = torch.cat([each.flatten(1)[:, at.flatten()] for each, at in zip(maps, seen)], dim=1)
     if not cells.numel():
-        return torch.zeros_like(maps)
+        return [torch.zeros_like(each) for each in maps]
     low = torch.cat([cells, text.masked_fill(~before, torch.inf)], 1).amin(1)
     high = torch.cat([cells, text.masked_fill(~before, -torch.inf)], 1).amax(1)
-    span = (high - low)[:, None, None, None]
-    scaled = (maps - low[:, None, None, None]) / torch.where(span > 0, span, 1.0)
-    return scaled.masked_fill(span <= 0, 0)
+    low, span = low[:, None, None, None], (high - low)[:, None, None, None]
+    scaled = [(each - low) / torch.where(span > 0, span, 1.0) for each in maps]
+    return [each.masked_fill(span <= 0, 0) for each in scaled]

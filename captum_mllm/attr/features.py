@@ -1,10 +1,12 @@
-"""What a method is asked for: segments of the image, and words beside it."""
+"""What a method is asked for: segments of the images, and words beside them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from captum.attr import Attribution
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from captum_mllm.attr.base import TokenAttribution, wrapper_chain
 from captum_mllm.attr.segments import Segments, SegmentsLike, image_segments
+from captum_mllm.models.query import is_integer
 
 _TEXTS = {"prompt": "the words of the prompt", "earlier": "the earlier words"}
 
@@ -21,31 +24,35 @@ class Features:
     r"""What a method is asked for beside the pixels.
 
     Args:
-        segments (Segments, optional): of the image. Default: None, the method takes the pixels.
+        segments (tuple[Segments, ...], optional): of each image. Default: None, the method takes
+            the pixels.
         words (str, optional): ``"prompt"`` for the words of the question as features too,
             ``"earlier"`` for those of the answer as well. Default: None, neither.
     """
 
-    segments: Segments | None = None
+    segments: tuple[Segments, ...] | None = None
     words: str | None = None
 
     @property
     def text(self) -> str:
         """What follows the name of the method where the features are named."""
-        parts = [] if self.segments is None else [self.segments.text]
+        parts = list(dict.fromkeys(segments.text for segments in self.segments or ()))
         parts += [] if self.words is None else [_TEXTS[self.words]]
         return f" over {' and '.join(parts)}" if parts else ""
 
 
 def find_features(
-    method: Attribution, image: Tensor, segments: SegmentsLike | None, words: str | None
+    method: Attribution,
+    images: tuple[Tensor, ...],
+    segments: SegmentsLike | Sequence[SegmentsLike] | None,
+    words: str | None,
 ) -> Features:
     r"""The features that a user asks for, see :meth:`MLLMAttribution.attribute`.
 
     Raises:
         TypeError: for something that is not segments.
         ValueError: for unknown words, words for a method that weighs them by itself, and segments
-            that do not fit the image.
+            that do not fit the images or their number.
     """
     if words is not None and words not in _TEXTS:
         raise ValueError(
@@ -68,11 +75,36 @@ def find_features(
     if segments is None:
         return Features(words=words)
     words = words or ("prompt" if own is None else None)
-    return Features(image_segments(segments, image), words)
+    each = for_each_image(segments, len(images))
+    return Features(tuple(map(image_segments, each, images)), words)
+
+
+def for_each_image(segments: Any, count: int) -> list[SegmentsLike]:
+    r"""The segments of each image, where a grid or a number may be given for all of them.
+
+    Raises:
+        ValueError: for segments of another number of images.
+    """
+    if count == 1:
+        return [segments]
+    is_grid = isinstance(segments, tuple) and len(segments) == 2 and all(map(is_integer, segments))
+    if is_grid or not isinstance(segments, (list, tuple)):
+        if isinstance(segments, (Tensor, np.ndarray)):
+            raise ValueError(
+                f"got the segments of one image, expected those of {count}: a list with labels or "
+                "masks for each of them, or a grid or a number for all"
+            )
+        return [segments] * count
+    if len(segments) != count:
+        raise ValueError(
+            f"got segments of {len(segments)} images, expected {count}: a list with an entry for "
+            "each explained image, or a grid or a number for all"
+        )
+    return list(segments)
 
 
 def split_baselines(baselines: Any) -> tuple[Any, Any]:
-    r"""The baseline of the image and that of the words, of which a pair is given or the first.
+    r"""The baseline of the images and that of the words, of which a pair is given or the first.
 
     Raises:
         ValueError: for a tuple that is not a pair.
@@ -84,6 +116,19 @@ def split_baselines(baselines: Any) -> tuple[Any, Any]:
             f"got {len(baselines)} baselines, expected (image, words), or that of the image"
         )
     return baselines
+
+
+def image_baselines(baseline: Any, count: int) -> tuple[Any, ...]:
+    r"""The baseline of each image: a list has one for each, all else is for all of them.
+
+    Raises:
+        ValueError: for a list of another length.
+    """
+    if not isinstance(baseline, list):
+        return (baseline,) * count
+    if len(baseline) != count:
+        raise ValueError(f"got {len(baseline)} baselines of images, expected {count}")
+    return tuple(baseline)
 
 
 def to_tokens(values: Tensor, word_of_token: Tensor, n_tokens: int) -> Tensor:

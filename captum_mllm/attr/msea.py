@@ -184,7 +184,8 @@ class MSEA(TokenWrapper):
                   of them.
                 - ``"none"`` leaves maps as they are.
 
-                A zero map stays zero. Default: None
+                The maps of several images of one prompt are divided by the same number, so that
+                they still compare with each other. A zero map stays zero. Default: None
             output_size (tuple[int, int] or str, optional): Height and width of the result's maps;
                 ``"largest"`` for the size of the map at the largest scale, which is then run
                 first. By default the size of the input: of the one with the same index if there

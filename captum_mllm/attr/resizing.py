@@ -45,6 +45,7 @@ def resize_arguments(
     kwargs: dict[str, Any], inputs: tuple[Tensor, ...], scale: float, mode: str
 ) -> dict[str, Any]:
     """The wrapped method's arguments, those that lie on the pixels at this scale."""
+    kwargs = for_each_input(kwargs, len(inputs))
     resized = dict(kwargs)
     for name, go_along in ON_PIXELS.items():
         value = kwargs.get(name)
@@ -67,6 +68,17 @@ def resize_arguments(
         )
         resized[name] = values[0] if given_for_one else values
     return resized
+
+
+def for_each_input(kwargs: dict[str, Any], count: int) -> dict[str, Any]:
+    """The same arguments, where a window and a step that are given once are for each input."""
+    found = dict(kwargs)
+    shape, stride = kwargs.get("sliding_window_shapes"), kwargs.get("strides")
+    if count > 1 and isinstance(shape, tuple) and all(isinstance(side, int) for side in shape):
+        found["sliding_window_shapes"] = (shape,) * count
+        if isinstance(stride, tuple) and all(isinstance(step, int) for step in stride):
+            found["strides"] = (stride,) * count
+    return found
 
 
 def _side(given: int, before: int, after: int, name: str) -> int:

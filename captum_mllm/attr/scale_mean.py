@@ -130,9 +130,10 @@ class ScaleAttribution:
         layouts (tuple[Layout or None, ...]): For each input where its tokens lie; None where the
             forward function does not tell.
         ask_probability (Callable): Gives the ``probability``.
-        share (Tensor, optional): The share of this scale in the mean of the first map, one per
-            example, in [0, 1]: its absolute values at the output size, times its weight, over
-            those of all scales. None until all scales have run. Default: None
+        share (Tensor, optional): The share of this scale in the mean of the first map, or of the
+            maps of all images of a multimodal model, one per example, in [0, 1]: its absolute
+            values at the output size, times its weight, over those of all scales. None until all
+            scales have run. Default: None
     """
 
     scale: float
@@ -212,22 +213,28 @@ class ScaleMean:
             )
         layouts = found.layouts
         if len(layouts) != len(attributions):
-            layouts = layouts[:1] * len(attributions)
+            layouts = (*layouts, *layouts[:1] * len(attributions))[: len(attributions)]
         weight = weight.reshape(-1)
-        for index, attribution in enumerate(attributions):
-            value, seen = self._at_output_size(attribution, self.sizes[index], layouts[index])
-            extent = _extent(value, seen, self.normalize)
+        values, seen = zip(*map(self._at_output_size, attributions, self.sizes, layouts))
+        extents = [_extent(*each, self.normalize) for each in zip(values, seen)]
+        together = _images(found.layouts, attributions)
+        if together:
+            common = _joined(torch.stack([extents[index] for index in together]), self.normalize)
+            extents = [common if i in together else extent for i, extent in enumerate(extents)]
+        said = []
+        for index, (value, known, extent) in enumerate(zip(values, seen, extents)):
             if self.normalize != "none":
                 value = value / _per_example(torch.where(extent > 0, extent, 1.0), value)
             if is_first:
                 self.means.append(RunningMean(value))
                 self.extents.append(RunningMean(extent))
             _validate_fit(value, self.means[index].mean, weight, found.scale)
-            self.means[index].add(value, weight, seen)
+            self.means[index].add(value, weight, known)
             self.extents[index].add(extent, weight, None)
-            if index == 0:
-                said = _extent(value, seen, "balance")
-                self._contributions.append(said * weight.to(said))
+            if index in (together or (0,)):
+                said.append(_extent(value, known, "balance"))
+        contribution = _joined(torch.stack(said), "balance")
+        self._contributions.append(contribution * weight.to(contribution))
 
     def result(self) -> Attributions:
         """The mean, in the dtypes of the attributions; that of whole numbers is in float."""
@@ -286,6 +293,24 @@ def _extent(value: Tensor, seen: Tensor | None, normalize: str) -> Tensor:
     if normalize == "sum":
         return magnitude.sum(dim=1)
     return magnitude.mean(dim=1) / (1.0 if seen is None else seen.float().mean().clamp(min=1e-9))
+
+
+def _images(layouts: Sequence[Layout | None], attributions: Sequence[Tensor]) -> tuple[int, ...]:
+    """Which attributions are maps of several images of one prompt: they are brought into the same
+    units together, so that they still compare with each other."""
+    found = [
+        index
+        for index, (layout, attribution) in enumerate(zip(layouts, attributions))
+        if layout is not None and attribution.dim() == 4
+    ]
+    return tuple(found) if len(found) > 1 and len(layouts) <= len(attributions) else ()
+
+
+def _joined(extents: Tensor, normalize: str) -> Tensor:
+    """How large the maps of several images are together, (N,), from each of them, (I, N)."""
+    if normalize == "max":
+        return extents.amax(0)
+    return extents.sum(0) if normalize == "sum" else extents.mean(0)
 
 
 def _per_example(values: Tensor, like: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""SegmentAttribution: perturbs segments of the image and words together, for all tokens at once."""
+"""SegmentAttribution: perturbs segments of images and words together, for all tokens at once."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
@@ -22,10 +23,10 @@ from torch import Tensor
 
 from captum_mllm._captum import format_output
 from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps
-from captum_mllm.attr.features import split_baselines, to_tokens
+from captum_mllm.attr.features import image_baselines, split_baselines, to_tokens
 from captum_mllm.attr.segments import Segments
 from captum_mllm.metrics.image_baselines import image_baseline
-from captum_mllm.models.layout import size_of
+from captum_mllm.models.layout import Size, size_of
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Query
 from captum_mllm.models.word_embeddings import word_baseline
@@ -40,10 +41,11 @@ class Coalitions:
 
     Args:
         mllm (MLLM): the model.
-        image (Tensor): the image, (1, 3, H, W) in [0, 1].
+        images (Sequence[Tensor]): the images, (1, 3, H, W) in [0, 1].
         query (Query): the question and the answer.
-        segments (Segments): of the image, at its size.
-        image_baseline (Tensor): pixels shown where a segment is absent, (1, 3, H, W).
+        segments (Sequence[Segments]): of each image, at its size.
+        absent (Sequence[Tensor]): pixels of each image shown where a segment is absent,
+            (1, 3, H, W).
         words (tuple[Tensor, Tensor, Tensor], optional): the embeddings of the words (1, n, D),
             those that replace absent ones (1, n, D), and the index of the word of each (n,).
             Default: None, the words stay as they are.
@@ -52,24 +54,24 @@ class Coalitions:
     def __init__(
         self,
         mllm: MLLM,
-        image: Tensor,
+        images: Sequence[Tensor],
         query: Query,
-        segments: Segments,
-        image_baseline: Tensor,
+        segments: Sequence[Segments],
+        absent: Sequence[Tensor],
         words: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> None:
         self.mllm = mllm
-        self.image = image
+        self.images = images
         self.query = query
         self.segments = segments
-        self.image_baseline = image_baseline
+        self.absent = absent
         self.words = words
         self._known: dict[bytes, Tensor] = {}
 
     @property
     def everything(self) -> tuple[Tensor, ...]:
-        """All features of the input are present: ones for the segments, and for the words."""
-        present = [torch.ones(1, *self.segments.shape)]
+        """What is present in the input as it is: ones for the segments, and for the words."""
+        present = [torch.ones(1, *segments.shape) for segments in self.segments]
         if self.words is not None:
             present.append(torch.ones(1, int(self.words[2].max()) + 1))
         return tuple(present)
@@ -77,8 +79,8 @@ class Coalitions:
     def __call__(self, *present: Tensor) -> Tensor:
         r"""
         Args:
-            *present (Tensor): 1 for each segment that is there, else 0, (B, \*segments.shape); then
-                for each word, (B, W), if words are features.
+            *present (Tensor): for each image, 1 for each segment that is there, else 0,
+                (B, \*segments.shape); then for each word, (B, W), if words are features.
 
         Returns:
             Tensor: logits (B, T), on the CPU, float32 at least.
@@ -96,19 +98,22 @@ class Coalitions:
 
     @torch.no_grad()
     def _run(self, present: list[Tensor]) -> Tensor:
-        device = self.image.device
-        seen = self.segments.seen(present[0].to(device))
-        inputs = [torch.where(seen, self.image, self.image_baseline)]
+        inputs = [
+            torch.where(segments.seen(part.to(image.device)), image, absent)
+            for image, segments, absent, part in zip(
+                self.images, self.segments, self.absent, present
+            )
+        ]
         if self.words is not None:
             own, absent, word_of_token = self.words
-            kept = present[1].to(own.device)[:, word_of_token, None]
+            kept = present[-1].to(own.device)[:, word_of_token, None]
             inputs.append(torch.where(kept, own, absent))
         return self.mllm.token_logits(*inputs, self.query).cpu()
 
 
 class SegmentAttribution(TokenAttribution):
     r"""
-    Asks a method that perturbs which segments of the image, and which words, each token needs.
+    Asks a method that perturbs which segments of the images, and which words, each token needs.
 
     The method perturbs whether a segment or a word is present, so each is one feature, and all
     tokens of the answer are explained from the same passes: at once by methods that take
@@ -118,7 +123,7 @@ class SegmentAttribution(TokenAttribution):
     Args:
         attribution_method (Attribution): a perturbation method of Captum on an
             :class:`~captum_mllm.MLLM`.
-        segments (Segments): of the image.
+        segments (Sequence[Segments]): of each image.
         words (str, optional): as in :class:`~captum_mllm.attr.features.Features`. Default: None
 
     Raises:
@@ -126,7 +131,10 @@ class SegmentAttribution(TokenAttribution):
     """
 
     def __init__(
-        self, attribution_method: Attribution, segments: Segments, words: str | None = None
+        self,
+        attribution_method: Attribution,
+        segments: Sequence[Segments],
+        words: str | None = None,
     ) -> None:
         _check_method(attribution_method)
         super().__init__(attribution_method.forward_func)
@@ -153,23 +161,22 @@ class SegmentAttribution(TokenAttribution):
         each of their tokens, shared by the tokens of a word before the explained one.
 
         Args:
-            images (tuple[Tensor]): the image, (1, 3, H, W) in [0, 1], at any scale.
+            images (tuple[Tensor, ...]): the images, (1, 3, H, W) in [0, 1], at any scale.
             query (Query): the question and the answer.
             target (tuple[int, int], optional): not taken: all tokens share their passes.
             baselines (Any): what replaces absent segments and words, see
                 :class:`~captum_mllm.MLLMAttribution`. Default: None
-            sliding_window_shapes (tuple, optional): of Occlusion, in segments, and in words.
-                Default: None, one at a time
+            sliding_window_shapes (tuple, optional): of Occlusion, in segments, and in words; one
+                shape is for each image. Default: None, one at a time
             strides (tuple or int, optional): of Occlusion. Default: None, 1
             **kwargs (Any): options of the method, such as ``perturbations_per_eval``,
                 ``n_samples`` and ``show_progress``.
 
         Raises:
-            ValueError: if the segments or the baselines do not fit the image, for windows of a
+            ValueError: if the segments or the baselines do not fit the images, for windows of a
                 method that has none, and for baselines that are not a pair.
         """
         assert target is None
-        (image,) = images
         image_baseline, word_absent = split_baselines(baselines)
         windows = {"sliding_window_shapes": sliding_window_shapes, "strides": strides}
         windows = {name: value for name, value in windows.items() if value is not None}
@@ -178,21 +185,27 @@ class SegmentAttribution(TokenAttribution):
                 f"{self.attribution_method.get_name()} has no windows; leave out "
                 f"{' and '.join(windows)}, or take Occlusion"
             )
-        segments = self.segments.resized(size_of(image))
+        segments = [
+            each.resized(size_of(image)) for each, image in zip(self.segments, images, strict=True)
+        ]
         words = self._words(query, word_absent)
-        hidden = self._hidden(image, query, image_baseline)
-        coalitions = Coalitions(self.forward_func, image, query, segments, hidden, words)
+        natives = [query.native[index] for index in query.explained]
+        absent = list(map(_absent, images, natives, image_baselines(image_baseline, len(images))))
+        coalitions = Coalitions(self.forward_func, images, query, segments, absent, words)
         found = self._values(coalitions, windows, **kwargs)
-        maps = segments.paint(found[0].to(image.device))
+        maps = tuple(
+            each.paint(values.to(image.device))
+            for each, values, image in zip(segments, found, images)
+        )
         if self.words is None:
-            return TokenMaps((maps,))
+            return TokenMaps(maps)
         if words is None:
-            return TokenMaps((maps,), maps.new_zeros(len(maps), 0))
+            return TokenMaps(maps, maps[0].new_zeros(len(maps[0]), 0))
         word_of_token = words[2]
         # The last word of the answer is not a feature.
         n_tokens = len(word_of_token) + (1 if self.words == "earlier" else len(query.answer_ids))
-        text = to_tokens(found[1].to(word_of_token.device), word_of_token, n_tokens)
-        return TokenMaps((maps,), text)
+        text = to_tokens(found[-1].to(word_of_token.device), word_of_token, n_tokens)
+        return TokenMaps(maps, text)
 
     def _values(
         self, coalitions: Coalitions, windows: dict[str, Any], **kwargs: Any
@@ -228,19 +241,10 @@ class SegmentAttribution(TokenAttribution):
         for name in ("sliding_window_shapes", "strides"):
             given = windows.get(name, ())
             if not isinstance(given, tuple) or not all(isinstance(each, tuple) for each in given):
-                given = (given,)
+                given = (given,) * len(self.segments)
             given = (*given, *single[len(given) :])
             found[name] = given if len(present) > 1 else given[0]
         return found
-
-    def _hidden(self, image: Tensor, query: Query, baseline: Any) -> Tensor:
-        """What replaces absent segments."""
-        if isinstance(baseline, Tensor) and baseline.ndim >= 2:
-            (native,) = (query.native[index] for index in query.explained)
-            if size_of(baseline) == native and native != size_of(image):
-                whole = baseline.expand(1, 3, *native)
-                baseline = F.interpolate(whole, size_of(image), mode="bilinear", antialias=True)
-        return image_baseline(image, baseline)
 
     def _words(self, query: Query, baseline: Any) -> tuple[Tensor, Tensor, Tensor] | None:
         """Embeddings of the words, their replacements, and the word of each token."""
@@ -253,6 +257,15 @@ class SegmentAttribution(TokenAttribution):
             return None
         absent = word_baseline(mllm.model, mllm.tokenizer, own, baseline)
         return own, absent, mllm.word_mask(query, answer)[0, :, 0]
+
+
+def _absent(image: Tensor, native: Size, baseline: Any) -> Tensor:
+    """What replaces absent segments of an image."""
+    at_native = isinstance(baseline, Tensor) and baseline.ndim >= 2 and size_of(baseline) == native
+    if at_native and native != size_of(image):
+        whole = baseline.expand(1, 3, *native)
+        baseline = F.interpolate(whole, size_of(image), mode="bilinear", antialias=True)
+    return image_baseline(image, baseline)
 
 
 def _check_method(method: Attribution) -> None:

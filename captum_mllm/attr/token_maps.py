@@ -19,8 +19,8 @@ from captum_mllm.attr.base import (
     gradients_for,
     wrapper_chain,
 )
-from captum_mllm.attr.features import Features, split_baselines
-from captum_mllm.attr.resizing import check_on_input, image_layouts
+from captum_mllm.attr.features import Features, image_baselines, split_baselines
+from captum_mllm.attr.resizing import check_on_input, for_each_input, image_layouts
 from captum_mllm.attr.segment_attribution import SegmentAttribution
 from captum_mllm.metrics.image_baselines import image_baseline
 from captum_mllm.models.layout import size_of
@@ -45,7 +45,7 @@ def token_maps(
         images (tuple[Tensor, ...]): the open images, (1, 3, H, W) in [0, 1] each.
         query (Query): the question and the answer.
         target (tuple[int, int], optional): the one token to explain. Default: None, all
-        features (Features, optional): segments of the image, and words. Default: None
+        features (Features, optional): segments of the images, and words. Default: None
         show_progress (bool): show a bar over the scales of MSEA, or over the tokens where a method
             explains them in turn, or over what it perturbs. Default: False
         **kwargs (Any): options of the method.
@@ -183,12 +183,19 @@ class TokenByToken(TokenAttribution):
             targets = progress(targets, desc=name, total=len(targets))
         rows = []
         inputs = format_output(len(tensors) > 1, tensors)
+        kwargs = for_each_input(kwargs, len(tensors))
         with gradients_for(method, tensors):
             for wanted in targets:
                 found = method.attribute(
                     inputs, target=wanted, additional_forward_args=(query,), **kwargs
                 )
                 rows.append([part.detach() for part in format_tensor_into_tuples(found)])
+        if len(rows[0]) != len(tensors) and len(tensors) > 1:
+            raise ValueError(
+                f"{method.get_name()} gives {len(rows[0])} attribution(s) for {len(tensors)} "
+                "inputs, expected one for each; explain one image of them, "
+                "ImageTextInput(..., explained=0), or take TokenCam for layers"
+            )
         check_on_input(rows[0], tensors, image_layouts(mllm, tensors, (query,)))
         parts = map(torch.cat, zip(*rows))
         return [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
@@ -258,15 +265,19 @@ def _with_word_embeddings(
     mllm: MLLM = method.forward_func
     embeddings = mllm.word_embeddings(query, words == "earlier")
     if "baselines" in _parameters(inner):
-        (image,) = images
         replaced, text = split_baselines(kwargs.get("baselines"))
-        if not isinstance(replaced, Tensor):
-            replaced = image_baseline(image, replaced)
-        elif replaced.ndim == 4 and size_of(replaced) != size_of(image):
-            replaced = F.interpolate(replaced, size_of(image), mode="bilinear", antialias=True)
-        absent = word_baseline(mllm.model, mllm.tokenizer, embeddings, text)
-        kwargs = {**kwargs, "baselines": (replaced, absent)}
+        absent = map(_image_baseline, images, image_baselines(replaced, len(images)))
+        words_absent = word_baseline(mllm.model, mllm.tokenizer, embeddings, text)
+        kwargs = {**kwargs, "baselines": (*absent, words_absent)}
     return (*images, embeddings), kwargs
+
+
+def _image_baseline(image: Tensor, baseline: Any) -> Tensor:
+    if not isinstance(baseline, Tensor):
+        return image_baseline(image, baseline)
+    if baseline.ndim == 4 and size_of(baseline) != size_of(image):
+        return F.interpolate(baseline, size_of(image), mode="bilinear", antialias=True)
+    return baseline
 
 
 def _no_words(method: Attribution) -> TypeError:

@@ -17,7 +17,8 @@ EXAMPLES = """examples:
   captum-mllm explain
   captum-mllm explain street.jpg --model Qwen/Qwen2-VL-2B-Instruct
   captum-mllm explain street.jpg --model ./my-finetuned-llava --answer "A red bus."
-  captum-mllm explain before.jpg after.jpg --prompt "What has changed?" --explained 1
+  captum-mllm explain before.jpg after.jpg --prompt "What has changed?"
+  captum-mllm explain page1.png page2.png --prompt "What is the total?" --explained 1
   captum-mllm explain photos/ --batch-size 8 --on-error skip
   captum-mllm explain --messages chat.json --system "Answer in one word." --device cuda:1
 """
@@ -55,9 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--explained",
         type=int,
-        default=0,
         metavar="N",
-        help="which of several images is explained, from 0 (default: %(default)s)",
+        help="the one of several images that is explained, from 0 (default: all of them)",
     )
     add(
         "--model",
@@ -227,6 +227,10 @@ def _write(result: captum_mllm.MLLMAttributionResult, folder: Path) -> None:
 def _report(result: captum_mllm.MLLMAttributionResult, folder: Path) -> None:
     show(f"Answer: {' '.join(result.output_words)}")
     show(f"Method: {result.method}")
+    if len(result.explained) > 1:
+        shares = zip(result.explained, result.image_shares.mean(0).tolist())
+        parts = (f"image {index + 1} {share:.0%}" for index, share in shares)
+        show(f"Evidence: {', '.join(parts)}")
     for scale in result.scales:
         if scale.output_probs is not None:
             sure = float(scale.output_probs.log().mean().exp())

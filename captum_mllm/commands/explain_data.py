@@ -87,7 +87,7 @@ def explain_data(options: argparse.Namespace, method: str) -> None:
             raise ValueError(
                 f"--{name} is for single images, and {options.images[0]} is a data set"
             )
-    if options.explained:
+    if options.explained is not None:
         raise ValueError("--explained is for several images of one question")
     if options.batch_size < 1:
         raise ValueError(f"got --batch-size {options.batch_size}, expected at least 1")

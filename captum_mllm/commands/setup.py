@@ -57,7 +57,7 @@ def read_input(options: argparse.Namespace) -> ImageTextInput:
         messages = [system, *messages]
     if not paths:
         raise ValueError(f"{options.messages} has no image; name image files on the command line")
-    if not 0 <= options.explained < len(paths):
+    if options.explained is not None and not 0 <= options.explained < len(paths):
         raise ValueError(
             f"got --explained {options.explained}, expected the index of one of {len(paths)} "
             f"image(s), 0 to {len(paths) - 1}"

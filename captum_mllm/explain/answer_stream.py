@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mllm.explain.result import MLLMAttributionResult
+from captum_mllm.explain.result_parts import only
 from captum_mllm.models.layout import Size
 
 
@@ -24,26 +25,42 @@ class AnswerWord:
         tokens (tuple[str, ...]): its tokens.
         position (int): of its first token in the answer.
         probability (float): the model's probability of all its tokens, in [0, 1].
-        image_attr (Tensor): its map, the mean of its tokens', as fine as the method made it,
-            shape (h, w).
+        image_attrs (tuple[Tensor, ...]): its map of each explained image, the mean of its
+            tokens', as fine as the method made it, shape (h, w).
+        image_shares (Tensor): the share of each explained image in the evidence for it, the mean
+            of its tokens', shape (n_images,).
         token_attr (Tensor): weights of the words of the prompt and of the earlier tokens of the
             answer, the sum of its tokens', shape (P + position,).
-        size (tuple[int, int]): height and width of the image.
+        sizes (tuple[tuple[int, int], ...]): height and width of each explained image.
     """
 
     word: str
     tokens: tuple[str, ...]
     position: int
     probability: float
-    image_attr: Tensor
+    image_attrs: tuple[Tensor, ...]
+    image_shares: Tensor
     token_attr: Tensor
-    size: Size
+    sizes: tuple[Size, ...]
+
+    @property
+    def image_attr(self) -> Tensor:
+        """The map of the explained image, (h, w), where it is the only one."""
+        return only(self.image_attrs)
+
+    @property
+    def maps(self) -> tuple[np.ndarray, ...]:
+        """The map of each image at its own size, (H, W), ready for ``visualize_image_attr``."""
+        return tuple(
+            F.interpolate(map_[None, None], size=size, mode="bilinear")[0, 0].numpy()
+            for map_, size in zip(self.image_attrs, self.sizes)
+        )
 
     @property
     def map(self) -> np.ndarray:
-        """The map at the image's own size, (H, W), ready for ``visualize_image_attr``."""
-        map_ = self.image_attr[None, None]
-        return F.interpolate(map_, size=self.size, mode="bilinear")[0, 0].numpy()
+        """The map of the explained image at its own size, (H, W), where it is the only one."""
+        only(self.image_attrs)
+        return self.maps[0]
 
 
 class AnswerStream(Iterator[AnswerWord]):

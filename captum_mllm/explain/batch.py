@@ -56,7 +56,7 @@ def attribute_batch(
         if not explained.leaves_states(**kwargs):
             make_passes(mllm.backbone, prompts)
         return [
-            explain(method, inp, images[0], query, top_predictions, **kwargs)
+            explain(method, inp, images, query, top_predictions, **kwargs)
             for inp, (images, query) in zip(inputs, prompts)
         ]
 
@@ -68,7 +68,7 @@ def _prepare(
     options: dict[str, Any],
 ) -> list[Prompt]:
     """Images and queries; answers of the model's own are made together."""
-    opened = [open_query(mllm.processor, inp, mllm.device, False) for inp in inputs]
+    opened = [open_query(mllm.processor, inp, mllm.device) for inp in inputs]
     own = [prompt for prompt, target in zip(opened, targets) if target is None]
     said = iter(answer_prompts(mllm.backbone, own, options) if own else [])
     # Where all answers are given, options for others are refused as they are for one input.

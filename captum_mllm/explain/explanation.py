@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_mllm._captum import format_tensor_into_tuples
 from captum_mllm.attr.features import find_features, to_earlier
+from captum_mllm.attr.image_shares import image_shares, image_units
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.attr.text_attribution import text_attribution
@@ -32,11 +33,11 @@ from captum_mllm.models.words import Word, group_runs, group_words, token_texts
 def explain(
     method: Attribution,
     inp: ImageTextInput,
-    image: Tensor,
+    images: tuple[Tensor, ...],
     query: Query,
     top_predictions: int = 5,
     show_progress: bool = False,
-    segments: SegmentsLike | None = None,
+    segments: SegmentsLike | Sequence[SegmentsLike] | None = None,
     words: str | None = None,
     **kwargs: Any,
 ) -> MLLMAttributionResult:
@@ -45,31 +46,32 @@ def explain(
     Args:
         method (Attribution): a method on an MLLM.
         inp (ImageTextInput): the input.
-        image (Tensor): its explained image, (1, 3, H, W) in [0, 1].
+        images (tuple[Tensor, ...]): its explained images, (1, 3, H, W) in [0, 1].
         query (Query): the question and the answer.
         top_predictions (int): as for :meth:`MLLMAttribution.attribute`, like all that follow.
     """
     mllm: MLLM = method.forward_func
     with mllm.remember():
-        features = find_features(method, image, segments, words)
+        features = find_features(method, images, segments, words)
         weights = None
         if features.words is None and not token_attribution(method).weighs_text:
             # Attention tells, in a pass that leaves the states which are needed anyway.
-            weights = text_attribution(method, (image,), query)
-        found = token_maps(method, (image,), query, None, features, show_progress, **kwargs)
-        states = mllm.states(image, query)
+            weights = text_attribution(method, images, query)
+        found = token_maps(method, images, query, None, features, show_progress, **kwargs)
+        states = mllm.states(*images, query)
         if found.text is not None:
             weights = to_earlier(found.text, len(states.ids))
         elif weights is None:
-            weights = text_attribution(method, (image,), query)
-        scales = _scale_results(found.scales)
+            weights = text_attribution(method, images, query)
+        scales = _scale_results(found.scales, len(images))
+    units = image_units(method, images, states.layouts, features)
     start = 0 if query.with_prompt else states.n_prompt
     predicted = states.predictions(mllm.vocabulary, max(top_predictions, 1), query.with_prompt)
     texts = _texts(mllm.tokenizer, states)
     return MLLMAttributionResult(
         input_tokens=texts,
         output_tokens=texts[start:],
-        image_attr=found.maps[0][:, 0].float().cpu(),
+        image_attr=[maps[:, 0].float().cpu() for maps in found.maps],
         token_attr=weights.float().cpu(),
         output_probs=predicted.probability.cpu(),
         n_prompt=states.n_prompt,
@@ -77,11 +79,12 @@ def explain(
         top_predictions=_rankings(mllm.tokenizer, predicted, top_predictions),
         scales=scales,
         images=[to_pil(each) for each in inp.images],
-        image_index=inp.explained,
+        explained=inp.explained,
+        image_shares=image_shares(found.maps, units),
         prompt_parts=prompt_parts(
             inp.messages, texts[: states.n_prompt], states.runs or (states.n_prompt,)
         ),
-        segments=None if features.segments is None else features.segments.regions,
+        segments=[each.regions for each in features.segments] if features.segments else None,
         prompt="\n".join(inp.texts),
         method=describe(method, kwargs) + features.text,
         model=model_name(mllm.model.config),
@@ -100,9 +103,8 @@ def check_input(inp: Any, gen_args: dict[str, Any] | None) -> None:
         raise TypeError(
             f"got an input of type {type(inp).__name__}, expected ImageTextInput(image, text)"
         )
-    clash = {"every_image", "target"} & set(generation_options(gen_args))
-    if clash:
-        raise ValueError(f"gen_args holds {sorted(clash)}, which generate does not take")
+    if "target" in generation_options(gen_args):
+        raise ValueError("gen_args holds 'target', which generate does not take")
 
 
 def describe(method: Attribution, arguments: Mapping[str, Any] | None = None) -> str:
@@ -155,16 +157,19 @@ def _text(value: Any, method: Attribution) -> str:
     return type(value).__name__ if plain else repr(value)
 
 
-def _scale_results(scales: Sequence[ScaleAttribution]) -> list[ScaleResult]:
+def _scale_results(scales: Sequence[ScaleAttribution], n_images: int) -> list[ScaleResult]:
     """What each scale saw, smallest first; nothing where a scale came twice."""
     if len({found.scale for found in scales}) != len(scales):
         return []
     results = []
     for found in scales:
-        maps = format_tensor_into_tuples(found.attributions)[0].sum(1)
+        maps = [
+            attribution.sum(1).float().cpu()
+            for attribution in format_tensor_into_tuples(found.attributions)[:n_images]
+        ]
         probability = found.probability
         probs = None if probability is None else probability.cpu()
-        results.append(ScaleResult(found.scale, maps.float().cpu(), probs))
+        results.append(ScaleResult(found.scale, tuple(maps), probs))
     return results
 
 

@@ -9,6 +9,7 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_mllm._captum import format_tensor_into_tuples
 from captum_mllm.attr.base import check_attribution
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.explain.answer_stream import AnswerStream
@@ -23,7 +24,7 @@ from captum_mllm.models.mllm import MLLM
 
 class MLLMAttribution(Attribution):
     r"""
-    Attribution of the whole answer of a multimodal LLM, to the image and to the earlier words.
+    Attribution of the whole answer of a multimodal LLM, to the images and to the earlier words.
 
     It is what ``LLMAttribution`` is for language models: it takes an attribution method on an
     :class:`~captum_mllm.MLLM` and an input as people have it, and explains every token of the
@@ -71,13 +72,13 @@ class MLLMAttribution(Attribution):
         top_predictions: int = 5,
         gen_args: dict[str, Any] | None = None,
         show_progress: bool = False,
-        segments: SegmentsLike | None = None,
+        segments: SegmentsLike | Sequence[SegmentsLike] | None = None,
         words: Literal["prompt", "earlier"] | None = None,
         **kwargs: Any,
     ) -> MLLMAttributionResult:
         r"""
         Args:
-            inp (ImageTextInput): the image and the question.
+            inp (ImageTextInput): the images and the question.
             target (str, Sequence[int] or Tensor, optional): the answer to explain, as text or as
                 tokens. Default: None, what the model answers.
             include_prompt (bool): explain the words of the question too, before those of the
@@ -92,8 +93,10 @@ class MLLMAttribution(Attribution):
                 perturb, the parts of the image that are removed together: rows and columns of a
                 grid; a number of :func:`~captum_mllm.attr.superpixels`; or, as
                 :class:`captum.attr.ImageMaskInput` takes them, a label for each pixel, integers
-                (H, W), or a mask (H, W) for each part, which may overlap. Every token is explained
-                from the same passes, and ``perturbations_per_eval`` of them run at a time.
+                (H, W), or a mask (H, W) for each part, which may overlap. A grid or a number is
+                for each of several images; else give a list with an entry for each. Every token is
+                explained from the same passes, and ``perturbations_per_eval`` of them run at a
+                time.
                 Default: None, the method is asked for each token, with arguments of its own.
             words (str, optional): the words that are features of the method beside the image,
                 those of the question (``"prompt"``), or those of the answer as well, each for the
@@ -104,17 +107,19 @@ class MLLMAttribution(Attribution):
                 ``n_samples``, ``perturbations_per_eval`` ... With segments or words,
                 ``baselines`` is (image, words): what replaces removed parts,
                 None, ``"mean"``, ``"blur"``, a number or a tensor as in
-                :func:`~captum_mllm.metrics.deletion_auc` (None is black); and of removed words,
+                :func:`~captum_mllm.metrics.deletion_auc` (None is black), or a list with one of
+                these for each of several images; and of removed words,
                 None or ``"mean"`` for the mean of all embeddings, a token such as ``" "``, a
                 number, or an embedding (D,). Windows and strides of Occlusion count in segments,
                 and in words, such as ``((1, 2, 2), (1,))`` on a grid.
 
         Returns:
-            MLLMAttributionResult: maps of the image (T, h, w) and weights of the earlier tokens
-            (T, P + T): the values of words that are features (0 for other tokens; the tokens of a
-            removed word before the explained one share its value), else those of the method's
-            ``attribute_text``, also within wrappers. A method without either leaves the weights to
-            attention, and where it cannot be read to the states of the tokens.
+            MLLMAttributionResult: maps of each explained image (T, h, w), the share of each, and
+            weights of the earlier tokens (T, P + T): the values of words that are features (0 for
+            other tokens; the tokens of a removed word before the explained one share its value),
+            else those of the method's ``attribute_text``, also within wrappers. A method without
+            either leaves the weights to attention, and where it cannot be read to the states of
+            the tokens.
             What each scale of MSEA saw is part of it where MSEA is the method or lies directly
             within ARC or TAM.
 
@@ -128,13 +133,13 @@ class MLLMAttribution(Attribution):
         mllm: MLLM = self.forward_func
         # The states by which the model says an answer of its own are those of a pass with it.
         with mllm.remember():
-            image, query = mllm.prepare(inp, target, **generation_options(gen_args))
+            opened, query = mllm.prepare(inp, target, **generation_options(gen_args))
             if include_prompt:
                 query = query.including_prompt()
             return explain(
                 self.attribution_method,
                 inp,
-                image,
+                format_tensor_into_tuples(opened),
                 query,
                 top_predictions,
                 show_progress,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from captum.attr import visualization as captum_visualization
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from captum_mllm.explain.result_file import read_result, write_file, write_result
 from captum_mllm.explain.result_page import result_page
@@ -31,14 +33,16 @@ class MLLMAttributionResult(ResultValues):
     The explanation of an answer, word by word.
 
     It is Captum's ``LLMAttributionResult`` (``token_attr``, ``seq_attr``, ``output_probs``,
-    ``plot_token_attr``, ``plot_seq_attr``, ``plot_image_heatmap``) with a map of the image for each
-    token. Made by :class:`~captum_mllm.MLLMAttribution`, or read from a file by :meth:`load`.
+    ``plot_token_attr``, ``plot_seq_attr``, ``plot_image_heatmap``) with a map of each image for
+    each token: ``image_attrs``, and ``image_attr`` where one image is explained. Made by
+    :class:`~captum_mllm.MLLMAttribution`, or read from a file by :meth:`load`.
 
     Args:
         input_tokens (list[str]): the P tokens of the prompt, then the tokens of the answer.
         output_tokens (list[str]): the T explained tokens: those of the answer, or all.
-        image_attr (Tensor): a map for each explained token, shape (T, h, w), as fine as the
-            method made it; :meth:`map` enlarges it.
+        image_attr (Tensor or Sequence[Tensor]): a map for each explained token, shape (T, h, w),
+            as fine as the method made it; :meth:`map` enlarges it. A tuple of them where several
+            images are explained; their values compare.
         token_attr (Tensor): weight of each earlier token, shape (T, len(input_tokens)).
         output_probs (Tensor): the model's probability of each explained token, shape (T,).
         n_prompt (int): P, how many of the input tokens are of the prompt.
@@ -46,12 +50,17 @@ class MLLMAttributionResult(ResultValues):
         top_predictions (Sequence[Sequence[tuple[str, float]]]): the model's most probable tokens
             at each place, best first.
         images (Sequence[PIL.Image.Image]): the images of the prompt.
-        image_index (int): which of them is explained. Default: 0
+        explained (Sequence[int], optional): which of them are explained. Default: None, the first
+            ones, as many as have maps
+        image_shares (Tensor, optional): the share of each explained image in the evidence for each
+            token, shape (T, n_images), see :func:`~captum_mllm.attr.image_shares.image_shares`.
+            Default: None, by the cells of the maps
         prompt_parts (Sequence[PromptPart]): the turns, texts and images of the prompt in their
             order; their tokens together are the P tokens of the prompt. Default: (), the images
             and then one text.
-        segments (Tensor, optional): a label for each pixel, integers (H, W), where the image was
-            explained in segments. Default: None
+        segments (Tensor or Sequence[Tensor], optional): a label for each pixel, integers (H, W),
+            where the image was explained in segments; one for each of several images.
+            Default: None
         scales (Sequence[ScaleResult]): what each scale saw, where MSEA ran. Default: ()
         unit (str): what the values of the maps are counted in, such as ``"logits"``. Default: ""
         prompt (str): the question. Default: ""
@@ -91,10 +100,11 @@ class MLLMAttributionResult(ResultValues):
         border_width: int = 2,
         show_legends: bool = True,
         *,
+        image: int | None = None,
         alpha: float = plots.OPACITY,
-    ) -> tuple[Figure, Axes] | None:
+    ) -> tuple[Figure, Any] | None:
         r"""
-        The image with a map over it.
+        The image with a map over it; several images beside each other, on one scale of colours.
 
         As in Captum, the maps of several tokens are summed; :meth:`map` takes their mean. The
         colours run from 0, or from the negative to the positive of the largest value, so that they
@@ -107,11 +117,14 @@ class MLLMAttributionResult(ResultValues):
                 where the image was explained in segments. Default: 2
             show_legends (bool): write the label of each segment on it. Used only where the image
                 was explained in segments. Default: True
+            image (int, optional): one image of the prompt, from 0. Default: None, all explained
+                ones
             alpha (float): opacity of the map where it is strongest, in [0, 1]. Default: 0.75
 
         Returns:
             tuple[Figure, Axes] or None: the plot, unless it is shown. It is not registered with
-            pyplot, so that it need not be closed; ``show=True`` shows it.
+            pyplot, so that it need not be closed; ``show=True`` shows it. Of several images an
+            array of axes.
 
         Raises:
             TypeError: as in :meth:`map`.
@@ -123,41 +136,68 @@ class MLLMAttributionResult(ResultValues):
             title = "".join(self.output_tokens[token] for token in tokens).strip()
         if len(tokens) > 1:
             label += f", sum of {len(tokens)} tokens"
+        places = self._places(image)
+        images = [self.images[self.explained[place]] for place in places]
+        maps = [
+            self._map(place, tokens, "sum", _size_within(each, _DRAWN_SIDE))
+            for place, each in zip(places, images)
+        ]
+        labels = None
+        if self._labels is not None:
+            labels = [self._labels[place].numpy() for place in places]
         return plots.image_heatmap(
-            self.image,
-            self._map(tokens, "sum", self._size_within(_DRAWN_SIDE)),
+            images if len(places) > 1 else images[0],
+            maps if len(places) > 1 else maps[0],
             title=title,
+            names=[f"image {self.explained[place] + 1}" for place in places],
             label=label,
             alpha=alpha,
-            segments=None if self.segments is None else self.segments.numpy(),
+            segments=labels if labels is None or len(places) > 1 else labels[0],
             border_width=border_width,
             show_legends=show_legends,
             show=show,
         )
 
     def plot_words(
-        self, show: bool = False, *, columns: int | None = None, alpha: float = plots.OPACITY
+        self,
+        show: bool = False,
+        *,
+        image: int | None = None,
+        columns: int | None = None,
+        alpha: float = plots.OPACITY,
     ) -> tuple[Figure, Axes] | None:
         r"""
         A sheet of the image with the map of each word, the mean over its tokens, all on one scale
-        of colours.
+        of colours. Several images stand beside each other for each word.
 
         Args:
             show (bool): show the plot instead of returning it. Default: False
-            columns (int, optional): images in a row. Default: None, 5, and more for long answers.
+            image (int, optional): one image of the prompt, from 0. Default: None, all explained
+                ones
+            columns (int, optional): words in a row. Default: None, 5, and more for long answers;
+                fewer where there are several images.
             alpha (float): opacity of the maps where they are strongest, in [0, 1]. Default: 0.75
 
         Returns:
             tuple[Figure, Axes] or None: the plot, unless it is shown. ``axes.images`` and
-            ``axes.texts`` are those of the words, in their order.
+            ``axes.texts`` are those of the words, in their order; each word has an image of each.
 
         Raises:
             ValueError: for fewer than one column, or an opacity outside of [0, 1].
         """
-        maps = [self.image_attr[list(word)].mean(0).numpy() for word in self.words]
+        places = self._places(image)
+        maps = [
+            [self.image_attrs[place][list(word)].mean(0).numpy() for place in places]
+            for word in self.words
+        ]
+        images = [self.images[self.explained[place]] for place in places]
         return plots.word_sheet(
-            self.image, maps, self.output_words, columns=columns, alpha=alpha, show=show
+            images, maps, self.output_words, columns=columns, alpha=alpha, show=show
         )
+
+    def _places(self, image: int | None) -> list[int]:
+        """Which explained images are drawn."""
+        return list(range(len(self.explained))) if image is None else [self._place(image)]
 
     def plot_token_attr(self, show: bool = False) -> tuple[Figure, Axes] | None:
         r"""
@@ -276,12 +316,12 @@ class MLLMAttributionResult(ResultValues):
             PermissionError: if the file may not be written.
         """
         tensors = {name: getattr(self, name) for name in _TENSORS}
+        tensors |= _numbered("image_attr", self.image_attrs)
         for index, image in enumerate(self.images):
             tensors[f"image.{index}"] = torch.from_numpy(np.array(image.convert("RGB")))
-        if self.segments is not None:
-            tensors["segments"] = self.segments
+        tensors |= _numbered("segments", self._labels or ())
         for index, scale in enumerate(self.scales):
-            tensors[f"scale.{index}.image_attr"] = scale.image_attr
+            tensors |= _numbered(f"scale.{index}.image_attr", scale.image_attrs)
             if scale.output_probs is not None:
                 tensors[f"scale.{index}.output_probs"] = scale.output_probs
         facts = {name: getattr(self, name) for name in _FACTS}
@@ -308,17 +348,21 @@ class MLLMAttributionResult(ResultValues):
         parts: dict[str, Any] = {**facts, **tensors}
         try:
             n_images = sum(name.startswith("image.") for name in tensors)
+            numbers = range(len(facts["explained"]))
             return cls(
+                image_attr=[tensors[f"image_attr.{number}"] for number in numbers],
                 **{name: parts[name] for name in _FACTS + _TENSORS},
                 images=[
                     Image.fromarray(tensors[f"image.{index}"].numpy()) for index in range(n_images)
                 ],
                 prompt_parts=[PromptPart(**part) for part in facts["prompt_parts"]],
-                segments=tensors.get("segments"),
+                segments=[tensors[f"segments.{number}"] for number in numbers]
+                if "segments.0" in tensors
+                else None,
                 scales=[
                     ScaleResult(
                         scale,
-                        tensors[f"scale.{index}.image_attr"],
+                        tuple(tensors[f"scale.{index}.image_attr.{number}"] for number in numbers),
                         tensors.get(f"scale.{index}.output_probs"),
                     )
                     for index, scale in enumerate(facts["scales"])
@@ -336,16 +380,26 @@ class MLLMAttributionResult(ResultValues):
         return max(round(height * share), 1), max(round(width * share), 1)
 
 
-_TENSORS = ("image_attr", "token_attr", "output_probs")
+_TENSORS = ("image_shares", "token_attr", "output_probs")
 _FACTS = (
     "input_tokens",
     "n_prompt",
     "output_tokens",
     "words",
     "top_predictions",
-    "image_index",
+    "explained",
     "unit",
     "prompt",
     "method",
     "model",
 )
+
+
+def _size_within(image: Image.Image, longest: int) -> tuple[int, int]:
+    """Height and width of an image, reduced to a longest side."""
+    share = min(1.0, longest / max(image.size))
+    return max(round(image.height * share), 1), max(round(image.width * share), 1)
+
+
+def _numbered(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{number}": tensor for number, tensor in enumerate(tensors)}

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-FORMAT = "captum_mllm result 1"
+FORMAT = "captum_mllm result 2"
 
 
 def write_result(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

@@ -19,25 +19,26 @@ def result_page(result: ResultValues) -> str:
     skipped = len(result.output_tokens) - (len(result.input_tokens) - result.n_prompt)
     words = [[token - skipped for token in word] for word in result.words if word[0] >= skipped]
     prompt, parts, weights = _by_words(result, result.token_attr[skipped:])
-    image_attr = result.image_attr[skipped:]
+    image_attrs = [maps[skipped:] for maps in result.image_attrs]
     # Beside maps of evidence alone, evidence against a word would change the colours' meaning.
-    lowest = 0.0 if image_attr.min() >= 0 else None
+    lowest = 0.0 if all(maps.min() >= 0 for maps in image_attrs) else None
     scales = [
         ScaleView(
             scale.scale,
-            scale.image_attr[skipped:].clamp(min=lowest, max=torch.inf).numpy(),
+            [maps[skipped:].clamp(min=lowest, max=torch.inf).numpy() for maps in scale.image_attrs],
             None if scale.output_probs is None else scale.output_probs[skipped:].numpy(),
         )
         for scale in result.scales
     ]
     return render_page(
         images=result.images,
-        image_index=result.image_index,
+        explained=result.explained,
         prompt_tokens=prompt,
         prompt_parts=parts,
         answer_tokens=result.output_tokens[skipped:],
         words=words,
-        image_attr=image_attr.numpy(),
+        image_attr=[maps.numpy() for maps in image_attrs],
+        image_shares=result.image_shares[skipped:].numpy(),
         token_attr=weights.numpy(),
         output_probs=result.output_probs[skipped:].numpy(),
         top_predictions=result.top_predictions[skipped:],

@@ -20,14 +20,23 @@ class ScaleResult:
     What one scale of MSEA saw.
 
     Args:
-        scale (float): size of the image relative to the original.
-        image_attr (Tensor): its maps, shape (T, h, w).
+        scale (float): size of the images relative to the originals.
+        image_attrs (tuple[Tensor, ...]): for each explained image its maps, shape (T, h, w); the
+            tensor itself where one image is explained.
         output_probs (Tensor or None): probability of each token at this scale, shape (T,).
     """
 
     scale: float
-    image_attr: Tensor
+    image_attrs: tuple[Tensor, ...]
     output_probs: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_attrs", as_tuple(self.image_attrs))
+
+    @property
+    def image_attr(self) -> Tensor:
+        """The maps of the explained image, where it is the only one."""
+        return only(self.image_attrs)
 
 
 class WordWeight(NamedTuple):
@@ -50,10 +59,29 @@ class WordWeight(NamedTuple):
     tokens: tuple[int, ...]
 
 
+def as_tuple(tensors: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What is given for one image, or for each of several."""
+    return (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+
+
+def only(image_attrs: Sequence[Tensor]) -> Tensor:
+    r"""The maps of the one image.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    if len(image_attrs) != 1:
+        raise ValueError(
+            f"{len(image_attrs)} images are explained, and image_attr has the maps of one; take "
+            "image_attrs, a tuple with the maps of each"
+        )
+    return image_attrs[0]
+
+
 def check_fit(
     input_tokens: list[str],
     output_tokens: list[str],
-    image_attr: Tensor,
+    image_attrs: Sequence[Tensor],
     token_attr: Tensor,
     output_probs: Tensor,
     n_prompt: int,
@@ -63,20 +91,23 @@ def check_fit(
 ) -> None:
     """Raise where the shapes do not fit each other."""
     n_input, n_tokens = len(input_tokens), len(output_tokens)
+
+    def are_maps(each: Sequence[Tensor]) -> bool:
+        return len(each) == len(image_attrs) > 0 and all(
+            maps.ndim == 3 and maps.numel() > 0 and len(maps) == n_tokens for maps in each
+        )
+
     fits = (
-        image_attr.ndim == 3
-        and image_attr.numel() > 0
+        are_maps(image_attrs)
         and 0 <= n_prompt < n_input
         and n_tokens in (n_input, n_input - n_prompt)
         and token_attr.shape == (n_tokens, n_input)
         and output_probs.shape == (n_tokens,)
-        and len(image_attr) == len(top_predictions) == n_tokens
+        and len(top_predictions) == n_tokens
         and [token for word in words for token in word] == list(range(n_tokens))
         and all(words)
         and all(
-            scale.image_attr.ndim == 3
-            and scale.image_attr.numel() > 0
-            and len(scale.image_attr) == n_tokens
+            are_maps(scale.image_attrs)
             and (scale.output_probs is None or scale.output_probs.shape == (n_tokens,))
             for scale in scales
         )
@@ -84,7 +115,8 @@ def check_fit(
     if not fits:
         raise ValueError(
             f"the parts of the result do not fit each other: {n_tokens} output tokens, "
-            f"{n_input} input tokens, maps {tuple(image_attr.shape)}, weights "
+            f"{n_input} input tokens, maps "
+            f"{', '.join(str(tuple(maps.shape)) for maps in image_attrs)}, weights "
             f"{tuple(token_attr.shape)}, {len(top_predictions)} lists of predictions"
         )
 
@@ -101,15 +133,26 @@ def check_texts(
         raise TypeError("unit, prompt, method, model and the roles of prompt_parts are strings")
 
 
-def check_images(images: Sequence[Image.Image], image_index: int, segments: Tensor | None) -> None:
-    """Raise where there is no such image, or the segments are not its own."""
+def check_images(
+    images: Sequence[Image.Image],
+    explained: Sequence[int],
+    n_maps: int,
+    segments: Sequence[Tensor] | None,
+) -> None:
+    """Raise where there is no such image, or the maps or segments are not those of the images."""
     if not all(isinstance(image, Image.Image) for image in images):
         raise TypeError("images has an entry that is not a PIL.Image.Image")
-    if not 0 <= image_index < len(images):
-        raise ValueError(f"image_index is {image_index}, expected one of {len(images)} images")
-    size = (images[image_index].height, images[image_index].width)
-    if segments is not None and segments.shape != size:
-        raise ValueError(f"segments have shape {tuple(segments.shape)}, expected {size}")
+    known = set(range(len(images)))
+    if not explained or not set(explained) <= known or len(set(explained)) != len(explained):
+        raise ValueError(
+            f"explained is {tuple(explained)}, expected indices of the {len(images)} image(s)"
+        )
+    if n_maps != len(explained):
+        raise ValueError(f"got maps of {n_maps} image(s), expected {len(explained)}")
+    sizes = [(images[index].height, images[index].width) for index in explained]
+    shapes = sizes if segments is None else [tuple(each.shape) for each in segments]
+    if shapes != sizes:
+        raise ValueError(f"segments have shapes {shapes}, expected {sizes}")
 
 
 def check_prompt_parts(parts: Sequence[PromptPart], n_prompt: int) -> None:
@@ -125,7 +168,8 @@ def check_numbers(tensors: Mapping[str, Tensor], scales: Sequence[ScaleResult]) 
     """Raise for numbers that are not finite, and probabilities outside of [0, 1]."""
     numbers = dict(tensors)
     for index, scale in enumerate(scales):
-        numbers[f"scales[{index}].image_attr"] = scale.image_attr
+        for place, maps in enumerate(scale.image_attrs):
+            numbers[f"scales[{index}].image_attrs[{place}]"] = maps
         if scale.output_probs is not None:
             numbers[f"scales[{index}].output_probs"] = scale.output_probs
         if not 0 < scale.scale < math.inf:
@@ -134,5 +178,6 @@ def check_numbers(tensors: Mapping[str, Tensor], scales: Sequence[ScaleResult]) 
         if not part.isfinite().all():
             raise ValueError(f"{name} has numbers that are not finite")
         # Rounding may carry a sum of probabilities past 1.
-        if name.endswith("probs") and bool(((part < -1e-6) | (part > 1 + 1e-6)).any()):
-            raise ValueError(f"{name} has numbers outside of [0, 1], expected probabilities")
+        if name.endswith(("probs", "shares")) and bool(((part < -1e-6) | (part > 1 + 1e-6)).any()):
+            expected = "probabilities" if name.endswith("probs") else "shares"
+            raise ValueError(f"{name} has numbers outside of [0, 1], expected {expected}")

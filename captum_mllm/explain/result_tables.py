@@ -9,7 +9,7 @@ from captum_mllm.explain.result_values import ResultValues
 
 def result_dict(result: ResultValues, maps: bool) -> dict[str, Any]:
     """A result as plain values, see ``MLLMAttributionResult.to_dict``."""
-    width, height = result.image.size
+    several = len(result.explained) > 1
     words = []
     for word, text in zip(result.words, result.output_words):
         tokens = list(word)
@@ -23,16 +23,23 @@ def result_dict(result: ResultValues, maps: bool) -> dict[str, Any]:
                 for row in result.text_weights(tokens)
             ],
         }
+        if several:
+            entry["image_shares"] = result.image_shares[tokens].mean(0).tolist()
         if maps:
-            entry["map"] = result.image_attr[tokens].mean(0).tolist()
+            drawn = [each[tokens].mean(0).tolist() for each in result.image_attrs]
+            entry |= {"maps": drawn} if several else {"map": drawn[0]}
         words.append(entry)
+    shown = [
+        {"width": result.images[index].width, "height": result.images[index].height}
+        for index in result.explained
+    ]
     return {
         "method": result.method,
         "model": result.model,
         "prompt": result.prompt,
         "unit": result.unit,
         "answer": "".join(result.input_tokens[result.n_prompt :]),
-        "image": {"width": width, "height": height},
+        **({"images": shown} if several else {"image": shown[0]}),
         "words": words,
     }
 

@@ -13,14 +13,17 @@ from captum.attr import InterpretableInput, LLMAttributionResult
 from PIL import Image
 from torch import Tensor
 
+from captum_mllm.attr.image_shares import image_shares as shares_of
 from captum_mllm.explain.result_parts import (
     ScaleResult,
     WordWeight,
+    as_tuple,
     check_fit,
     check_images,
     check_numbers,
     check_prompt_parts,
     check_texts,
+    only,
 )
 from captum_mllm.explain.selection import Selection, select_tokens
 from captum_mllm.models.prompt_parts import PromptPart
@@ -31,7 +34,6 @@ class ResultValues(LLMAttributionResult):
     r"""What a result holds; :class:`~captum_mllm.MLLMAttributionResult` has the arguments and shows
     it."""
 
-    image_attr: Tensor
     token_attr: Tensor
     output_probs: Tensor
 
@@ -40,16 +42,17 @@ class ResultValues(LLMAttributionResult):
         *,
         input_tokens: list[str],
         output_tokens: list[str],
-        image_attr: Tensor,
+        image_attr: Tensor | Sequence[Tensor],
         token_attr: Tensor,
         output_probs: Tensor,
         n_prompt: int,
         words: Sequence[Word],
         top_predictions: Sequence[Sequence[tuple[str, float]]],
         images: Sequence[Image.Image],
-        image_index: int = 0,
+        explained: Sequence[int] | None = None,
+        image_shares: Tensor | None = None,
         prompt_parts: Sequence[PromptPart] = (),
-        segments: Tensor | None = None,
+        segments: Tensor | Sequence[Tensor] | None = None,
         scales: Sequence[ScaleResult] = (),
         unit: str = "",
         prompt: str = "",
@@ -57,14 +60,13 @@ class ResultValues(LLMAttributionResult):
         model: str = "",
         inp: InterpretableInput | None = None,
     ) -> None:
-        image_attr, token_attr, output_probs = (
-            part.detach().float().cpu() for part in (image_attr, token_attr, output_probs)
-        )
+        image_attrs = tuple(map(_plain, as_tuple(image_attr)))
+        token_attr, output_probs = _plain(token_attr), _plain(output_probs)
         words = [tuple(word) for word in words]
         check_fit(
             input_tokens,
             output_tokens,
-            image_attr,
+            image_attrs,
             token_attr,
             output_probs,
             n_prompt,
@@ -80,17 +82,24 @@ class ResultValues(LLMAttributionResult):
             output_probs=output_probs,
             inp=inp,
         )
-        self.image_attr = image_attr
+        self.image_attrs = image_attrs
         self.n_prompt = n_prompt
         self.words = words
         self.top_predictions = [[(str(a), float(b)) for a, b in row] for row in top_predictions]
         self.images = list(images)
-        self.image_index = image_index
+        self.explained = tuple(range(len(image_attrs)) if explained is None else explained)
+        if image_shares is None:
+            cells = [maps[0].numel() for maps in image_attrs]
+            image_shares = shares_of([maps[:, None] for maps in image_attrs], cells)
+        self.image_shares = _plain(image_shares)
         self.prompt_parts = list(prompt_parts) or [
             *(PromptPart("", image=index) for index in range(len(self.images))),
             PromptPart("", n_tokens=n_prompt),
         ]
-        self.segments = None if segments is None else segments.detach().cpu().to(torch.int32)
+        labels = None
+        if segments is not None:
+            labels = tuple(each.detach().cpu().to(torch.int32) for each in as_tuple(segments))
+        self._labels = labels
         self.scales = list(scales)
         self.unit = unit
         self.prompt = prompt
@@ -101,24 +110,41 @@ class ResultValues(LLMAttributionResult):
             (unit, prompt, method, model),
             self.prompt_parts,
         )
-        check_images(self.images, image_index, self.segments)
+        check_images(self.images, self.explained, len(image_attrs), labels)
         check_prompt_parts(self.prompt_parts, n_prompt)
-        check_numbers(
-            {"image_attr": image_attr, "token_attr": token_attr, "output_probs": output_probs},
-            self.scales,
-        )
+        if self.image_shares.shape != (len(output_tokens), len(image_attrs)):
+            raise ValueError(
+                f"image_shares have shape {tuple(self.image_shares.shape)}, expected "
+                f"{(len(output_tokens), len(image_attrs))}"
+            )
+        numbers = {name: getattr(self, name) for name in ("token_attr", "output_probs")}
+        numbers["image_shares"] = self.image_shares
+        numbers |= {f"image_attrs[{index}]": maps for index, maps in enumerate(image_attrs)}
+        check_numbers(numbers, self.scales)
 
     def __repr__(self) -> str:
-        height, width = self.image_attr.shape[1:]
+        sizes = " and ".join("{} x {}".format(*maps.shape[1:]) for maps in self.image_attrs)
         return (
             f"{type(self).__name__}({''.join(self.output_tokens)!r}, method={self.method!r}, "
-            f"{len(self.output_tokens)} tokens, maps of {height} x {width})"
+            f"{len(self.output_tokens)} tokens, maps of {sizes})"
         )
 
     @property
+    def image_attr(self) -> Tensor:
+        """The maps of the explained image, (T, h, w), where it is the only one."""
+        return only(self.image_attrs)
+
+    @property
     def image(self) -> Image.Image:
-        """The explained image."""
-        return self.images[self.image_index]
+        """The explained image, where it is the only one."""
+        return self.images[self.explained[self._place(None)]]
+
+    @property
+    def segments(self) -> Tensor | tuple[Tensor, ...] | None:
+        """A label for each pixel, (H, W), or a tuple of these for several images; None where
+        pixels were explained."""
+        labels = self._labels
+        return labels[0] if labels is not None and len(labels) == 1 else labels
 
     @property
     def output_words(self) -> list[str]:
@@ -136,10 +162,14 @@ class ResultValues(LLMAttributionResult):
         return group_runs(self.input_tokens[: self.n_prompt], self._prompt_runs) + answer
 
     def map(
-        self, selection: Selection | None = None, *, reduce: Literal["mean", "sum"] = "mean"
+        self,
+        selection: Selection | None = None,
+        *,
+        image: int | None = None,
+        reduce: Literal["mean", "sum"] = "mean",
     ) -> np.ndarray:
         r"""
-        The map of a token, a word or a phrase at the image's own size, ready for Captum's
+        The map of a token, a word or a phrase at an image's own size, ready for Captum's
         ``visualize_image_attr``.
 
         Args:
@@ -150,6 +180,8 @@ class ResultValues(LLMAttributionResult):
                 expression; or a list of these. A phrase is looked for in the answer first, then in
                 the prompt if that was explained too; first with the same case, then with any.
                 Default: None, all tokens.
+            image (int, optional): which image of the prompt, from 0. Default: None, the explained
+                one; needed where there are several.
             reduce (str): ``"mean"`` keeps words of one and of many tokens comparable; ``"sum"`` is
                 what Captum's plots of a range show. Default: ``"mean"``
 
@@ -158,10 +190,12 @@ class ResultValues(LLMAttributionResult):
 
         Raises:
             TypeError: for a bool, a float, or another type of selection.
-            ValueError: if there is no such token or phrase, or the selection is empty.
+            ValueError: if there is no such token or phrase, the selection is empty, or the image
+                is not explained or not named.
         """
-        width, height = self.image.size
-        return self._map(self._tokens(selection), reduce, (height, width))
+        place = self._place(image)
+        width, height = self.images[self.explained[place]].size
+        return self._map(place, self._tokens(selection), reduce, (height, width))
 
     def text_weights(
         self, selection: Selection | None = None, *, reduce: Literal["mean", "sum"] = "mean"
@@ -223,11 +257,25 @@ class ResultValues(LLMAttributionResult):
             runs = self._prompt_runs + runs
         return select_tokens(selection, self.output_tokens, self.words, runs)
 
+    def _place(self, image: int | None) -> int:
+        """Where an image of the prompt is among the explained ones."""
+        if image is None and len(self.explained) == 1:
+            return 0
+        if image not in self.explained:
+            names = ", ".join(map(str, self.explained))
+            given = "no image" if image is None else f"image={image!r}"
+            raise ValueError(f"got {given}, expected one of the explained images: image={names}")
+        return self.explained.index(image)
+
     def _map(
-        self, tokens: list[int], reduce: Literal["mean", "sum"], size: tuple[int, int]
+        self, place: int, tokens: list[int], reduce: Literal["mean", "sum"], size: tuple[int, int]
     ) -> np.ndarray:
-        map_ = _reduced(self.image_attr[tokens], reduce)[None, None]
+        map_ = _reduced(self.image_attrs[place][tokens], reduce)[None, None]
         return F.interpolate(map_, size=size, mode="bilinear")[0, 0].numpy()
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().cpu()
 
 
 def _reduced(values: Tensor, reduce: str) -> Tensor:

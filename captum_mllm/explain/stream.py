@@ -12,6 +12,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
+from captum_mllm.attr.image_shares import image_shares, image_units
 from captum_mllm.attr.text_attribution import text_attribution
 from captum_mllm.attr.token_maps import token_attribution, token_maps
 from captum_mllm.explain.answer_stream import AnswerStream, AnswerWord
@@ -107,15 +108,15 @@ class Said:
 
     Args:
         mllm (MLLM): the model.
-        image (Tensor): the image, (1, 3, H, W).
+        images (tuple[Tensor, ...]): the explained images, (1, 3, H, W).
         question (Query): the question.
     """
 
-    def __init__(self, mllm: MLLM, image: Tensor, question: Query) -> None:
+    def __init__(self, mllm: MLLM, images: tuple[Tensor, ...], question: Query) -> None:
         self.mllm = mllm
-        self.image = image
+        self.images = images
         self.question = question
-        self.encoding = mllm.encode((image,), question)
+        self.encoding = mllm.encode(images, question)
         self._decoding: Decoding | None = None
         self._prompt: States | None = None
 
@@ -168,14 +169,14 @@ def stream_answer(
     if reason := token_attribution(method).why_not_streamed(**kwargs):
         raise ValueError(reason)
     mllm = method.forward_func
-    (image,), question = open_query(mllm.processor, inp, mllm.device, every_image=False)
-    said = Said(mllm, image, question)
+    images, question = open_query(mllm.processor, inp, mllm.device)
+    said = Said(mllm, images, question)
 
     def finish() -> MLLMAttributionResult:
         states, query = said.so_far()
         with mllm.remember():
-            mllm.keep(states, image, query)
-            return explain(method, inp, image, query, **kwargs)
+            mllm.keep(states, *images, query)
+            return explain(method, inp, images, query, **kwargs)
 
     return AnswerStream(stream_words(method, said, options, kwargs), finish)
 
@@ -246,15 +247,17 @@ def _explain(
     texts: Sequence[str],
     kwargs: dict[str, Any],
 ) -> AnswerWord:
-    mllm, image = said.mllm, said.image
+    mllm, images = said.mllm, said.images
     states, query = said.so_far(word[-1] + 1)
     with mllm.remember():
-        mllm.keep(states, image, query)
-        maps = [
-            token_maps(method, (image,), query, (token, query.answer_ids[token]), **kwargs).maps[0]
+        mllm.keep(states, *images, query)
+        found = [
+            token_maps(method, images, query, (token, query.answer_ids[token]), **kwargs).maps
             for token in word
         ]
-        weights = text_attribution(method, (image,), query)
+        weights = text_attribution(method, images, query)
+    maps = [torch.cat(parts) for parts in zip(*found)]
+    shares = image_shares(maps, image_units(method, images, states.layouts))
     predicted = states.predictions(mllm.vocabulary, 1, with_text=False)
     earlier = weights[list(word), : states.n_prompt + word[0]]
     return AnswerWord(
@@ -262,9 +265,10 @@ def _explain(
         tokens=tuple(texts[token] for token in word),
         position=word[0],
         probability=float(predicted.probability[list(word)].prod()),
-        image_attr=torch.cat(maps).float().mean(0)[0].cpu(),
+        image_attrs=tuple(each.float().mean(0)[0].cpu() for each in maps),
+        image_shares=shares.float().mean(0).cpu(),
         token_attr=earlier.float().sum(0).cpu(),
-        size=size_of(image),
+        sizes=tuple(map(size_of, images)),
     )
 
 

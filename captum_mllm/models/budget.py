@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from captum_mllm.models.inputs import ImageTextInput
-from captum_mllm.models.layout import Size, size_of
+from captum_mllm.models.layout import Size
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.prompt import open_query
 from captum_mllm.models.query import Query
@@ -29,8 +29,8 @@ class ScaleEstimate(NamedTuple):
 
     Args:
         scale (float): size of the image relative to its own.
-        passes (int): rows that go through the model, one for each window of the image.
-        image_tokens (int): tokens of the explained image, over all passes.
+        passes (int): rows that go through the model, one for each window of an image.
+        image_tokens (int): tokens of the explained images, over all passes.
         tokens (int): tokens of each pass, those of the prompt and the answer included.
         memory (int): bytes that a pass takes at least, beside the weights.
     """
@@ -58,7 +58,7 @@ def estimate(
     Args:
         mllm (MLLM): the model.
         inp (ImageTextInput): the images and the question.
-        scales (Sequence[float]): scales of the explained image. Default: (1.0,)
+        scales (Sequence[float]): scales of the explained images. Default: (1.0,)
         answer_tokens (int): tokens of the answer. Default: 64
 
     Returns:
@@ -73,14 +73,11 @@ def estimate(
         >>> [each.image_tokens for each in estimate(mllm, inp, scales=(0.5, 1.0, 2.0))]
         [49, 196, 784]
     """
-    (image,), query = open_query(mllm.processor, inp, mllm.device, every_image=False)
-    native = size_of(image)
-    at_native = _count(mllm, query, native, native)
-    context = _n_text(mllm, query, native)
+    _, query = open_query(mllm.processor, inp, mllm.device)
+    context = _n_text(mllm, query)
     estimates = []
     for scale in scales:
-        size = (max(round(native[0] * scale), 1), max(round(native[1] * scale), 1))
-        passes, image_tokens = at_native if scale == 1 else _count(mllm, query, size, native)
+        passes, image_tokens = _count(mllm, query, scale)
         tokens = math.ceil(image_tokens / passes) + context + answer_tokens
         memory = _memory(mllm, passes, tokens, image_tokens)
         estimates.append(ScaleEstimate(float(scale), passes, image_tokens, tokens, memory))
@@ -99,8 +96,8 @@ def fit_scales(
     Args:
         mllm (MLLM): the model.
         inp (ImageTextInput): the images and the question.
-        scales (Sequence[float]): scales of the explained image.
-        max_image_tokens (int, optional): tokens of the explained image at one scale, at most.
+        scales (Sequence[float]): scales of the explained images.
+        max_image_tokens (int, optional): tokens of the explained images at one scale, at most.
             Default: None, as many as the context of the model holds.
         answer_tokens (int): tokens of the answer. Default: 64
 
@@ -174,29 +171,44 @@ def _limits(context: int | None, max_image_tokens: int | None) -> str:
     return " and ".join(limits)
 
 
-def _count(mllm: MLLM, query: Query, size: Size, native: Size) -> tuple[int, int]:
-    """Passes and tokens of the explained image at a size."""
+def _count(mllm: MLLM, query: Query, scale: float) -> tuple[int, int]:
+    """Passes and tokens of the explained images at a scale."""
+    natives = [query.native[index] for index in query.explained]
+    sizes = [_scaled(native, scale) for native in natives]
     vision, images = mllm.model.config.vision_config, mllm.processor.image_processor
     merge = getattr(vision, "spatial_merge_size", None)
     counts = hasattr(images, "get_number_of_image_patches")
     if merge is not None and counts and getattr(images, "merge_size", None) == merge:
-        options = mllm.geometry.processor_options(size, native)
-        limits = {**dict(images.size), **options.get("size", {})}
-        known = {"min_pixels": limits["shortest_edge"], "max_pixels": limits["longest_edge"]}
-        return 1, images.get_number_of_image_patches(*size, known) // merge**2
-    shrink = min(math.sqrt(_MEASURED / max(size[0] * size[1], native[0] * native[1])), 1.0)
-    small, of_small = (_shrunk(each, shrink) for each in (size, native))
-    encoding = mllm.encode((_blank(mllm, small),), _at(query, of_small))
-    (layout,) = (encoding.layouts[index] for index in query.explained)
-    return encoding.windows, layout.n_tokens
+        n_tokens = 0
+        for size, native in zip(sizes, natives):
+            options = mllm.geometry.processor_options(size, native)
+            limits = {**dict(images.size), **options.get("size", {})}
+            known = {"min_pixels": limits["shortest_edge"], "max_pixels": limits["longest_edge"]}
+            n_tokens += images.get_number_of_image_patches(*size, known) // merge**2
+        return 1, n_tokens
+    shrinks = [
+        min(math.sqrt(_MEASURED / max(size[0] * size[1], native[0] * native[1])), 1.0)
+        for size, native in zip(sizes, natives)
+    ]
+    blanks = [_blank(mllm, _shrunk(*each)) for each in zip(sizes, shrinks)]
+    encoding = mllm.encode(blanks, _at(query, [_shrunk(*each) for each in zip(natives, shrinks)]))
+    return encoding.windows, sum(encoding.layouts[index].n_tokens for index in query.explained)
 
 
-def _n_text(mllm: MLLM, query: Query, native: Size) -> int:
-    """Tokens of the prompt that are not the explained image's, other images included."""
-    small = _shrunk(native, min(math.sqrt(_MEASURED / (native[0] * native[1])), 1.0))
-    encoding = mllm.encode((_blank(mllm, small),), _at(query, small))
-    (index,) = query.explained
-    return encoding.inputs["input_ids"].shape[1] - len(encoding.image_positions[index])
+def _n_text(mllm: MLLM, query: Query) -> int:
+    """Tokens of the prompt that are not the explained images', other images included."""
+    natives = [query.native[index] for index in query.explained]
+    small = [
+        _shrunk(native, min(math.sqrt(_MEASURED / (native[0] * native[1])), 1.0))
+        for native in natives
+    ]
+    encoding = mllm.encode([_blank(mllm, size) for size in small], _at(query, small))
+    n_image = sum(len(encoding.image_positions[index]) for index in query.explained)
+    return encoding.inputs["input_ids"].shape[1] - n_image
+
+
+def _scaled(size: Size, scale: float) -> Size:
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
 
 def _shrunk(size: Size, factor: float) -> Size:
@@ -207,11 +219,11 @@ def _blank(mllm: MLLM, size: Size) -> torch.Tensor:
     return torch.zeros(1, 3, *size, device=mllm.device)
 
 
-def _at(query: Query, native: Size) -> Query:
-    """The query of an explained image of another size."""
-    sizes = [
-        native if index in query.explained else size for index, size in enumerate(query.native)
-    ]
+def _at(query: Query, natives: Sequence[Size]) -> Query:
+    """The query of explained images of other sizes."""
+    sizes = list(query.native)
+    for index, native in zip(query.explained, natives):
+        sizes[index] = native
     return replace(query, native=tuple(sizes))
 
 

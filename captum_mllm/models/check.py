@@ -143,7 +143,11 @@ def _verdict(name: str, function: Callable[[], str]) -> Verdict:
 def _check_prompt(
     backbone: Backbone, inp: ImageTextInput, prepared: list[tuple[Tensor, Query]]
 ) -> str:
-    (image, *_), query = open_query(backbone.processor, inp, backbone.device, False)
+    (image, *_), query = open_query(backbone.processor, inp, backbone.device)
+    first, *_ = query.explained
+    # One image is enough to prove the family; the others are there, and stay as they are.
+    seen = [None if index == first else each.to(image) for index, each in enumerate(inp.images)]
+    query = replace(query, images=tuple(seen))
     missing = [text for text in inp.texts if text.strip() and text.strip() not in query.prompt]
     if missing:
         raise _Wrong(f"the chat template leaves out or rewrites {missing}")

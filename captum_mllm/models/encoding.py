@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
 from threading import Lock
 from typing import Any
 
@@ -200,17 +201,13 @@ def encode(
 
 
 def _windows(images: Sequence[Tensor], query: Query, geometry: Geometry) -> list[list[Box]]:
+    """The windows of each image, in each row the next of all images. An image of fewer windows
+    than another begins again."""
     boxes = [
         geometry.windows(size_of(image), native) for image, native in zip(images, query.native)
     ]
-    several = [index for index, box in enumerate(boxes) if len(box) > 1]
-    if len(several) > 1:
-        raise ValueError(
-            "several images at a scale above 1 need windows of each, which this family cannot "
-            "combine; explain one image at a time"
-        )
     count = max(len(box) for box in boxes)
-    return [box if len(box) == count else box * count for box in boxes]
+    return [list(islice(cycle(box), count)) for box in boxes]
 
 
 def _cut(images: Tensor, boxes: list[Box]) -> Tensor:

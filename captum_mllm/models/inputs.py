@@ -1,4 +1,4 @@
-"""`ImageTextInput`, the input that a user explains: an image and a text."""
+"""`ImageTextInput`, the input that a user explains: images and a text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class ImageTextInput:
             :meth:`transformers.ProcessorMixin.apply_chat_template` takes it, with a part
             ``{"type": "image"}`` for each image. The last message is the user's, or begins the
             answer of the assistant, which the model then continues.
-        explained (int): which of several images is explained. Default: 0.
+        explained (int, optional): the one of several images that is explained, from 0.
+            Default: None, all of them.
 
     Raises:
         TypeError: for an image, a text or messages of another type.
@@ -53,7 +54,7 @@ class ImageTextInput:
         text: str | None = None,
         *,
         messages: Messages | None = None,
-        explained: int = 0,
+        explained: int | None = None,
     ) -> None:
         if (text is None) == (messages is None):
             raise ValueError("give the prompt either as `text` or as `messages`, and not both")
@@ -62,9 +63,9 @@ class ImageTextInput:
         images: list[Any] = list(image) if isinstance(image, (list, tuple)) else [image]
         if not images:
             raise ValueError("got no image, expected one or a list of them")
-        if not is_integer(explained):
+        if explained is not None and not is_integer(explained):
             raise TypeError(f"got explained={explained!r}, expected the index of an image")
-        if not 0 <= explained < len(images):
+        if explained is not None and not 0 <= explained < len(images):
             raise ValueError(
                 f"got explained={explained}, expected the index of one of {len(images)} image(s)"
             )
@@ -76,16 +77,18 @@ class ImageTextInput:
         self.texts = tuple(part["text"] for part in _parts(self.messages) if part["type"] == "text")
         _check_counts(self.messages, self.texts, len(images))
         self.images = tuple(read_image(each) for each in images)
-        self.explained = int(explained)
+        #: Indices of the images that are explained.
+        self.explained = tuple(range(len(images))) if explained is None else (int(explained),)
 
     @property
     def continues(self) -> bool:
         """Whether the last message begins the answer, so that the model continues it."""
         return self.messages[-1]["role"] == "assistant"
 
-    def to_tensor(self) -> Tensor:
-        """The image under explanation, (1, 3, H, W) in [0, 1]."""
-        return self.images[self.explained].unsqueeze(0)
+    def to_tensor(self) -> Tensor | tuple[Tensor, ...]:
+        """The explained image, (1, 3, H, W) in [0, 1], or a tuple of them if there are several."""
+        opened = tuple(self.images[index].unsqueeze(0) for index in self.explained)
+        return opened if len(opened) > 1 else opened[0]
 
 
 def replace_texts(messages: Messages, texts: Sequence[str]) -> list[dict[str, Any]]:

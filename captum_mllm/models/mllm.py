@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from captum_mllm._captum import runs_deep_lift
+from captum_mllm._captum import format_output, runs_deep_lift
 from captum_mllm.models import word_embeddings
 from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.check import SCALES, Report, check
@@ -168,30 +168,28 @@ class MLLM(nn.Module):
         self,
         inp: ImageTextInput,
         target: str | Sequence[int] | Tensor | None = None,
-        every_image: bool = False,
         **generation: Any,
     ) -> tuple[Any, Query]:
-        r"""The tensor and the query that stand for an input and its answer.
+        r"""The images and the query that stand for an input and its answer.
 
         Args:
             inp (ImageTextInput): the images and the question.
             target (str, Sequence[int] or Tensor, optional): the answer to explain, as text or as
                 tokens. Default: None, what the model answers.
-            every_image (bool): leave every image open, not only the explained one.
             **generation (Any): arguments of ``generate``, such as ``max_new_tokens``, where the
                 model answers. Default: greedy, 64 tokens at most.
 
         Returns:
-            tuple[Tensor, Query]: the image (1, 3, H, W) in [0, 1], or a tuple of all images
-            if ``every_image``, on the model's device, and the query.
+            tuple[Tensor or tuple[Tensor, ...], Query]: the explained image (1, 3, H, W) in [0, 1],
+            or a tuple of them if there are several, on the model's device; and the query.
 
         Raises:
             ValueError: for an empty answer, and where the chat template leaves no place for the
                 image.
         """
-        opened, query = open_query(self.processor, inp, self.device, every_image)
+        opened, query = open_query(self.processor, inp, self.device)
         answer = find_answer(self.backbone, opened, query, target, generation)
-        return (opened if every_image else opened[0]), replace(query, answer_ids=answer)
+        return format_output(len(opened) > 1, opened), replace(query, answer_ids=answer)
 
     def check(self, inp: ImageTextInput | None = None, scales: Sequence[float] = SCALES) -> Report:
         r"""Prove that the model, its processor and its family's facts fit together.

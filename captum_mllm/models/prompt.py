@@ -26,7 +26,7 @@ _SENTINELS = re.compile(f"{_START}(\\d+){_FILL}+")
 
 
 def open_query(
-    processor: Any, inp: ImageTextInput, device: torch.device, every_image: bool
+    processor: Any, inp: ImageTextInput, device: torch.device
 ) -> tuple[tuple[Tensor, ...], Query]:
     r"""The images that are explained, and a query without an answer yet.
 
@@ -34,7 +34,6 @@ def open_query(
         processor (Any): the model's processor.
         inp (ImageTextInput): the images and the question.
         device (torch.device): the device of the images.
-        every_image (bool): leave every image open, not only the explained one.
 
     Returns:
         tuple[tuple[Tensor, ...], Query]: images (1, 3, H, W) in [0, 1], and the query.
@@ -54,8 +53,7 @@ def open_query(
         spans=spans,
         native=tuple(map(size_of, images)),
         images=tuple(
-            None if every_image or index == inp.explained else image
-            for index, image in enumerate(images)
+            None if index in inp.explained else image for index, image in enumerate(images)
         ),
     )
     return tuple(images[index].unsqueeze(0) for index in query.explained), query

@@ -141,7 +141,8 @@ def target_probability(
     if target is None:
         if len(predicting) != 1:
             raise ValueError(
-                f"got {len(predicting)} images and no target; give a target, or one image"
+                f"got a batch of {len(predicting)} images and no target; give a target, or one "
+                "image"
             )
         return states.predictions(vocabulary, 1, query.with_prompt).probability
     rows, wanted = split_target(target, len(predicting), len(ids), ids.device, vocabulary.size)

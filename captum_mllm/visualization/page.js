@@ -5,15 +5,28 @@
   const paint = heatmap.painter(data);
   const element = (id) => document.getElementById(id);
 
-  const maps = decode(data.maps);
+  // For each explained image: its map of each answer token.
+  const images = data.maps.map((packed, place) => ({
+    name: `image ${data.explained[place] + 1}`,
+    ratio: data.ratios[place],
+    grid: packed.grid,
+    rows: decode(packed),
+  }));
+  const several = images.length > 1;
   const weights = data.weights && decode(data.weights);
-  const scales = data.scales.map((view) => ({ ...view, rows: decode(view.maps) }));
+  const scales = data.scales.map((view) => ({
+    ...view,
+    images: view.maps.map((packed) => ({ grid: packed.grid, rows: decode(packed) })),
+  }));
 
   const product = (values, indices) => indices.reduce((result, index) => result * values[index], 1);
   const percent = new Intl.NumberFormat("en", { style: "percent", maximumSignificantDigits: 3 });
   const probability = (value) => (value > 0 && value < 1e-4 ? "<0.01%" : percent.format(value));
+  const wholePercent = new Intl.NumberFormat("en", { style: "percent" });
   // Two digits: the maps and weights travel with eight bits.
   const number = (value) => String(Number(value.toPrecision(2))).replace("-", "−");
+
+  const shownImages = several ? "images" : "image";
 
   // A unit is a list of answer tokens: those of a word, or one alone.
 
@@ -27,6 +40,34 @@
   let limits = null;
 
   const text = (unit) => unit.map((index) => data.answer[index]).join("");
+
+  const mapsOf = (images, unit) => images.map(({ rows }) => mean(rows, unit));
+  const peakOf = (maps) => largest(maps.map(largest));
+  const highestOf = (maps) =>
+    maps.reduce((result, values) => values.reduce((a, b) => Math.max(a, b), result), 0);
+
+  const colorOf = (place) => `var(--image-${place % 6})`;
+
+  /** The share of each image in the evidence for a unit. */
+  function sharesOf(unit) {
+    return images.map((_, place) =>
+      unit.reduce((sum, token) => sum + data.shares[token][place] / unit.length, 0),
+    );
+  }
+
+  /** A line below a word, with a part for each image: the fainter, the less speaks for the word. */
+  function underline(span, unit) {
+    const highest = highestOf(mapsOf(images, unit));
+    const strength = highest > 0 ? 20 + (80 * highest) / limits.map : 0;
+    let end = 0;
+    const stops = sharesOf(unit).map((share, place) => {
+      const start = end;
+      end += 100 * share;
+      const color = `color-mix(in srgb, ${colorOf(place)} ${strength.toFixed(1)}%, transparent)`;
+      return `${color} ${start.toFixed(2)}% ${end.toFixed(2)}%`;
+    });
+    span.style.setProperty("--shares", `linear-gradient(to right, ${stops.join(", ")})`);
+  }
 
   /** The weight of each prompt token and of each earlier unit, which is the sum over its tokens. */
   function earlierWeights(index) {
@@ -49,13 +90,14 @@
       span.setAttribute("aria-label", tokens.spoken(text(unit)));
       return span;
     });
-    const peaks = (rows) => units.map((unit) => largest(mean(rows, unit)));
-    const mapPeaks = peaks(maps);
+    const peaks = (images) => units.map((unit) => peakOf(mapsOf(images, unit)));
+    const mapPeaks = peaks(images);
     limits = {
       map: largest(mapPeaks),
       weight: weights && largest(units.map((_, index) => earlierWeights(index).peak)),
-      scale: largest(scales.flatMap((view) => peaks(view.rows))),
+      scale: largest(scales.flatMap((view) => peaks(view.images))),
     };
+    if (data.shares) unitSpans.forEach((span, index) => underline(span, units[index]));
     current =
       token === null
         ? mapPeaks.indexOf(limits.map)
@@ -65,24 +107,28 @@
 
   // Views of the current unit
 
-  function updateImage(values) {
-    const peak = largest(values);
+  function updateImages(maps, unit) {
+    const peak = peakOf(maps);
     const limit = shared ? limits.map : peak;
-    paint(element("overlay"), values, data.maps.grid, limit);
+    images.forEach(({ canvas, grid }, place) => paint(canvas, maps[place], grid, limit));
+    if (data.shares)
+      sharesOf(unit).forEach((share, place) => {
+        images[place].caption.textContent = highestOf(maps) > 0 ? wholePercent.format(share) : "";
+      });
     element("no-evidence").hidden = peak > 0;
     element("legend").hidden = limit === 0;
     const [low, high] = [data.signed ? -limit : 0, limit].map(number);
     element("lowest").textContent = low;
     element("highest").textContent = high;
-    const unit = data.unit ? `, in ${data.unit}` : "";
+    const label = data.unit ? `, in ${data.unit}` : "";
     element("range-of-colours").setAttribute(
       "aria-label",
-      `Attribution to the image${unit}, colours from ${low} to ${high}`,
+      `Attribution to the ${shownImages}${label}, colours from ${low} to ${high}`,
     );
     const sign = data.signed ? "for (red) or against (blue)" : "for";
     const reach = peak < limit ? `, of which this word reaches ${number(peak)}` : "";
     element("meaning").textContent =
-      `How much each place of the image speaks ${sign} the word${unit}. ` +
+      `How much each place of the ${shownImages} speaks ${sign} the word${label}. ` +
       (shared
         ? `${high} is the most of all words${reach}.`
         : `${high} is the most of this word: weak words are coloured like strong ones.`);
@@ -93,8 +139,9 @@
 
   function updateScales(unit) {
     for (const view of scales) {
-      const values = mean(view.rows, unit);
-      paint(view.canvas, values, view.maps.grid, shared ? limits.scale : largest(values));
+      const maps = mapsOf(view.images, unit);
+      const limit = shared ? limits.scale : peakOf(maps);
+      view.images.forEach(({ canvas, grid }, place) => paint(canvas, maps[place], grid, limit));
       if (view.probs) view.caption.textContent = probability(product(view.probs, unit));
     }
   }
@@ -177,21 +224,27 @@
 
   function update() {
     const unit = units[current];
-    const values = mean(maps, unit);
+    const maps = mapsOf(images, unit);
     unitSpans.forEach((span, index) => {
       span.tabIndex = index === current ? 0 : -1;
       span.setAttribute("aria-selected", index === current);
     });
     list.classList.toggle("pinned", pinned);
-    updateImage(values);
+    updateImages(maps, unit);
     updateScales(unit);
     if (weights) updateWeights();
     if (element("detail")) updateDetail(unit);
-    const strongest = place(values, data.maps.grid);
+    const peaks = maps.map(largest);
+    const first = peaks.indexOf(largest(peaks));
+    const strongest = place(maps[first], images[first].grid);
+    const name = several ? images[first].name : "the image";
     element("live").textContent = [
       tokens.spoken(text(unit)),
       data.probs && `probability ${probability(product(data.probs, unit))}`,
-      strongest ? `strongest in the image: ${strongest}` : "no evidence in the image",
+      strongest ? `strongest in ${name}: ${strongest}` : `no evidence in the ${shownImages}`,
+      ...(data.shares && highestOf(maps) > 0
+        ? sharesOf(unit).map((share, i) => `${images[i].name} ${wholePercent.format(share)}`)
+        : []),
       pinned && "pinned",
     ]
       .filter(Boolean)
@@ -248,10 +301,11 @@
 
   function addThumbnail(source, image) {
     const item = element("thumbnail").content.cloneNode(true).firstElementChild;
-    item.classList.toggle("explained", image === data.explained);
+    const explained = data.explained.includes(image);
+    item.classList.toggle("explained", explained);
     item.querySelector("img").src = source;
     item.querySelector("span").textContent =
-      `image ${image + 1}${image === data.explained ? ", explained" : ""}`;
+      `image ${image + 1}${explained ? ", explained" : ""}`;
     element("thumbnails").append(item);
   }
 
@@ -267,7 +321,7 @@
           text.append(" ");
         for (const token of data.prompt.slice(...span))
           promptSpans.push(tokens.appendTo(text, "context", token));
-      } else if (data.thumbnails.length > 0) {
+      } else if (data.count > 1) {
         const mark = document.createElement("span");
         mark.className = "image-mark";
         mark.textContent = `image ${image + 1}`;
@@ -302,10 +356,12 @@
   element("source").textContent = source;
   if (!source) element("source").remove();
   if (!element("title").textContent) element("title").remove();
-  if (data.prompt.length === 0 && data.thumbnails.length === 0) element("prompt").remove();
+  if (data.prompt.length === 0 && data.count === 1) element("prompt").remove();
+  if (!data.shares) element("shares-help").remove();
   if (data.answer.length === 1) element("help").remove();
   if (data.words.length === 1) element("range").remove();
-  if ([maps, ...scales.map((view) => view.rows)].flat().every((row) => largest(row) === 0))
+  const drawn = [images, ...scales.map((view) => view.images)].flat();
+  if (drawn.every(({ rows }) => rows.every((row) => largest(row) === 0)))
     element("slider").remove();
   if (data.words.length === data.answer.length) element("units").remove();
   if (!data.predictions) element("predictions").remove();
@@ -314,7 +370,9 @@
   if (!data.probs && !data.predictions && !weights) element("detail").remove();
   if (scales.length === 0) element("scales").remove();
 
-  document.documentElement.style.setProperty("--ratio", data.ratio);
+  element("no-evidence").textContent = `no evidence in the ${shownImages}`;
+  document.body.classList.toggle("several", several);
+  document.documentElement.style.setProperty("--ratio", data.ratios[0]);
   data.thumbnails.forEach(addThumbnail);
   data.turns.forEach(addTurn);
   if (element("prompt")) {
@@ -324,14 +382,36 @@
     );
     window.addEventListener("resize", () => foldPrompt(element("fold").ariaExpanded === "true"));
   }
-  fit(element("overlay"), data.ratio, data.maps.grid, 512);
+  document.querySelectorAll(".stage").forEach((stage, place) => {
+    const image = images[place];
+    image.source = stage.querySelector("img").src;
+    image.canvas = stage.querySelector("canvas");
+    image.caption = stage.querySelector("b");
+    stage.style.setProperty("--ratio", image.ratio);
+    stage.querySelector("span").textContent = image.name;
+    if (data.shares) stage.style.setProperty("--mark", colorOf(place));
+    else stage.querySelector("i").remove();
+    if (!several) stage.querySelector("figcaption").remove();
+    fit(image.canvas, image.ratio, image.grid, 512);
+  });
   for (const view of scales) {
     const item = element("scale").content.cloneNode(true);
-    view.canvas = item.querySelector("canvas");
     view.caption = item.querySelector("span");
-    item.querySelector("img").src = element("image").src;
     item.querySelector("b").textContent = `${view.scale}×`;
-    fit(view.canvas, data.ratio, view.maps.grid, 128);
+    for (const [place, image] of view.images.entries()) {
+      const { source, ratio } = images[place];
+      const frame = document.createElement("div");
+      const shown = document.createElement("img");
+      image.canvas = document.createElement("canvas");
+      frame.className = "frame";
+      frame.style.setProperty("--ratio", ratio);
+      shown.src = source;
+      shown.alt = "";
+      image.canvas.ariaHidden = "true";
+      fit(image.canvas, ratio, image.grid, 128);
+      frame.append(shown, image.canvas);
+      item.querySelector(".frames").append(frame);
+    }
     element("scales").querySelector("ul").append(item);
   }
   const ramp = Float64Array.from({ length: 256 }, (_, index) =>

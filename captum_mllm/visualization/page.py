@@ -23,18 +23,24 @@ from captum_mllm.visualization.plots import FADE, color_table
 __all__ = ["ScaleView", "embed_page", "render_page"]
 
 _LONGEST_SIDE, _THUMBNAIL_SIDE = 1600, 192
+_STAGE = Template(
+    '<figure class="stage"><div class="frame"><img src="$source" alt="$alt">'
+    '<canvas aria-hidden="true"></canvas></div>'
+    "<figcaption><i></i><span></span><b></b></figcaption></figure>"
+)
 _UNSEEN = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def render_page(
     *,
     images: Sequence[Image.Image],
-    image_index: int = 0,
+    explained: Sequence[int] | None = None,
     prompt_tokens: Sequence[str],
     prompt_parts: Sequence[PromptPart] = (),
     answer_tokens: Sequence[str],
     words: Sequence[Sequence[int]],
-    image_attr: np.ndarray,
+    image_attr: np.ndarray | Sequence[np.ndarray],
+    image_shares: np.ndarray | None = None,
     token_attr: np.ndarray | None = None,
     output_probs: np.ndarray | None = None,
     top_predictions: Sequence[Sequence[tuple[str, float]]] | None = None,
@@ -48,29 +54,35 @@ def render_page(
     Render an explanation of an answer about an image as one HTML document.
 
     The page shows the image under the map of the word that the reader points at, and shades every
-    earlier word by its weight. All words share one scale of colours unless the reader gives each
-    its own. A long prompt is folded, so that the answer stays in sight. The page loads nothing, and
-    its content security policy lets nothing run but its own script. Token text is shown as text,
-    whatever it holds. What is None or empty is left out of the page.
+    earlier word by its weight. Several images stand beside each other, and a line below each word
+    tells what share of the evidence for it lies in which of them. All words and images share one
+    scale of colours unless the reader gives each word its own. A long prompt is folded, so that the
+    answer stays in sight. The page loads nothing, and its content security policy lets nothing run
+    but its own script. Token text is shown as text, whatever it holds. What is None or empty is
+    left out of the page.
 
     A word of several tokens shows the mean of their maps and of their weights, the product of their
     probabilities, and the predictions of its first token. The weight of an earlier word is the sum
     over its tokens. The page can be switched from words to tokens.
 
     Args:
-        images (Sequence[PIL.Image.Image]): The images of the prompt. The explained one is shown
-            with a longest side of at most 1600 pixels, the others as thumbnails beside the prompt;
-            all without their metadata.
-        image_index (int): Which image was explained. Default: 0
+        images (Sequence[PIL.Image.Image]): The images of the prompt. The explained ones are shown
+            with a longest side of at most 1600 pixels. Where there are others, all are thumbnails
+            beside the prompt as well; all without their metadata.
+        explained (Sequence[int], optional): Which images were explained. Default: None, the first
+            ones, as many as have maps
         prompt_tokens (Sequence[str]): The P tokens of the prompt, or its words; may be empty.
         prompt_parts (Sequence[PromptPart]): The turns, texts and images of the prompt in their
             order, which have P tokens together. Default: (), one text.
         answer_tokens (Sequence[str]): The T tokens of the answer, at least one.
         words (Sequence[Sequence[int]]): Indices of the answer tokens that make each word. Taken
             together they are 0, 1, ..., T - 1.
-        image_attr (np.ndarray): A map of the image for each answer token, of shape (T, h, w), of
-            any sign and size, laid over the whole image. Zero is drawn as nothing. The page keeps
-            8 bits of each value.
+        image_attr (np.ndarray or Sequence[np.ndarray]): A map of the image for each answer token,
+            of shape (T, h, w), of any sign and size, laid over the whole image; those of each
+            explained image if there are several. Zero is drawn as nothing. The page keeps 8 bits of
+            each value.
+        image_shares (np.ndarray or None): The share of each of several explained images in the
+            evidence for each answer token, of shape (T, n_images), in [0, 1]. Default: None
         token_attr (np.ndarray or None): Weight of each prompt token, then of each answer token, of
             shape (T, P + T). Row t is 0 from column P + t on. Default: None
         output_probs (np.ndarray or None): Probability of each answer token, of shape (T,), in
@@ -111,9 +123,13 @@ def render_page(
             raise TypeError(f"images[{index}] is a {type(image).__name__}; give a PIL.Image.Image.")
         if 0 in image.size:
             raise ValueError(f"images[{index}] has size {image.size}; give at least one pixel.")
-    if not 0 <= image_index < len(images):
-        raise ValueError(f"image_index is {image_index}; expected one of {len(images)} images.")
-    explained = images[image_index]
+    n_maps = 1 if isinstance(image_attr, np.ndarray) else len(image_attr)
+    shown = tuple(range(n_maps) if explained is None else explained)
+    if len(shown) != n_maps or not set(shown) <= set(range(len(images))):
+        raise ValueError(
+            f"explained is {shown}; expected {n_maps} of {len(images)} image(s), one for each of "
+            "image_attr."
+        )
     data = page_data(
         n_images=len(images),
         prompt_tokens=prompt_tokens,
@@ -121,6 +137,7 @@ def render_page(
         answer_tokens=answer_tokens,
         words=words,
         image_attr=image_attr,
+        image_shares=image_shares,
         token_attr=token_attr,
         output_probs=output_probs,
         top_predictions=top_predictions,
@@ -128,11 +145,11 @@ def render_page(
     )
     data["colors"] = _base64(color_table(data["signed"]).tobytes())
     data["fade"] = FADE
-    data["ratio"] = explained.width / explained.height
-    data["explained"] = image_index
-    # One image is on the page already.
+    data["ratios"] = [images[index].width / images[index].height for index in shown]
+    data["explained"], data["count"] = shown, len(images)
+    # Explained images are on the page already.
     data["thumbnails"] = (
-        [_data_uri(image, _THUMBNAIL_SIDE) for image in images] if len(images) > 1 else []
+        [_data_uri(image, _THUMBNAIL_SIDE) for image in images] if len(images) > len(shown) else []
     )
     data["unit"], data["method"], data["model"] = unit, method, model
     style = _asset("page.css")
@@ -145,7 +162,13 @@ def render_page(
         ),
         style=style,
         script=script,
-        image=_data_uri(explained, _LONGEST_SIDE),
+        stages="".join(
+            _STAGE.substitute(
+                source=_data_uri(images[index], _LONGEST_SIDE),
+                alt=f"Image {index + 1}" if len(shown) > 1 else "The image that is explained",
+            )
+            for index in shown
+        ),
         data=_json(data),
     )
 

@@ -21,18 +21,19 @@ _ROUNDING = 1e-6
 @dataclass(frozen=True, eq=False)
 class ScaleView:
     r"""
-    The maps of one scale of the image, to be shown beside the combined ones.
+    The maps of one scale of the images, to be shown beside the combined ones.
 
     Args:
-        scale (float): Factor by which the image was resized; positive.
-        maps (np.ndarray): A map of the image for each answer token, of shape (T, h, w). The grid
-            may differ from that of the combined maps.
+        scale (float): Factor by which the images were resized; positive.
+        maps (np.ndarray or Sequence[np.ndarray]): A map of the image for each answer token, of
+            shape (T, h, w); those of each of several images. The grid may differ from that of the
+            combined maps.
         probs (np.ndarray or None): Probability of each answer token at this scale, of shape (T,),
             in [0, 1]. Default: None
     """
 
     scale: float
-    maps: np.ndarray
+    maps: np.ndarray | Sequence[np.ndarray]
     probs: np.ndarray | None = None
 
 
@@ -43,7 +44,8 @@ def page_data(
     prompt_parts: Sequence[PromptPart],
     answer_tokens: Sequence[str],
     words: Sequence[Sequence[int]],
-    image_attr: np.ndarray,
+    image_attr: np.ndarray | Sequence[np.ndarray],
+    image_shares: np.ndarray | None,
     token_attr: np.ndarray | None,
     output_probs: np.ndarray | None,
     top_predictions: Sequence[Sequence[tuple[str, float]]] | None,
@@ -63,26 +65,43 @@ def page_data(
         raise ValueError("answer_tokens is empty; give at least one token to explain.")
     count = len(answer)
     maps = _checked_maps("image_attr", image_attr, count)
-    views = [_checked_scale(f"scales[{index}]", view, count) for index, view in enumerate(scales)]
+    views = [
+        _checked_scale(f"scales[{index}]", view, count, len(maps))
+        for index, view in enumerate(scales)
+    ]
     data: dict[str, Any] = {
         "prompt": prompt,
         "turns": _turns(prompt_parts, len(prompt), n_images),
         "answer": answer,
         "words": _checked_words(words, count),
-        "maps": _quantized(maps),
+        "maps": list(map(_quantized, maps)),
+        "shares": None,
         "weights": None,
         "probs": None,
         "predictions": None,
         "scales": [
             {
                 "scale": float(f"{view.scale:.4g}"),
-                "maps": _quantized(view.maps),
+                "maps": list(map(_quantized, view.maps)),
                 "probs": None if view.probs is None else view.probs.tolist(),
             }
             for view in views
         ],
-        "signed": any(bool((grid < 0).any()) for grid in [maps, *(view.maps for view in views)]),
+        "signed": any(
+            bool((grid < 0).any())
+            for grids in [maps, *(view.maps for view in views)]
+            for grid in grids
+        ),
     }
+    if image_shares is not None and len(maps) > 1:
+        shares = _checked_array("image_shares", image_shares)
+        if shares.shape != (count, len(maps)) or shares.min() < 0 or shares.max() > 1 + _ROUNDING:
+            raise ValueError(
+                f"image_shares has shape {shares.shape} and values from {shares.min()} to "
+                f"{shares.max()}; expected ({count}, {len(maps)}), a share in [0, 1] of each image "
+                "for each answer token."
+            )
+        data["shares"] = shares.round(4).tolist()
     if token_attr is not None:
         data["weights"] = _quantized(_checked_weights(token_attr, len(prompt), count))
     if output_probs is not None:
@@ -155,7 +174,18 @@ def _checked_array(name: str, values: np.ndarray) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def _checked_maps(name: str, maps: np.ndarray, count: int) -> np.ndarray:
+def _checked_maps(
+    name: str, maps: np.ndarray | Sequence[np.ndarray], count: int
+) -> list[np.ndarray]:
+    """The maps of each image."""
+    if isinstance(maps, np.ndarray):
+        return [_checked_map(name, maps, count)]
+    if not maps:
+        raise ValueError(f"{name} is empty; give the maps of at least one image.")
+    return [_checked_map(f"{name}[{index}]", each, count) for index, each in enumerate(maps)]
+
+
+def _checked_map(name: str, maps: np.ndarray, count: int) -> np.ndarray:
     array = _checked_array(name, maps)
     if array.ndim != 3 or array.shape[0] != count or array.size == 0:
         raise ValueError(
@@ -219,14 +249,17 @@ def _checked_predictions(
     return checked
 
 
-def _checked_scale(name: str, view: ScaleView, count: int) -> ScaleView:
+def _checked_scale(name: str, view: ScaleView, count: int, n_images: int) -> ScaleView:
     scale = float(view.scale)
     if not 0 < scale < float("inf"):
         raise ValueError(
             f"{name}.scale is {view.scale}; expected a positive factor of the image's size."
         )
     probs = None if view.probs is None else _checked_probs(f"{name}.probs", view.probs, count)
-    return ScaleView(scale, _checked_maps(f"{name}.maps", view.maps, count), probs)
+    maps = _checked_maps(f"{name}.maps", view.maps, count)
+    if len(maps) != n_images:
+        raise ValueError(f"{name}.maps has maps of {len(maps)} image(s); expected {n_images}.")
+    return ScaleView(scale, maps, probs)
 
 
 def _quantized(rows: np.ndarray) -> dict[str, Any]:

@@ -74,53 +74,98 @@ def opacities(values: np.ndarray, limit: float) -> np.ndarray:
 
 
 def image_heatmap(
-    image: Image.Image,
-    map_: np.ndarray,
+    image: Image.Image | Sequence[Image.Image],
+    map_: np.ndarray | Sequence[np.ndarray],
     *,
     title: str | None = None,
+    names: Sequence[str] = (),
     label: str = "Attribution",
     alpha: float = OPACITY,
-    segments: np.ndarray | None = None,
+    segments: np.ndarray | Sequence[np.ndarray] | None = None,
     border_width: int = 2,
     show_legends: bool = True,
     show: bool = False,
 ) -> Any:
     r"""
-    The image with a map over it, and a bar of its colours.
+    The image with a map over it, and a bar of its colours; several images beside each other, on
+    one scale of colours.
 
     Large images are drawn with at most 1600 pixels a side; the axes count pixels of the image.
 
     Args:
-        image (PIL.Image.Image): the image.
-        map_ (np.ndarray): values laid over the whole image, (h, w).
+        image (PIL.Image.Image or Sequence[PIL.Image.Image]): the image, or several.
+        map_ (np.ndarray or Sequence[np.ndarray]): values laid over the whole image, (h, w); as many
+            as images.
         title (str, optional): above the plot. Default: None
+        names (Sequence[str]): below each of several images. Default: (), nothing
         label (str): beside the bar. Default: "Attribution"
         alpha (float): opacity of the map where it is strongest, in [0, 1]. Default: 0.75
-        segments (np.ndarray, optional): a label for each pixel, integers (H, W), where the map is
-            one of segments. Default: None
+        segments (np.ndarray or Sequence[np.ndarray], optional): a label for each pixel, integers
+            (H, W), where the map is one of segments; as many as images. Default: None
         border_width (int): width of the borders of segments in pixels; 0 for none. Default: 2
         show_legends (bool): write the label of each segment on it. Default: True
         show (bool): show the plot instead of returning it. Default: False
 
     Returns:
-        tuple[Figure, Axes] or None: the plot, unless it is shown.
+        tuple[Figure, Axes] or None: the plot, unless it is shown; of several images an array of
+        axes.
     """
     _check_opacity(alpha)
-    width, height = image.size
-    figure = _figure(show, layout="constrained")
-    axes = figure.subplots()
-    low, high = color_limits([map_])
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    several = isinstance(image, Sequence)
+    images, maps = _listed(image, several), _listed(map_, several)
+    labels = [None] * len(images) if segments is None else _listed(segments, several)
+    low, high = color_limits(maps)
+    options: dict[str, Any] = {}
+    if len(images) > 1:
+        ratios = [each.width / each.height for each in images]
+        options["figsize"] = min(4.0 * sum(ratios) + 1.2, _WIDEST), 4.6
+    figure = _figure(show, layout="constrained", **options)
+    if len(images) == 1:
+        axes = figure.subplots()
+        places = [axes]
+    else:
+        axes = figure.subplots(1, len(images), width_ratios=ratios)
+        places = list(axes)
+    for place, each, values, label_map in zip(places, images, maps, labels):
+        _draw_map(place, each, values, (low, high), alpha)
+        if label_map is not None:
+            _draw_segments(place, each, label_map, border_width, show_legends)
+        place.axis("off")
+    # The bar of an image with an array of opacities would be drawn transparent.
+    mappable = ScalarMappable(Normalize(low, high), cmap=colormap(low < 0))
+    bar = figure.colorbar(mappable, ax=axes)
+    bar.set_label(label)
+    if title is not None and len(images) == 1:
+        PlotText([title]).write(axes.title, title, _TITLE_LENGTH)
+    elif title is not None:
+        PlotText([title]).write(figure.suptitle(""), title, _TITLE_LENGTH)
+    for place, name in zip(places, names if len(images) > 1 else ()):
+        place.set_title(name, fontsize=10)
+    return _finish(figure, axes, show)
+
+
+def _draw_map(
+    axes: Any, image: Image.Image, map_: np.ndarray, limits: tuple[float, float], alpha: float
+) -> None:
+    low, high = limits
+    extent = _extent(image)
     axes.imshow(np.asarray(_reduced(image, _LONGEST_SIDE)), extent=extent)
     colors = colormap(low < 0)
     axes.imshow(
         map_, cmap=colors, vmin=low, vmax=high, alpha=alpha * opacities(map_, high), extent=extent
     )
+
+
+def _draw_segments(
+    axes: Any, image: Image.Image, segments: np.ndarray, border_width: int, show_legends: bool
+) -> None:
+    """The borders of segments, and their labels."""
     step = math.ceil(max(image.size) / _LONGEST_SIDE)
-    segments = None if segments is None else segments[::step, ::step]
-    if segments is not None and border_width > 0:
-        axes.imshow(_borders(segments, border_width), extent=extent, interpolation="nearest")
-    if segments is not None and show_legends:
+    segments = segments[::step, ::step]
+    if border_width > 0:
+        borders = _borders(segments, border_width)
+        axes.imshow(borders, extent=_extent(image), interpolation="nearest")
+    if show_legends:
         for name, (row, column) in _places(segments).items():
             axes.text(
                 column * step,
@@ -132,18 +177,16 @@ def image_heatmap(
                 fontsize=8,
                 bbox={"facecolor": "black", "alpha": 0.5, "linewidth": 0, "pad": 1},
             )
-    axes.axis("off")
-    # The bar of an image with an array of opacities would be drawn transparent.
-    bar = figure.colorbar(ScalarMappable(Normalize(low, high), cmap=colors), ax=axes)
-    bar.set_label(label)
-    if title is not None:
-        PlotText([title]).write(axes.title, title, _TITLE_LENGTH)
-    return _finish(figure, axes, show)
+
+
+def _extent(image: Image.Image) -> tuple[float, float, float, float]:
+    """Where it lies on axes that count its pixels."""
+    return (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
 
 
 def word_sheet(
-    image: Image.Image,
-    maps: Sequence[np.ndarray],
+    image: Image.Image | Sequence[Image.Image],
+    maps: Sequence[np.ndarray] | Sequence[Sequence[np.ndarray]],
     titles: Sequence[str],
     *,
     columns: int | None = None,
@@ -151,16 +194,18 @@ def word_sheet(
     show: bool = False,
 ) -> Any:
     r"""
-    The image once for each map with a title above it, all on one scale of colours.
+    The image once for each map with a title above it, all on one scale of colours; or several
+    images beside each other for each title.
 
     All lie on one axis, with no more pixels than are shown, so that 400 words take seconds.
 
     Args:
-        image (PIL.Image.Image): the image.
-        maps (Sequence[np.ndarray]): values laid over the whole image, (h, w) each, of any size.
-        titles (Sequence[str]): a title for each of them.
-        columns (int, optional): images in a row. Default: None, 5, and more where there are so many
-            maps that the sheet would become more than twice as tall as wide.
+        image (PIL.Image.Image or Sequence[PIL.Image.Image]): the image, or several.
+        maps (Sequence[np.ndarray] or Sequence[Sequence[np.ndarray]]): for each title values laid
+            over the whole image, (h, w), of any size; for several images those of each.
+        titles (Sequence[str]): the titles.
+        columns (int, optional): titles in a row. Default: None, 5 images, and more where there are
+            so many that the sheet would become more than twice as tall as wide.
         alpha (float): opacity of the maps where they are strongest, in [0, 1]. Default: 0.75
         show (bool): show the plot instead of returning it. Default: False
 
@@ -174,39 +219,48 @@ def word_sheet(
     if columns is not None and columns < 1:
         raise ValueError(f"columns is {columns}; expected at least 1")
     _check_opacity(alpha)
+    several = isinstance(image, Sequence)
+    images = _listed(image, several)
+    groups = [_listed(group, several) for group in maps]
     count = max(len(maps), 1)
-    columns = min(columns or max(5, math.ceil(math.sqrt(count / 2))), count)
+    drawn_count = count * len(images)
+    usual = max(5, math.ceil(math.sqrt(drawn_count / 2))) // len(images)
+    columns = min(columns or max(usual, 1), count)
     rows = math.ceil(count / columns)
     # All lengths are in inches. The more words, the smaller they are.
-    side = min(_CELL, max(_CELL * math.sqrt(60 / count), _CELL / 2))
-    longest = max(image.size)
-    width, height = (length / longest * side for length in image.size)
+    side = min(_CELL, max(_CELL * math.sqrt(60 / drawn_count), _CELL / 2))
+    sizes = [[length / max(each.size) * side for length in each.size] for each in images]
     line, gap = 0.25, 0.08
-    cell = max(width, side / 3) + gap, line + height + gap
+    # Words of several images are set apart by more than their images.
+    between = gap if len(images) == 1 else 4 * gap
+    width = sum(across for across, _ in sizes) + gap * (len(images) - 1)
+    cell = max(width, side / 3) + between, line + max(down for _, down in sizes) + gap
     size = columns * cell[0], rows * cell[1]
     figure = _figure(show, figsize=(size[0] + 1.0, max(size[1], 1.5)))
-    across, down = figure.get_size_inches()
-    axes = figure.add_axes((0, 1 - size[1] / down, size[0] / across, size[1] / down))
+    wide, tall = figure.get_size_inches()
+    axes = figure.add_axes((0, 1 - size[1] / tall, size[0] / wide, size[1] / tall))
     axes.axis("off")
     axes.set(xlim=(0, size[0]), ylim=(size[1], 0))
-    small = np.asarray(_reduced(image, round(_DOTS * side)), dtype=np.float32)
-    low, high = color_limits(maps)
+    small = [np.asarray(_reduced(each, round(_DOTS * side)), np.float32) for each in images]
+    low, high = color_limits(map_ for group in groups for map_ in group)
     table = color_table(low < 0)
     texts = PlotText(titles)
     letters = max(round(_CELL_TITLE_LENGTH * cell[0] / _CELL), 6)
-    for place, (map_, title) in enumerate(zip(maps, titles)):
+    for place, (group, title) in enumerate(zip(groups, titles)):
         middle = (place % columns + 0.5) * cell[0]
         left, top = middle - width / 2, place // columns * cell[1] + line
-        values = _resized(map_, (len(small), len(small[0])))
-        cover = alpha * opacities(values, high)[..., None]
-        tint = table[_entries(values, low, high)]
-        drawn = AxesImage(axes, extent=(left, left + width, top + height, top))
-        drawn.set_data((small + cover * (tint - small)).round().astype(np.uint8))
-        axes.add_image(drawn)
+        for map_, pixels, (across, down) in zip(group, small, sizes):
+            values = _resized(map_, (len(pixels), len(pixels[0])))
+            cover = alpha * opacities(values, high)[..., None]
+            tint = table[_entries(values, low, high)]
+            drawn = AxesImage(axes, extent=(left, left + across, top + down, top))
+            drawn.set_data((pixels + cover * (tint - pixels)).round().astype(np.uint8))
+            axes.add_image(drawn)
+            left += across + gap
         text = axes.text(middle, top - gap / 2, "", ha="center", va="bottom", fontsize=10)
         texts.write(text, title, letters)
-    tall = min(0.8, 4 / down)
-    bar_axes = figure.add_axes((1 - 0.9 / across, 0.9 - tall, 0.12 / across, tall))
+    share = min(0.8, 4 / tall)
+    bar_axes = figure.add_axes((1 - 0.9 / wide, 0.9 - share, 0.12 / wide, share))
     bar = figure.colorbar(
         ScalarMappable(Normalize(low, high), cmap=colormap(low < 0)), cax=bar_axes
     )
@@ -332,6 +386,10 @@ def text_records(
             )
         )
     return records
+
+
+def _listed(given: Any, several: bool) -> list[Any]:
+    return list(given) if several else [given]
 
 
 def _check_opacity(alpha: float) -> None:

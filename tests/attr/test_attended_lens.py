@@ -204,9 +204,7 @@ def test_it_is_the_base_of_every_wrapper(wrapper: Any) -> None:
 def test_several_open_images_have_a_map_each() -> None:
     mllm = MLLM(*shared("qwen2_vl"))
     images = [noise((84, 84), 1), noise((84, 140), 2)]
-    opened, query = mllm.prepare(
-        ImageTextInput(images, "what differs ?"), target="a cat", every_image=True
-    )
+    opened, query = mllm.prepare(ImageTextInput(images, "what differs ?"), target="a cat")
     maps = AttendedLens(mllm).attribute(opened, additional_forward_args=(query,))
     assert isinstance(maps, tuple)
     for index, found in enumerate(maps):

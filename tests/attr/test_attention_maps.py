@@ -301,9 +301,7 @@ def test_relative_maps_count_in_even_shares(size: tuple[int, int], tower: Any) -
 def test_a_row_that_looks_evenly_at_images_alone_has_ones(family: str) -> None:
     mllm = sharp(family)
     pictures = [noise(SIZES[family], 1), noise((112, 56), 2)]
-    opened, query = mllm.prepare(
-        ImageTextInput(pictures, "what differs ?"), target="a cat", every_image=True
-    )
+    opened, query = mllm.prepare(ImageTextInput(pictures, "what differs ?"), target="a cat")
 
     def evenly(weights: Tensor) -> Tensor:
         spread = torch.zeros_like(weights)
@@ -339,9 +337,7 @@ def test_a_batch_of_images_equals_single_ones(family: str, tower: Any, mode: Any
 def test_several_open_images_have_a_map_each(family: str, tower: Any) -> None:
     mllm = sharp(family)
     pictures = [noise((84, 84), 1), noise((84, 140), 2)]
-    opened, query = mllm.prepare(
-        ImageTextInput(pictures, "what differs ?"), target="a cat", every_image=True
-    )
+    opened, query = mllm.prepare(ImageTextInput(pictures, "what differs ?"), target="a cat")
     method = AttentionMaps(mllm, tower=tower)
     maps = method.attribute(opened, additional_forward_args=(query,))
     assert isinstance(maps, tuple)
@@ -516,7 +512,7 @@ def test_unknown_options_are_refused(options: dict[str, Any], message: str) -> N
 def test_several_images_need_a_target() -> None:
     mllm = MLLM(*shared("llava"))
     image, query = prepared(mllm, (84, 84))
-    with pytest.raises(ValueError, match="got 2 images and no target"):
+    with pytest.raises(ValueError, match="got a batch of 2 images and no target"):
         AttentionMaps(mllm).attribute(image.expand(2, -1, -1, -1), additional_forward_args=(query,))
     with pytest.raises(TypeError, match="expected an MLLM"):
         AttentionMaps(mllm.model)  # type: ignore[arg-type]

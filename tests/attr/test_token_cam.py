@@ -276,7 +276,7 @@ def test_several_open_images_have_a_map_each(family: str, tower: Tower) -> None:
     mllm = MLLM(*shared(family))
     first, second = noise((84, 84), 1), noise((84, 140), 2)
     inp = ImageTextInput([first, second], "what differs ?")
-    images, query = mllm.prepare(inp, target="a cat", every_image=True)
+    images, query = mllm.prepare(inp, target="a cat")
     maps = TokenCam(mllm, 0, tower=tower).attribute(images, additional_forward_args=(query,))
     assert isinstance(maps, tuple)
     for index, found in enumerate(maps):
@@ -471,7 +471,7 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="expected an MLLM"):
         TokenCam(mllm.model)  # type: ignore[arg-type]
     method = TokenCam(mllm)
-    with pytest.raises(ValueError, match="got 2 images and no target"):
+    with pytest.raises(ValueError, match="got a batch of 2 images and no target"):
         method.attribute(image.expand(2, -1, -1, -1), additional_forward_args=(query,))
     with pytest.raises(ValueError, match=r"expected \(t, token_id\)"):
         method.attribute(image, target=7, additional_forward_args=(query,))

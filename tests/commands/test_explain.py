@@ -188,6 +188,22 @@ def test_several_images_a_system_message_and_a_chat(
         torch.testing.assert_close(result.image_attr, expected.image_attr)
 
 
+def test_all_of_several_images_are_explained(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / "first.png", tmp_path / "second.png"]
+    for path, size in zip(paths, ((84, 56), (60, 90))):
+        Image.new("RGB", size, "teal").save(path)
+    common = ["--model", str(folders["qwen2_vl"]), "--answer", "a cat", "--prompt", "which ?"]
+    output = ["--quiet", "--output", str(tmp_path / "out")]
+    assert main(["explain", *map(str, paths), *common, *output]) == 0
+    result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
+    assert result.explained == (0, 1)
+    first, second = result.image_shares.mean(0).tolist()
+    assert f"Evidence: image 1 {first:.0%}, image 2 {second:.0%}" in capsys.readouterr().out
+    assert (tmp_path / "out" / "words.png").exists()
+
+
 @pytest.mark.parametrize("more", [["--answer", "图片"], ["--stream", "--max-new-tokens", "12"]])
 @pytest.mark.parametrize("broken", [False, True])
 def test_output_is_not_lost_on_a_console_that_cannot_print_it(

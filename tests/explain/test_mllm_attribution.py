@@ -329,11 +329,7 @@ def test_weights_of_text_come_from_the_method_that_has_them() -> None:
         ({"return_convergence_delta": True}, "each word has one map here"),
         ({"scales": "12"}, "scales must be a sequence of numbers, got '12'"),
         ({"scales": ("1", "2")}, "scales must be a sequence of numbers"),
-        (
-            {"target": None, "gen_args": {"every_image": True}},
-            r"gen_args holds \['every_image'",
-        ),
-        ({"target": None, "gen_args": {"target": "a"}}, r"gen_args holds \['target'"),
+        ({"target": None, "gen_args": {"target": "a"}}, "gen_args holds 'target'"),
     ],
 )
 def test_options_that_clash_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -301,7 +301,7 @@ def test_it_is_read_as_it_was_saved(tmp_path: Path) -> None:
     image = make().image
     result = make(
         images=[Image.new("RGB", (3, 2), "red"), image],
-        image_index=1,
+        explained=[1],
         prompt_parts=[PromptPart("user", 2, turn=1)],
         segments=torch.arange(32).reshape(4, 8),
     )
@@ -312,7 +312,7 @@ def test_it_is_read_as_it_was_saved(tmp_path: Path) -> None:
         assert torch.equal(getattr(read, name), getattr(result, name))
     for name in ("input_tokens", "output_tokens", "words", "top_predictions", "n_prompt"):
         assert getattr(read, name) == getattr(result, name)
-    for name in ("prompt", "method", "model", "prompt_parts", "image_index"):
+    for name in ("prompt", "method", "model", "prompt_parts", "explained"):
         assert getattr(read, name) == getattr(result, name)
     assert [np.asarray(image).tolist() for image in read.images] == [
         np.asarray(image).tolist() for image in result.images
@@ -325,7 +325,7 @@ def test_it_is_read_as_it_was_saved(tmp_path: Path) -> None:
     assert read.to_html() == result.to_html()
 
 
-@pytest.mark.parametrize("lost", ["image.0", "image_attr", "scale.1.image_attr"])
+@pytest.mark.parametrize("lost", ["image.0", "image_attr.0", "scale.1.image_attr.0"])
 def test_a_file_without_a_part_is_refused(lost: str, tmp_path: Path) -> None:
     path = tmp_path / "result.safetensors"
     make().save(path)
@@ -349,7 +349,7 @@ def test_a_file_without_a_part_is_refused(lost: str, tmp_path: Path) -> None:
         {"prompt_parts": [{"role": "user", "n_token": 2}]},
         {"scales": [float(2), -1.0]},
         {"scales": ["1.0", 2.0]},
-        {"image_index": 1},
+        {"explained": [1]},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -399,7 +399,7 @@ def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any]) -> None:
         ({"method": 3}, TypeError, "are strings"),
         ({"prompt_parts": [PromptPart(None, 2)]}, TypeError, "are strings"),
         ({"images": [np.zeros((4, 8, 3))]}, TypeError, "PIL.Image.Image"),
-        ({"image_index": 1}, ValueError, "image_index is 1"),
+        ({"explained": [1]}, ValueError, r"explained is \(1,\)"),
         ({"prompt_parts": [PromptPart("user", 3)]}, ValueError, "have 3 tokens together"),
         ({"segments": torch.zeros(8, 4)}, ValueError, r"expected \(4, 8\)"),
         ({"input_tokens": [0, 1, 2, 3, 4]}, TypeError, "not strings"),

@@ -105,7 +105,7 @@ def test_every_image_of_a_prompt_may_be_open(mllm: MLLM) -> None:
     parts = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "which ?"}]
     inp = ImageTextInput(pictures, messages=[{"role": "user", "content": parts}])
     with mllm.remember(), counted(mllm) as passes:
-        images, query = mllm.prepare(inp, every_image=True, **LONG)
+        images, query = mllm.prepare(inp, **LONG)
         states = mllm.states(*images, query)
     assert len(passes) == len(query.answer_ids)
     assert len(states.image) == 2

@@ -84,9 +84,7 @@ def test_the_scale_of_a_image_leaves_the_others_as_they_are(
 def test_images_at_two_scales_equal_each_at_its_own(family: str) -> None:
     mllm = limited(family)
     images = [picture(84, 140, 0), picture(168, 112, 1)]
-    both, query = mllm.prepare(
-        ImageTextInput(images, messages=MESSAGES), target="a cat", every_image=True
-    )
+    both, query = mllm.prepare(ImageTextInput(images, messages=MESSAGES), target="a cat")
     half = F.interpolate(both[1], scale_factor=0.5, mode="bilinear")
     encoding = mllm.encode((both[0], half), query)
     for index, alone in enumerate((both[0], half)):
@@ -97,7 +95,9 @@ def test_images_at_two_scales_equal_each_at_its_own(family: str) -> None:
 
 def test_a_batch_of_images_at_two_scales_equals_single_ones() -> None:
     mllm = limited("qwen2_vl")
-    inp = ImageTextInput([picture(84, 140, 0), picture(168, 112, 1)], messages=MESSAGES)
+    inp = ImageTextInput(
+        [picture(84, 140, 0), picture(168, 112, 1)], messages=MESSAGES, explained=0
+    )
     image, query = mllm.prepare(inp, target="a cat")
     image = F.interpolate(image, scale_factor=2.0, mode="bilinear")
     batch = torch.cat([image, image.flip(-1)])

@@ -87,14 +87,14 @@ def test_maps_survive_to_one_part_in_255(low: float, high: float) -> None:
     maps = low + share * (high - low)
     maps[:, 0, 0], maps[:, 0, 1], maps[:, 0, 2] = 0.0, low, high
     given = arguments(4, grid=(5, 7)) | {"image_attr": maps}
-    restored = unpack(page_json(render_page(**given))["maps"])
+    restored = unpack(page_json(render_page(**given))["maps"][0])
     assert np.abs(restored - maps).max() <= (high - low) / 255
     assert (restored[:, 0, 0] == 0).all()
 
 
 def test_each_token_has_its_own_precision() -> None:
     maps = np.random.default_rng(2).random((3, 4, 4)) * np.array([1e-6, 1.0, 1e6])[:, None, None]
-    restored = unpack(page_json(render_page(**arguments() | {"image_attr": maps}))["maps"])
+    restored = unpack(page_json(render_page(**arguments() | {"image_attr": maps}))["maps"][0])
     assert (np.abs(restored - maps).max(axis=(1, 2)) <= maps.max(axis=(1, 2)) / 255).all()
 
 
@@ -107,8 +107,8 @@ def test_weights_and_numbers_arrive() -> None:
     assert data["words"] == [[0], [1], [2]]
     assert data["scales"][0]["scale"] == 0.5
     assert data["scales"][0]["probs"] == [0.5, 0.5, 0.5]
-    assert np.abs(unpack(data["scales"][0]["maps"]) - given["scales"][0].maps).max() <= 1 / 255
-    assert (data["method"], data["model"], data["ratio"]) == ("ARC(LogitLens)", "demo", 40 / 30)
+    assert np.abs(unpack(data["scales"][0]["maps"][0]) - given["scales"][0].maps).max() <= 1 / 255
+    assert (data["method"], data["model"], data["ratios"][0]) == ("ARC(LogitLens)", "demo", 40 / 30)
 
 
 def test_turns_have_their_texts_and_images() -> None:
@@ -122,14 +122,14 @@ def test_turns_have_their_texts_and_images() -> None:
         PromptPart("assistant", 0, turn=3),
     ]
     given = arguments(prompt_count=4) | {"images": [Image.new("RGB", size) for size in sizes]}
-    data = page_json(render_page(**given, image_index=1, prompt_parts=parts, unit="logits"))
+    data = page_json(render_page(**given, explained=[1], prompt_parts=parts, unit="logits"))
     assert data["turns"] == [
         {"role": "system", "parts": [{"span": [0, 1]}]},
         {"role": "user", "parts": [{"image": 0}, {"span": [1, 3]}, {"image": 1}]},
         {"role": "assistant", "parts": [{"span": [3, 4]}]},
         {"role": "assistant", "parts": [{"span": [4, 4]}]},
     ]
-    assert (data["explained"], data["ratio"], data["unit"]) == (1, 2.0, "logits")
+    assert (data["explained"], data["ratios"], data["unit"]) == ([1], [2.0], "logits")
     thumbnails = [
         Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
         for uri in data["thumbnails"]
@@ -204,7 +204,7 @@ def test_large_explanation_stays_below_three_megabytes() -> None:
 def test_image_is_reduced_for_display_only(size: tuple[int, int], shown: tuple[int, int]) -> None:
     page = render_page(**arguments() | {"images": [Image.new("RGB", size, "teal")]})
     assert image_of(page).size == shown
-    assert page_json(page)["ratio"] == size[0] / size[1]
+    assert page_json(page)["ratios"][0] == size[0] / size[1]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK", "LA"])
@@ -239,7 +239,7 @@ def test_image_metadata_is_left_out() -> None:
     [
         ({"images": [np.zeros((3, 4, 3))]}, TypeError, "PIL.Image.Image"),
         ({"images": []}, ValueError, "expected one of 0 images"),
-        ({"image_index": -1}, ValueError, "image_index is -1"),
+        ({"explained": [-1]}, ValueError, r"explained is \(-1,\)"),
         ({"prompt_parts": [PromptPart("user", 1)]}, ValueError, "have 1 tokens together; expected"),
         (
             {"prompt_parts": [PromptPart("user", 2), PromptPart("user", image=1)]},

@@ -51,7 +51,7 @@ def arguments(**changes: Any) -> dict[str, Any]:
     }
 
 
-def pixels(browser: Browser, selector: str = "#overlay") -> np.ndarray:
+def pixels(browser: Browser, selector: str = ".stage canvas") -> np.ndarray:
     script = "return document.querySelector(arguments[0]).toDataURL('image/png')"
     content = base64.b64decode(browser.run(script, selector).partition(",")[2])
     return np.array(Image.open(io.BytesIO(content)).convert("RGBA"))
@@ -311,7 +311,7 @@ def test_turns_and_images_of_a_chat(browser: Browser) -> None:
         render_page(
             **arguments(
                 images=[Image.new("RGB", (30, 20), "red"), Image.new("RGB", (240, 160), "teal")],
-                image_index=1,
+                explained=[1],
                 prompt_tokens=["Brief", "What", " is", "this", " Dog"],
                 prompt_parts=CHAT,
                 token_attr=None,
@@ -405,11 +405,11 @@ def test_the_colours_of_the_page_are_those_of_the_plots_to_the_byte(browser: Bro
 
 def test_opacity_slider(browser: Browser) -> None:
     browser.open(render_page(**arguments()))
-    assert browser.one("#overlay").value_of_css_property("opacity") == "0.75"
+    assert browser.one(".stage canvas").value_of_css_property("opacity") == "0.75"
     browser.run("document.getElementById('opacity').focus()")
     for key, opacity in (("Home", "0"), ("ArrowRight", "0.05"), ("End", "1")):
         browser.one("#opacity").send_keys(KEYS[key])
-        assert browser.one("#overlay").value_of_css_property("opacity") == opacity
+        assert browser.one(".stage canvas").value_of_css_property("opacity") == opacity
         assert browser.one("#bar").value_of_css_property("opacity") == opacity
 
 
@@ -479,10 +479,10 @@ def test_no_horizontal_scroll(browser: Browser, width: int) -> None:
 def test_columns_follow_the_width(browser: Browser) -> None:
     page = render_page(**arguments())
     browser.open(page, width=1280)
-    assert browser.one("#answer").rect["x"] > browser.one("#image").rect["x"] + 400
+    assert browser.one("#answer").rect["x"] > browser.one(".stage img").rect["x"] + 400
     browser.open(page, width=400)
     assert browser.one("#answer").rect["x"] < 40
-    assert browser.one("#answer").rect["y"] > browser.one("#image").rect["y"] + 100
+    assert browser.one("#answer").rect["y"] > browser.one(".stage img").rect["y"] + 100
 
 
 def test_dark_scheme_has_colors_of_its_own(browser: Browser) -> None:
@@ -513,7 +513,7 @@ def test_what_is_missing_leaves_nothing(browser: Browser) -> None:
     assert not browser.one("#legend").is_displayed()
     assert not pixels(browser).any()
     assert browser.text("#live") == "Yes, no evidence in the image"
-    box = browser.one("#image").rect
+    box = browser.one(".stage img").rect
     assert box["width"] / box["height"] == pytest.approx(20, rel=0.05)
 
 
@@ -537,3 +537,77 @@ def test_embedded_page_works_in_its_sandbox(browser: Browser) -> None:
     assert peak(pixels(browser)) == PEAKS[1]
     assert browser.run("return window.origin") == "null"
     browser.driver.switch_to.default_content()
+
+
+def three_images(**changes: Any) -> dict[str, Any]:
+    """Each word has its evidence in another image, the last one in two of them."""
+    maps = [np.full((len(ANSWER), *grid), 0.0) for grid in ((4, 6), (3, 3), (6, 2))]
+    for token, (image, value) in enumerate([(0, 0.4), (1, 1.0), (2, 0.8), (2, 0.8), (0, 0.5)]):
+        maps[image][token, 1, 1] = value
+    maps[1][4, 2, 0] = 1.0
+    shares = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1], [0.25, 0.75, 0]])
+    scenes = [Image.new("RGB", size, "#446688") for size in ((240, 160), (160, 160), (80, 240))]
+    return {
+        **arguments(images=scenes, image_attr=maps, image_shares=shares, scales=()),
+        **changes,
+    }
+
+
+def drawn_images(browser: Browser) -> list[np.ndarray]:
+    script = (
+        "return [...document.querySelectorAll('.stage canvas')]"
+        ".map((canvas) => canvas.toDataURL('image/png'))"
+    )
+    contents = [base64.b64decode(uri.partition(",")[2]) for uri in browser.run(script)]
+    return [np.array(Image.open(io.BytesIO(content)).convert("RGBA")) for content in contents]
+
+
+def test_several_images_show_their_maps_on_one_scale_and_their_shares(browser: Browser) -> None:
+    browser.open(render_page(**three_images()))
+    names = [each.text for each in browser.all(".stage figcaption span")]
+    assert names == ["image 1", "image 2", "image 3"]
+    for word, shares in enumerate((["100%", "0%", "0%"], ["0%", "100%", "0%"])):
+        hover(browser, word)
+        assert [each.text for each in browser.all(".stage figcaption b")] == shares
+        drawn = [each[:, :, 3].max() for each in drawn_images(browser)]
+        assert [bool(each) for each in drawn] == [share != "0%" for share in shares]
+    hover(browser, 3)
+    assert [each.text for each in browser.all(".stage figcaption b")] == ["25%", "75%", "0%"]
+    first, second, third = (each[:, :, 3].max() / 255 for each in drawn_images(browser))
+    assert (first**1.25, second, third) == (pytest.approx(0.5, abs=0.02), 1.0, 0.0)
+    assert "strongest in image 2: bottom left" in browser.text("#live")
+    assert "image 1 25%, image 2 75%, image 3 0%" in browser.text("#live")
+    line = "return getComputedStyle(document.querySelectorAll('.unit')[3]).backgroundImage"
+    assert "25%" in browser.run(line) and "100%" in browser.run(line)
+    assert not browser.all("#thumbnails li")
+    assert not browser.messages()
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1280, 3), (400, 2)])
+def test_several_images_wrap_where_there_is_no_room(
+    browser: Browser, width: int, columns: int
+) -> None:
+    browser.open(render_page(**three_images()), width=width)
+    boxes = [each.rect for each in browser.all(".stage img")]
+    assert len({box["x"] for box in boxes}) == columns
+    for box, ratio in zip(boxes, (1.5, 1.0, 1 / 3)):
+        assert box["width"] / box["height"] == pytest.approx(ratio, rel=0.02)
+    wide = browser.run("return document.documentElement.scrollWidth")
+    assert wide <= width
+
+
+def test_scales_show_all_images(browser: Browser) -> None:
+    given = three_images()
+    given["scales"] = [ScaleView(2.0, [maps[:, ::-1] for maps in given["image_attr"]])]
+    browser.open(render_page(**given))
+    assert len(browser.all(".scale .frame canvas")) == 3
+
+
+def test_images_that_are_not_explained_stay_thumbnails(browser: Browser) -> None:
+    given = three_images()
+    for name in ("image_attr", "image_shares"):
+        given[name] = given[name][:2] if name == "image_attr" else given[name][:, :2]
+    browser.open(render_page(**given, explained=[0, 2]))
+    assert [each.text for each in browser.all(".stage figcaption span")] == ["image 1", "image 3"]
+    names = [item.text for item in browser.all("#thumbnails li")]
+    assert names == ["image 1, explained", "image 2", "image 3, explained"]
