@@ -32,6 +32,7 @@ class TokenMaps(NamedTuple):
             method that was asked for words as features. Default: None
         in_logits (bool): whether the maps are in the units of the model's logits, so that they
             compare with the logits of text. Default: False
+        unit (str): what the values of the maps are counted in, for people. Default: "", not known
         seen (tuple[Tensor, ...], optional): for each image the cells (h, w) that the model sees at
             any scale, bool. Default: None, those that the layout of the image tells
         scales (tuple[ScaleAttribution, ...]): what each scale contributed, for MSEA. Default: ()
@@ -40,6 +41,7 @@ class TokenMaps(NamedTuple):
     maps: tuple[Tensor, ...]
     text: Tensor | None = None
     in_logits: bool = False
+    unit: str = ""
     seen: tuple[Tensor, ...] | None = None
     scales: tuple[ScaleAttribution, ...] = ()
 

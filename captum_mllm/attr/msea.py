@@ -356,6 +356,7 @@ class MSEA(TokenWrapper):
             averaged[len(images)] if len(averaged) > len(images) else None,
             in_logits=options.normalize in ("balance", "none")
             and all(part.in_logits for part in parts),
+            unit=parts[0].unit if options.normalize in ("balance", "none") else "",
             seen=tuple(
                 seen_cells([found.layouts[index] for found in found_scales], size_of(each))
                 for index, each in enumerate(maps)

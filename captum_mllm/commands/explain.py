@@ -226,6 +226,8 @@ def _write(result: captum_mllm.MLLMAttributionResult, folder: Path) -> None:
 
 def _report(result: captum_mllm.MLLMAttributionResult, folder: Path) -> None:
     show(f"Answer: {' '.join(result.output_words)}")
+    if result.finished is False:
+        show("  cut off at the limit of tokens; --max-new-tokens lets the model say more")
     show(f"Method: {result.method}")
     for scale in result.scales:
         if scale.output_probs is not None:

@@ -82,6 +82,8 @@ def explain(
             inp.messages, texts[: states.n_prompt], states.runs or (states.n_prompt,)
         ),
         segments=None if features.segments is None else features.segments.regions,
+        unit=found.unit,
+        finished=query.finished,
         prompt="\n".join(inp.texts),
         method=describe(method, kwargs) + features.text,
         model=model_name(mllm.model.config),

@@ -54,6 +54,8 @@ class MLLMAttributionResult(ResultValues):
             explained in segments. Default: None
         scales (Sequence[ScaleResult]): what each scale saw, where MSEA ran. Default: ()
         unit (str): what the values of the maps are counted in, such as ``"logits"``. Default: ""
+        finished (bool, optional): whether the model ended its own answer, or was cut off. Default:
+            None, the answer was given
         prompt (str): the question. Default: ""
         method (str): the method as code. Default: ""
         model (str): the model's name. Default: ""
@@ -118,7 +120,7 @@ class MLLMAttributionResult(ResultValues):
             ValueError: as in :meth:`map`, and for an opacity outside of [0, 1].
         """
         tokens = self._tokens(target_token_pos)
-        title, label = None, "Attribution"
+        title, label = None, self._label
         if target_token_pos is not None:
             title = "".join(self.output_tokens[token] for token in tokens).strip()
         if len(tokens) > 1:
@@ -156,7 +158,13 @@ class MLLMAttributionResult(ResultValues):
         """
         maps = [self.image_attr[list(word)].mean(0).numpy() for word in self.words]
         return plots.word_sheet(
-            self.image, maps, self.output_words, columns=columns, alpha=alpha, show=show
+            self.image,
+            maps,
+            self.output_words,
+            columns=columns,
+            label=self._label,
+            alpha=alpha,
+            show=show,
         )
 
     def plot_token_attr(self, show: bool = False) -> tuple[Figure, Axes] | None:
@@ -208,10 +216,10 @@ class MLLMAttributionResult(ResultValues):
 
         Returns:
             dict[str, Any]: ``method``, ``model``, ``prompt``, the ``unit`` of the maps, ``answer``,
-            the ``image``'s size, and ``words``. Each word has its text, the positions of its
-            tokens, its probability (the product over its tokens), the predictions for
-            its first token, the weights of the earlier words, and its map (the mean over its
-            tokens).
+            whether the model ``finished`` it, the ``image``'s size, and ``words``. Each word has
+            its text, the positions of its tokens, its probability (the product over its tokens),
+            the predictions for its first token, the weights of the earlier words, and its map (the
+            mean over its tokens).
         """
         return result_dict(self, maps)
 
@@ -285,6 +293,7 @@ class MLLMAttributionResult(ResultValues):
             if scale.output_probs is not None:
                 tensors[f"scale.{index}.output_probs"] = scale.output_probs
         facts = {name: getattr(self, name) for name in _FACTS}
+        facts["finished"] = self.finished
         facts["prompt_parts"] = [vars(part) for part in self.prompt_parts]
         facts["scales"] = [scale.scale for scale in self.scales]
         write_result(path, tensors, facts)
@@ -310,6 +319,7 @@ class MLLMAttributionResult(ResultValues):
             n_images = sum(name.startswith("image.") for name in tensors)
             return cls(
                 **{name: parts[name] for name in _FACTS + _TENSORS},
+                finished=facts.get("finished"),
                 images=[
                     Image.fromarray(tensors[f"image.{index}"].numpy()) for index in range(n_images)
                 ],
@@ -334,6 +344,10 @@ class MLLMAttributionResult(ResultValues):
         width, height = self.image.size
         share = min(1.0, longest / max(width, height))
         return max(round(height * share), 1), max(round(width * share), 1)
+
+    @property
+    def _label(self) -> str:
+        return f"Attribution ({self.unit})" if self.unit else "Attribution"
 
 
 _TENSORS = ("image_attr", "token_attr", "output_probs")

@@ -101,6 +101,12 @@ def check_texts(
         raise TypeError("unit, prompt, method, model and the roles of prompt_parts are strings")
 
 
+def check_finished(finished: bool | None) -> None:
+    """Raise for what does not say whether an answer was finished."""
+    if finished is not None and not isinstance(finished, bool):
+        raise TypeError(f"finished is {finished!r}, expected True, False or None")
+
+
 def check_images(images: Sequence[Image.Image], image_index: int, segments: Tensor | None) -> None:
     """Raise where there is no such image, or the segments are not its own."""
     if not all(isinstance(image, Image.Image) for image in images):

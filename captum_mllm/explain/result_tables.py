@@ -32,6 +32,7 @@ def result_dict(result: ResultValues, maps: bool) -> dict[str, Any]:
         "prompt": result.prompt,
         "unit": result.unit,
         "answer": "".join(result.input_tokens[result.n_prompt :]),
+        "finished": result.finished,
         "image": {"width": width, "height": height},
         "words": words,
     }

@@ -16,6 +16,7 @@ from torch import Tensor
 from captum_mllm.explain.result_parts import (
     ScaleResult,
     WordWeight,
+    check_finished,
     check_fit,
     check_images,
     check_numbers,
@@ -52,6 +53,7 @@ class ResultValues(LLMAttributionResult):
         segments: Tensor | None = None,
         scales: Sequence[ScaleResult] = (),
         unit: str = "",
+        finished: bool | None = None,
         prompt: str = "",
         method: str = "",
         model: str = "",
@@ -93,6 +95,7 @@ class ResultValues(LLMAttributionResult):
         self.segments = None if segments is None else segments.detach().cpu().to(torch.int32)
         self.scales = list(scales)
         self.unit = unit
+        self.finished = finished
         self.prompt = prompt
         self.method = method
         self.model = model
@@ -101,6 +104,7 @@ class ResultValues(LLMAttributionResult):
             (unit, prompt, method, model),
             self.prompt_parts,
         )
+        check_finished(finished)
         check_images(self.images, image_index, self.segments)
         check_prompt_parts(self.prompt_parts, n_prompt)
         check_numbers(

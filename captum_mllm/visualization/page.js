@@ -303,6 +303,8 @@
   if (!source) element("source").remove();
   if (!element("title").textContent) element("title").remove();
   if (data.prompt.length === 0 && data.thumbnails.length === 0) element("prompt").remove();
+  if (data.cut) element("cut").hidden = false;
+  else element("cut").remove();
   if (data.answer.length === 1) element("help").remove();
   if (data.words.length === 1) element("range").remove();
   if ([maps, ...scales.map((view) => view.rows)].flat().every((row) => largest(row) === 0))

@@ -147,6 +147,7 @@ def word_sheet(
     titles: Sequence[str],
     *,
     columns: int | None = None,
+    label: str = "Attribution",
     alpha: float = OPACITY,
     show: bool = False,
 ) -> Any:
@@ -161,6 +162,7 @@ def word_sheet(
         titles (Sequence[str]): a title for each of them.
         columns (int, optional): images in a row. Default: None, 5, and more where there are so many
             maps that the sheet would become more than twice as tall as wide.
+        label (str): beside the bar of colours. Default: "Attribution"
         alpha (float): opacity of the maps where they are strongest, in [0, 1]. Default: 0.75
         show (bool): show the plot instead of returning it. Default: False
 
@@ -210,7 +212,7 @@ def word_sheet(
     bar = figure.colorbar(
         ScalarMappable(Normalize(low, high), cmap=colormap(low < 0)), cax=bar_axes
     )
-    bar.set_label("Attribution")
+    bar.set_label(label)
     return _finish(figure, axes, show)
 
 

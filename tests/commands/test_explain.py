@@ -126,13 +126,17 @@ def test_methods(
     assert ("scale 0.5" in out) == (method in (None, "attended-lens", "msea", "arc"))
 
 
-def test_half_precision_and_the_models_own_answer(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_half_precision_and_the_models_own_answer(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     picture = write_image(tmp_path / "image.png", "RGB", (96, 96))
     arguments = ["explain", str(picture), "--model", str(folders["qwen2_vl"]), "--quiet"]
     options = ["--dtype", "bfloat16", "--max-new-tokens", "3", "--output", str(tmp_path / "out")]
     assert main([*arguments, *options]) == 0
     result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
     assert 1 <= len(result.output_tokens) <= 3
+    assert result.finished is False
+    assert "cut off at the limit of tokens; --max-new-tokens" in capsys.readouterr().out
 
 
 def test_the_checkpoint_s_own_precision_and_the_first_device(
