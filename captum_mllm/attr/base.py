@@ -205,6 +205,15 @@ class TokenAttribution(Attribution, ABC):
         if self.reads_states_only:
             make_passes(self.forward_func.backbone, prompts)
 
+    def scales_seen(self, **kwargs: Any) -> tuple[float, ...]:
+        r"""
+        The scales at which the model sees the image.
+
+        Args:
+            **kwargs (Any): the options of :meth:`explain_tokens`.
+        """
+        return (1.0,)
+
     def leaves_states(self, **kwargs: Any) -> bool:
         r"""
         Whether a run leaves the states of the image as given, so that ``MLLM.states`` needs no

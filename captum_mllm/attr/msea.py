@@ -383,6 +383,11 @@ class MSEA(TokenWrapper):
             ]
             super().prefetch(resized, **kwargs)
 
+    def scales_seen(
+        self, scales: Sequence[float] | None = None, **kwargs: Any
+    ) -> tuple[float, ...]:
+        return tuple(self.options.updated(scales=scales).scales)
+
     def leaves_states(self, scales: Sequence[float] | None = None, **kwargs: Any) -> bool:
         seen = self.options.updated(scales=scales).scales
         return 1.0 in seen and super().leaves_states(**kwargs)

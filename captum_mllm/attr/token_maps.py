@@ -247,6 +247,9 @@ class TokenWrapper(TokenAttribution):
     def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
         self.wrapped.prefetch(prompts, **kwargs)
 
+    def scales_seen(self, **kwargs: Any) -> tuple[float, ...]:
+        return self.wrapped.scales_seen(**kwargs)
+
     def leaves_states(self, **kwargs: Any) -> bool:
         return self.wrapped.leaves_states(**kwargs)
 

@@ -1,4 +1,5 @@
-"""`estimate` tells what an explanation costs before it runs, `fit_scales` bounds it."""
+"""`estimate` tells what an explanation costs before it runs, `fit_scales` bounds it, and
+`check_context` refuses scales that the model has no room for."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from captum_mllm.models.context import context_length, raise_too_long
 from captum_mllm.models.inputs import ImageTextInput
-from captum_mllm.models.layout import Size, size_of
+from captum_mllm.models.layout import Size
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.prompt import open_query
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Query, is_integer
 
 ANSWER_TOKENS = 64
 # Pixels up to which an image of no more than this is put through the processor to count tokens.
@@ -73,18 +75,8 @@ def estimate(
         >>> [each.image_tokens for each in estimate(mllm, inp, scales=(0.5, 1.0, 2.0))]
         [49, 196, 784]
     """
-    (image,), query = open_query(mllm.processor, inp, mllm.device, every_image=False)
-    native = size_of(image)
-    at_native = _count(mllm, query, native, native)
-    context = _n_text(mllm, query, native)
-    estimates = []
-    for scale in scales:
-        size = (max(round(native[0] * scale), 1), max(round(native[1] * scale), 1))
-        passes, image_tokens = at_native if scale == 1 else _count(mllm, query, size, native)
-        tokens = math.ceil(image_tokens / passes) + context + answer_tokens
-        memory = _memory(mllm, passes, tokens, image_tokens)
-        estimates.append(ScaleEstimate(float(scale), passes, image_tokens, tokens, memory))
-    return tuple(estimates)
+    _, query = open_query(mllm.processor, inp, mllm.device, every_image=False)
+    return _estimates(mllm, query, scales, answer_tokens)
 
 
 def fit_scales(
@@ -110,13 +102,28 @@ def fit_scales(
     Raises:
         ValueError: if no scale fits, or the limit is below 1.
     """
-    if max_image_tokens is not None and max_image_tokens < 1:
-        raise ValueError(f"got max_image_tokens={max_image_tokens}, expected at least 1")
-    context = context_length(mllm)
+    _, query = open_query(mllm.processor, inp, mllm.device, every_image=False)
+    return fitting_scales(mllm, query, scales, max_image_tokens, answer_tokens)
+
+
+@torch.no_grad()
+def fitting_scales(
+    mllm: MLLM,
+    query: Query,
+    scales: Sequence[float],
+    max_image_tokens: int | None,
+    answer_tokens: int,
+) -> tuple[float, ...]:
+    r"""As :func:`fit_scales`, for a query that leaves one image open."""
+    if max_image_tokens is not None and not (is_integer(max_image_tokens) and max_image_tokens > 0):
+        raise ValueError(
+            f"got max_image_tokens={max_image_tokens!r}, expected an integer of at least 1"
+        )
+    context = context_length(mllm.model.config)
 
     def fits(scale: float) -> bool:
         try:
-            (found,) = estimate(mllm, inp, (scale,), answer_tokens)
+            (found,) = _estimates(mllm, query, (scale,), answer_tokens)
         except ValueError:
             # At a scale this small the image has no token.
             return False
@@ -138,6 +145,8 @@ def fit_scales(
     while high > low * _STEP:
         middle = math.sqrt(high * low)
         low, high = (middle, high) if fits(middle) else (low, middle)
+    # Two digits are enough for people; more would be shown with the method.
+    low = math.floor(low * 100) / 100 or low
     fitting = tuple(dict.fromkeys(min(scale, low) for scale in scales))
     warnings.warn(
         f"scales {tuple(too_large)} make more tokens than fit "
@@ -148,23 +157,51 @@ def fit_scales(
     return fitting
 
 
-def check_context(mllm: MLLM, estimates: Sequence[ScaleEstimate]) -> None:
-    r"""Warn of passes that are longer than the context of the model."""
-    context = context_length(mllm)
-    too_long = [each for each in estimates if context is not None and each.tokens > context]
+@torch.no_grad()
+def check_context(
+    mllm: MLLM, query: Query, scales: Sequence[float], answer_tokens: int = ANSWER_TOKENS
+) -> None:
+    r"""Refuse scales at which a pass is longer than the context of the model.
+
+    Args:
+        mllm (MLLM): the model.
+        query (Query): the question, which leaves one image open.
+        scales (Sequence[float]): scales of that image.
+        answer_tokens (int): tokens of the answer. Default: 64
+
+    Raises:
+        ValueError: which names the scales, their tokens, and what to do.
+    """
+    context = context_length(mllm.model.config)
+    if context is None:
+        return
+    (native,) = _estimates(mllm, query, (1.0,), answer_tokens)
+    # Tokens grow with the area of the image, up to what a grid rounds.
+    largest = native.tokens + 2 * native.image_tokens * max(max(scales), 1) ** 2
+    if largest <= context:
+        return
+    too_long = [
+        each for each in _estimates(mllm, query, scales, answer_tokens) if each.tokens > context
+    ]
     if too_long:
-        named = ", ".join(f"{each.tokens} at scale {each.scale:g}" for each in too_long)
-        warnings.warn(
-            f"passes have {named} tokens, beyond the model's context of {context}, where its "
-            "answers mean little; leave out large scales, or limit the image's tokens",
-            stacklevel=2,
-        )
+        raise_too_long([(each.scale, each.tokens) for each in too_long], context)
 
 
-def context_length(mllm: MLLM) -> int | None:
-    r"""How many tokens the model was made for; None where its configuration does not tell."""
-    text = mllm.model.config.get_text_config()
-    return getattr(text, "max_position_embeddings", None)
+def _estimates(
+    mllm: MLLM, query: Query, scales: Sequence[float], answer_tokens: int
+) -> tuple[ScaleEstimate, ...]:
+    (index,) = query.explained
+    native = query.native[index]
+    at_native = _count(mllm, query, native, native)
+    context = _n_text(mllm, query, native)
+    estimates = []
+    for scale in scales:
+        size = (max(round(native[0] * scale), 1), max(round(native[1] * scale), 1))
+        passes, image_tokens = at_native if scale == 1 else _count(mllm, query, size, native)
+        tokens = math.ceil(image_tokens / passes) + context + answer_tokens
+        memory = _memory(mllm, passes, tokens, image_tokens)
+        estimates.append(ScaleEstimate(float(scale), passes, image_tokens, tokens, memory))
+    return tuple(estimates)
 
 
 def _limits(context: int | None, max_image_tokens: int | None) -> str:
@@ -186,7 +223,7 @@ def _count(mllm: MLLM, query: Query, size: Size, native: Size) -> tuple[int, int
         return 1, images.get_number_of_image_patches(*size, known) // merge**2
     shrink = min(math.sqrt(_MEASURED / max(size[0] * size[1], native[0] * native[1])), 1.0)
     small, of_small = (_shrunk(each, shrink) for each in (size, native))
-    encoding = mllm.encode((_blank(mllm, small),), _at(query, of_small))
+    encoding = mllm.backbone.encode((_blank(mllm, small),), _at(query, of_small), False)
     (layout,) = (encoding.layouts[index] for index in query.explained)
     return encoding.windows, layout.n_tokens
 
@@ -194,7 +231,7 @@ def _count(mllm: MLLM, query: Query, size: Size, native: Size) -> tuple[int, int
 def _n_text(mllm: MLLM, query: Query, native: Size) -> int:
     """Tokens of the prompt that are not the explained image's, other images included."""
     small = _shrunk(native, min(math.sqrt(_MEASURED / (native[0] * native[1])), 1.0))
-    encoding = mllm.encode((_blank(mllm, small),), _at(query, small))
+    encoding = mllm.backbone.encode((_blank(mllm, small),), _at(query, small), False)
     (index,) = query.explained
     return encoding.inputs["input_ids"].shape[1] - len(encoding.image_positions[index])
 
