@@ -189,7 +189,7 @@ class AttentionMaps(TokenAttribution):
                     finer = shares.shape[-1] / encoding.layouts[index].n_tokens
                     shares = shares * finer * sum(map(len, encoding.image_positions))
                 maps.append(part.layout.paint(shares).unsqueeze(1))
-        return TokenMaps(tuple(maps))
+        return TokenMaps(tuple(maps), unit="attention")
 
     @torch.no_grad()
     def attribute_text(

@@ -33,6 +33,7 @@ class TokenMaps(NamedTuple):
             method that was asked for words as features. Default: None
         in_logits (bool): whether the maps are in the units of the model's logits, so that they
             compare with the logits of text. Default: False
+        unit (str): what the values of the maps are counted in, for people. Default: "", not known
         seen (tuple[Tensor, ...], optional): for each image the cells (h, w) that the model sees at
             any scale, bool. Default: None, those that the layout of the image tells
         scales (tuple[ScaleAttribution, ...]): what each scale contributed, for MSEA. Default: ()
@@ -41,6 +42,7 @@ class TokenMaps(NamedTuple):
     maps: tuple[Tensor, ...]
     text: Tensor | None = None
     in_logits: bool = False
+    unit: str = ""
     seen: tuple[Tensor, ...] | None = None
     scales: tuple[ScaleAttribution, ...] = ()
 
@@ -203,6 +205,15 @@ class TokenAttribution(Attribution, ABC):
         """
         if self.reads_states_only:
             make_passes(self.forward_func.backbone, prompts)
+
+    def scales_seen(self, **kwargs: Any) -> tuple[float, ...]:
+        r"""
+        The scales at which the model sees the image.
+
+        Args:
+            **kwargs (Any): the options of :meth:`explain_tokens`.
+        """
+        return (1.0,)
 
     def leaves_states(self, **kwargs: Any) -> bool:
         r"""

@@ -142,6 +142,7 @@ class ContextSuppression(TokenWrapper):
         return TokenMaps(
             cleaned,
             None if text is None else self.weigh_text(text, states, query),
+            unit="" if self.normalize else found.unit,
             seen=seen,
             scales=tuple(self._explained(scale, query, rows - start) for scale in found.scales),
         )

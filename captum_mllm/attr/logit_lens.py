@@ -75,7 +75,7 @@ class LogitLens(TokenAttribution):
             layout.paint(mllm.vocabulary.scores(image[0], ids).mT).unsqueeze(1)
             for image, layout in zip(states.image, states.layouts)
         )
-        return TokenMaps(tuple(maps), in_logits=True)
+        return TokenMaps(tuple(maps), in_logits=True, unit="logits")
 
     def attribute_text(
         self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any = None

@@ -357,6 +357,7 @@ class MSEA(TokenWrapper):
             averaged[len(images)] if len(averaged) > len(images) else None,
             in_logits=options.normalize in ("balance", "none")
             and all(part.in_logits for part in parts),
+            unit=parts[0].unit if options.normalize in ("balance", "none") else "",
             seen=tuple(
                 seen_cells([found.layouts[index] for found in found_scales], size_of(each))
                 for index, each in enumerate(maps)
@@ -382,6 +383,11 @@ class MSEA(TokenWrapper):
                 for images, query in prompts
             ]
             super().prefetch(resized, **kwargs)
+
+    def scales_seen(
+        self, scales: Sequence[float] | None = None, **kwargs: Any
+    ) -> tuple[float, ...]:
+        return tuple(self.options.updated(scales=scales).scales)
 
     def leaves_states(self, scales: Sequence[float] | None = None, **kwargs: Any) -> bool:
         seen = self.options.updated(scales=scales).scales

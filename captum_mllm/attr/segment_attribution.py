@@ -198,14 +198,14 @@ class SegmentAttribution(TokenAttribution):
             for each, values, image in zip(segments, found, images)
         )
         if self.words is None:
-            return TokenMaps(maps)
+            return TokenMaps(maps, unit="logits")
         if words is None:
-            return TokenMaps(maps, maps[0].new_zeros(len(maps[0]), 0))
+            return TokenMaps(maps, maps[0].new_zeros(len(maps[0]), 0), unit="logits")
         word_of_token = words[2]
         # The last word of the answer is not a feature.
         n_tokens = len(word_of_token) + (1 if self.words == "earlier" else len(query.answer_ids))
         text = to_tokens(found[-1].to(word_of_token.device), word_of_token, n_tokens)
-        return TokenMaps(maps, text)
+        return TokenMaps(maps, text, unit="logits")
 
     def _values(
         self, coalitions: Coalitions, windows: dict[str, Any], **kwargs: Any

@@ -8,7 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum.attr import Attribution, GradientAttribution, LayerAttribution
+from captum.attr import (
+    Attribution,
+    GradientAttribution,
+    LayerAttribution,
+    PerturbationAttribution,
+)
 from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples, progress
@@ -141,7 +146,12 @@ class TokenByToken(TokenAttribution):
         if words is not None:
             # Embeddings have a value for each dimension.
             text = parts.pop().sum(-1)
-        return TokenMaps(tuple(part.sum(1, keepdim=True) for part in parts), text)
+        perturbs = isinstance(method, PerturbationAttribution)
+        return TokenMaps(
+            tuple(part.sum(1, keepdim=True) for part in parts),
+            text,
+            unit="logits" if perturbs or method.multiplies_by_inputs else "",
+        )
 
     def attribute_text(
         self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any = None
@@ -243,6 +253,9 @@ class TokenWrapper(TokenAttribution):
 
     def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
         self.wrapped.prefetch(prompts, **kwargs)
+
+    def scales_seen(self, **kwargs: Any) -> tuple[float, ...]:
+        return self.wrapped.scales_seen(**kwargs)
 
     def leaves_states(self, **kwargs: Any) -> bool:
         return self.wrapped.leaves_states(**kwargs)

@@ -85,6 +85,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "attended-lens, msea and arc, else 1)",
     )
     add(
+        "--max-image-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of the image at one scale, at most; larger scales are lowered to fit "
+        "(default: as many as the model has room for; with --scales, an error instead)",
+    )
+    add(
         "--stream",
         action="store_true",
         help="print each word of the model's own answer with its probability as soon as it is "
@@ -145,7 +152,13 @@ def run(options: argparse.Namespace) -> None:
     """
     from transformers.utils import logging
 
-    from captum_mllm.commands.setup import build_method, choose_device, load_model, read_input
+    from captum_mllm.commands.setup import (
+        build_method,
+        choose_device,
+        image_tokens,
+        load_model,
+        read_input,
+    )
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -179,6 +192,7 @@ def run(options: argparse.Namespace) -> None:
             target=options.answer,
             gen_args=generation,
             show_progress=not options.quiet,
+            max_image_tokens=image_tokens(options),
             **arguments,
         )
     _write(result, Path(options.output))
@@ -195,6 +209,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("the answer to explain is empty; leave out --answer for the model's own")
     if options.max_new_tokens < 1:
         raise ValueError(f"got --max-new-tokens {options.max_new_tokens}, expected at least 1")
+    if options.max_image_tokens is not None and options.max_image_tokens < 1:
+        raise ValueError(f"got --max-image-tokens {options.max_image_tokens}, expected at least 1")
     if not options.stream:
         return
     if options.answer is not None:
@@ -226,6 +242,8 @@ def _write(result: captum_mllm.MLLMAttributionResult, folder: Path) -> None:
 
 def _report(result: captum_mllm.MLLMAttributionResult, folder: Path) -> None:
     show(f"Answer: {' '.join(result.output_words)}")
+    if result.finished is False:
+        show("  cut off at the limit of tokens; --max-new-tokens lets the model say more")
     show(f"Method: {result.method}")
     if len(result.explained) > 1:
         shares = zip(result.explained, result.image_shares.mean(0).tolist())

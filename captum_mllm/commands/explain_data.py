@@ -16,7 +16,7 @@ from PIL import Image
 from captum_mllm import ImageTextInput, MLLMAttribution, MLLMAttributionResult
 from captum_mllm.commands.console import say, show
 from captum_mllm.commands.evaluate import load_for, open_data
-from captum_mllm.commands.setup import build_method
+from captum_mllm.commands.setup import build_method, image_tokens
 from captum_mllm.datasets import Sample, SampleError, Samples
 from captum_mllm.datasets.formats import Row
 from captum_mllm.evaluation.data_run import own_progress
@@ -95,7 +95,8 @@ def explain_data(options: argparse.Namespace, method: str) -> None:
     options.data = options.images[0]
     samples = open_data(options)
     folder = Path(options.output)
-    names = ("model", "format", "answers", "prompt", "system", "scales", "batch_size", "maps")
+    names = ["model", "format", "answers", "prompt", "system", "scales", "batch_size", "maps"]
+    names.append("max_image_tokens")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     settings |= {"method": method, "limit": options.limit, "dtype": options.dtype}
     settings |= {"data": str(samples.path.resolve()), "fingerprint": samples.fingerprint()}
@@ -104,6 +105,7 @@ def explain_data(options: argparse.Namespace, method: str) -> None:
         (folder / part).mkdir(exist_ok=True)
     mllm = load_for(options, worker)
     attribution, arguments = build_method(mllm, method, options.scales)
+    arguments["max_image_tokens"] = image_tokens(options)
     explain = _Explainer(options, samples, MLLMAttribution(attribution), arguments, folder)
     ledger = Ledger(folder, Explained.from_json, worker, "explained")
     numbers = [row.number for row in samples.rows()]

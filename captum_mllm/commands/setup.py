@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from captum.attr import Attribution
@@ -186,3 +186,15 @@ def build_method(
     if recipe.wrapper is not None:
         method = getattr(captum_mllm, recipe.wrapper)(method)
     return method, arguments
+
+
+def image_tokens(options: argparse.Namespace) -> int | Literal["context"] | None:
+    r"""
+    The limit on the tokens of an image: without one, default scales are lowered to the context.
+
+    Args:
+        options (argparse.Namespace): What the command's parser gave.
+    """
+    if options.max_image_tokens is not None or options.scales is not None:
+        return options.max_image_tokens
+    return "context"

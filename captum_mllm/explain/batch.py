@@ -11,9 +11,10 @@ from torch import Tensor
 
 from captum_mllm.attr.token_maps import token_attribution
 from captum_mllm.explain.explanation import explain
+from captum_mllm.explain.fitting import ImageTokens, fit_to_context
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.models.batches import make_passes
-from captum_mllm.models.decoding import answer_prompts, find_answer
+from captum_mllm.models.decoding import answer_prompts, given_answer
 from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.prompt import open_query
@@ -29,6 +30,7 @@ def attribute_batch(
     include_prompt: bool,
     top_predictions: int,
     options: dict[str, Any],
+    max_image_tokens: ImageTokens | None,
     kwargs: dict[str, Any],
 ) -> list[MLLMAttributionResult]:
     r"""One result for each input; arguments as of :meth:`MLLMAttribution.attribute_batch`.
@@ -47,7 +49,13 @@ def attribute_batch(
         )
     mllm: MLLM = method.forward_func
     with mllm.remember():
-        prompts = _prepare(mllm, inputs, targets, options)
+        opened = [open_query(mllm.processor, inp, mllm.device) for inp in inputs]
+        # Where the model makes some of the answers, the options are for these.
+        refused = {} if any(target is None for target in targets) else options
+        answers = [given_answer(mllm.backbone, target, refused) for target in targets]
+        queries = [query for _, query in opened]
+        kwargs = fit_to_context(method, queries, answers, options, max_image_tokens, kwargs)
+        prompts = _answered(mllm, opened, answers, options)
         if include_prompt:
             prompts = [(images, query.including_prompt()) for images, query in prompts]
         explained = token_attribution(method)
@@ -61,27 +69,16 @@ def attribute_batch(
         ]
 
 
-def _prepare(
+def _answered(
     mllm: MLLM,
-    inputs: Sequence[ImageTextInput],
-    targets: Sequence[Answer],
+    opened: Sequence[Prompt],
+    answers: Sequence[tuple[int, ...] | None],
     options: dict[str, Any],
 ) -> list[Prompt]:
-    """Images and queries; answers of the model's own are made together."""
-    opened = [open_query(mllm.processor, inp, mllm.device) for inp in inputs]
-    own = [prompt for prompt, target in zip(opened, targets) if target is None]
+    """The prompts with their answers; those of the model's own are made together."""
+    own = [prompt for prompt, answer in zip(opened, answers) if answer is None]
     said = iter(answer_prompts(mllm.backbone, own, options) if own else [])
-    # Where all answers are given, options for others are refused as they are for one input.
-    given_options = {} if own else options
     return [
-        (
-            images,
-            replace(
-                query,
-                answer_ids=next(said)
-                if target is None
-                else find_answer(mllm.backbone, images, query, target, given_options),
-            ),
-        )
-        for (images, query), target in zip(opened, targets)
+        (images, replace(query, answer_ids=next(said) if answer is None else answer))
+        for (images, query), answer in zip(opened, answers)
     ]

@@ -85,6 +85,8 @@ def explain(
             inp.messages, texts[: states.n_prompt], states.runs or (states.n_prompt,)
         ),
         segments=[each.regions for each in features.segments] if features.segments else None,
+        unit=found.unit,
+        finished=query.finished,
         prompt="\n".join(inp.texts),
         method=describe(method, kwargs) + features.text,
         model=model_name(mllm.model.config),

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_mllm._captum import format_tensor_into_tuples
 from captum_mllm.attr.base import check_attribution
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.explain.answer_stream import AnswerStream
 from captum_mllm.explain.batch import attribute_batch
 from captum_mllm.explain.explanation import check_input, explain
+from captum_mllm.explain.fitting import ImageTokens, fit_to_context
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.stream import stream_answer
 from captum_mllm.models.answers import generation_options
+from captum_mllm.models.decoding import answer_prompts, given_answer
 from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.prompt import open_query
 
 
 class MLLMAttribution(Attribution):
@@ -74,6 +77,7 @@ class MLLMAttribution(Attribution):
         show_progress: bool = False,
         segments: SegmentsLike | Sequence[SegmentsLike] | None = None,
         words: Literal["prompt", "earlier"] | None = None,
+        max_image_tokens: ImageTokens | None = None,
         **kwargs: Any,
     ) -> MLLMAttributionResult:
         r"""
@@ -103,6 +107,10 @@ class MLLMAttribution(Attribution):
                 tokens after it (``"earlier"``); for methods that perturb ``segments``, and for
                 those of gradients, which take the embeddings of the tokens. Default: None, the
                 question's where there are segments, unless the method weighs words by itself.
+            max_image_tokens (int or "context", optional): tokens of the image at one scale, at
+                most. Scales that make more, or more than the model's context has room for, are
+                lowered to fit, with a warning; ``"context"`` for this limit alone. Default: None,
+                a scale beyond the context is an error
             **kwargs (Any): passed on to the attribution method: ``scales``, ``n_steps``,
                 ``n_samples``, ``perturbations_per_eval`` ... With segments or words,
                 ``baselines`` is (image, words): what replaces removed parts,
@@ -127,19 +135,28 @@ class MLLMAttribution(Attribution):
             RuntimeError: for a gradient method under ``torch.inference_mode``.
             TypeError: if ``inp`` is not an :class:`ImageTextInput`, or the method takes no segments
                 or words.
-            ValueError: for an empty answer, or arguments that clash or that the method refuses.
+            ValueError: for an empty answer, a scale that makes more tokens than the model's context
+                has, or arguments that clash or that the method refuses.
         """
         check_input(inp, gen_args)
         mllm: MLLM = self.forward_func
         # The states by which the model says an answer of its own are those of a pass with it.
         with mllm.remember():
-            opened, query = mllm.prepare(inp, target, **generation_options(gen_args))
+            options = generation_options(gen_args)
+            images, query = open_query(mllm.processor, inp, mllm.device)
+            answer = given_answer(mllm.backbone, target, options)
+            kwargs = fit_to_context(
+                self.attribution_method, [query], [answer], options, max_image_tokens, kwargs
+            )
+            if answer is None:
+                (answer,) = answer_prompts(mllm.backbone, [(images, query)], options)
+            query = replace(query, answer_ids=answer)
             if include_prompt:
                 query = query.including_prompt()
             return explain(
                 self.attribution_method,
                 inp,
-                format_tensor_into_tuples(opened),
+                images,
                 query,
                 top_predictions,
                 show_progress,
@@ -155,6 +172,7 @@ class MLLMAttribution(Attribution):
         include_prompt: bool = False,
         top_predictions: int = 5,
         gen_args: dict[str, Any] | None = None,
+        max_image_tokens: ImageTokens | None = None,
         **kwargs: Any,
     ) -> list[MLLMAttributionResult]:
         r"""
@@ -174,6 +192,8 @@ class MLLMAttribution(Attribution):
             include_prompt (bool): as in :meth:`attribute`. Default: False
             top_predictions (int): as in :meth:`attribute`. Default: 5
             gen_args (dict, optional): as in :meth:`attribute`, for all of them. Default: None
+            max_image_tokens (int or "context", optional): as in :meth:`attribute`; scales are
+                lowered to fit all inputs. Default: None
             **kwargs (Any): passed on to the attribution method.
 
         Returns:
@@ -207,6 +227,7 @@ class MLLMAttribution(Attribution):
             include_prompt,
             top_predictions,
             generation_options(gen_args),
+            max_image_tokens,
             kwargs,
         )
 

@@ -63,6 +63,8 @@ class MLLMAttributionResult(ResultValues):
             Default: None
         scales (Sequence[ScaleResult]): what each scale saw, where MSEA ran. Default: ()
         unit (str): what the values of the maps are counted in, such as ``"logits"``. Default: ""
+        finished (bool, optional): whether the model ended its own answer, or was cut off. Default:
+            None, the answer was given
         prompt (str): the question. Default: ""
         method (str): the method as code. Default: ""
         model (str): the model's name. Default: ""
@@ -131,7 +133,7 @@ class MLLMAttributionResult(ResultValues):
             ValueError: as in :meth:`map`, and for an opacity outside of [0, 1].
         """
         tokens = self._tokens(target_token_pos)
-        title, label = None, "Attribution"
+        title, label = None, self._label
         if target_token_pos is not None:
             title = "".join(self.output_tokens[token] for token in tokens).strip()
         if len(tokens) > 1:
@@ -192,7 +194,13 @@ class MLLMAttributionResult(ResultValues):
         ]
         images = [self.images[self.explained[place]] for place in places]
         return plots.word_sheet(
-            images, maps, self.output_words, columns=columns, alpha=alpha, show=show
+            images,
+            maps,
+            self.output_words,
+            columns=columns,
+            label=self._label,
+            alpha=alpha,
+            show=show,
         )
 
     def _places(self, image: int | None) -> list[int]:
@@ -248,10 +256,10 @@ class MLLMAttributionResult(ResultValues):
 
         Returns:
             dict[str, Any]: ``method``, ``model``, ``prompt``, the ``unit`` of the maps, ``answer``,
-            the ``image``'s size, and ``words``. Each word has its text, the positions of its
-            tokens, its probability (the product over its tokens), the predictions for
-            its first token, the weights of the earlier words, and its map (the mean over its
-            tokens).
+            whether the model ``finished`` it, the ``image``'s size, and ``words``. Each word has
+            its text, the positions of its tokens, its probability (the product over its tokens),
+            the predictions for its first token, the weights of the earlier words, and its map (the
+            mean over its tokens).
         """
         return result_dict(self, maps)
 
@@ -325,6 +333,7 @@ class MLLMAttributionResult(ResultValues):
             if scale.output_probs is not None:
                 tensors[f"scale.{index}.output_probs"] = scale.output_probs
         facts = {name: getattr(self, name) for name in _FACTS}
+        facts["finished"] = self.finished
         facts["prompt_parts"] = [vars(part) for part in self.prompt_parts]
         facts["scales"] = [scale.scale for scale in self.scales]
         write_result(path, tensors, facts)
@@ -352,6 +361,7 @@ class MLLMAttributionResult(ResultValues):
             return cls(
                 image_attr=[tensors[f"image_attr.{number}"] for number in numbers],
                 **{name: parts[name] for name in _FACTS + _TENSORS},
+                finished=facts.get("finished"),
                 images=[
                     Image.fromarray(tensors[f"image.{index}"].numpy()) for index in range(n_images)
                 ],
@@ -378,6 +388,10 @@ class MLLMAttributionResult(ResultValues):
         width, height = self.image.size
         share = min(1.0, longest / max(width, height))
         return max(round(height * share), 1), max(round(width * share), 1)
+
+    @property
+    def _label(self) -> str:
+        return f"Attribution ({self.unit})" if self.unit else "Attribution"
 
 
 _TENSORS = ("image_shares", "token_attr", "output_probs")

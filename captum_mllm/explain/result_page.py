@@ -44,6 +44,7 @@ def result_page(result: ResultValues) -> str:
         top_predictions=result.top_predictions[skipped:],
         scales=scales,
         unit=result.unit,
+        finished=result.finished,
         method=result.method,
         model=result.model,
     )

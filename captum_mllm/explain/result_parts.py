@@ -133,6 +133,12 @@ def check_texts(
         raise TypeError("unit, prompt, method, model and the roles of prompt_parts are strings")
 
 
+def check_finished(finished: bool | None) -> None:
+    """Raise for what does not say whether an answer was finished."""
+    if finished is not None and not isinstance(finished, bool):
+        raise TypeError(f"finished is {finished!r}, expected True, False or None")
+
+
 def check_images(
     images: Sequence[Image.Image],
     explained: Sequence[int],

@@ -39,6 +39,7 @@ def result_dict(result: ResultValues, maps: bool) -> dict[str, Any]:
         "prompt": result.prompt,
         "unit": result.unit,
         "answer": "".join(result.input_tokens[result.n_prompt :]),
+        "finished": result.finished,
         **({"images": shown} if several else {"image": shown[0]}),
         "words": words,
     }

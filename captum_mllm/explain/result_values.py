@@ -18,6 +18,7 @@ from captum_mllm.explain.result_parts import (
     ScaleResult,
     WordWeight,
     as_tuple,
+    check_finished,
     check_fit,
     check_images,
     check_numbers,
@@ -55,6 +56,7 @@ class ResultValues(LLMAttributionResult):
         segments: Tensor | Sequence[Tensor] | None = None,
         scales: Sequence[ScaleResult] = (),
         unit: str = "",
+        finished: bool | None = None,
         prompt: str = "",
         method: str = "",
         model: str = "",
@@ -102,6 +104,7 @@ class ResultValues(LLMAttributionResult):
         self._labels = labels
         self.scales = list(scales)
         self.unit = unit
+        self.finished = finished
         self.prompt = prompt
         self.method = method
         self.model = model
@@ -110,6 +113,7 @@ class ResultValues(LLMAttributionResult):
             (unit, prompt, method, model),
             self.prompt_parts,
         )
+        check_finished(finished)
         check_images(self.images, self.explained, len(image_attrs), labels)
         check_prompt_parts(self.prompt_parts, n_prompt)
         if self.image_shares.shape != (len(output_tokens), len(image_attrs)):

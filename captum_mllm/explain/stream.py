@@ -24,7 +24,7 @@ from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.prompt import open_query
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Answer, Query
 from captum_mllm.models.states import States
 from captum_mllm.models.words import Word, group_words, token_texts
 
@@ -119,6 +119,7 @@ class Said:
         self.encoding = mllm.encode(images, question)
         self._decoding: Decoding | None = None
         self._prompt: States | None = None
+        self._finished: bool | None = None
 
     def generate(self, options: dict[str, Any], pause: Callable[[], bool]) -> tuple[int, ...]:
         """All tokens of the answer; pauses after each."""
@@ -126,7 +127,9 @@ class Said:
         self._decoding = decoding = Decoding(mllm.model, pause)
         with mllm.evaluating(), decoding.watching():
             inputs = self.encoding.inputs
-            return generate_answers(mllm.model, inputs, mllm.tokenizer, options, decoding)[0]
+            (answer,) = generate_answers(mllm.model, inputs, mllm.tokenizer, options, decoding)
+        self._finished = answer.finished
+        return answer
 
     @property
     def answer_ids(self) -> tuple[int, ...]:
@@ -147,7 +150,7 @@ class Said:
 
     def so_far(self, count: int | None = None) -> tuple[States, Query]:
         """The states of the first tokens, and the query for them; of all by default."""
-        answer = self.answer_ids[:count]
+        answer = Answer(self.answer_ids[:count], self._finished if count is None else None)
         assert self._decoding is not None
         if self._prompt is None:
             self._prompt = self._decoding.prompt_states(self.encoding, self.question, 0, 0)

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from captum_mllm.models.context import check_length
 from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
 from captum_mllm.models.families import Family, family_of, softcap
+from captum_mllm.models.layout import size_of
 from captum_mllm.models.pairing import complete_processor
 from captum_mllm.models.parity import check_parity
 from captum_mllm.models.passes import PassMemory
@@ -181,8 +183,17 @@ class Backbone(PassMemory):
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(self.model.get_output_embeddings(), softcap(self.model.config))
 
-    def encode(self, images: Sequence[Tensor], query: Query) -> Encoding:
-        r"""The model's inputs for a query; see :meth:`captum_mllm.MLLM.encode`."""
+    def encode(
+        self, images: Sequence[Tensor], query: Query, within_context: bool = True
+    ) -> Encoding:
+        r"""The model's inputs for a query; see :meth:`captum_mllm.MLLM.encode`.
+
+        Args:
+            images (Sequence[Tensor]): the images that the query leaves open.
+            query (Query): the question and the answer.
+            within_context (bool): refuse an enlarged image that makes the inputs longer than the
+                context of the model. Default: True
+        """
         self._check_options()
         encoding = encode(
             query.all_images(images),
@@ -193,6 +204,8 @@ class Backbone(PassMemory):
             self.dtype,
             self._tokens if wants_gradient(images) else None,
         )
+        if within_context:
+            self._check_length(encoding, images, query)
         positions = self._positions(encoding.inputs)
         if positions is not None:
             encoding.inputs["position_ids"] = positions
@@ -213,6 +226,11 @@ class Backbone(PassMemory):
             self.geometry.check_options()
             check_parity(self.processor, self.geometry, self.image_token_id)
             self._checked_options = options
+
+    def _check_length(self, encoding: Encoding, images: Sequence[Tensor], query: Query) -> None:
+        tokens = encoding.inputs["input_ids"].shape[1]
+        for image, index in zip(images, query.explained):
+            check_length(self.model.config, tokens, size_of(image), query.native[index])
 
     def states(self, images: Sequence[Tensor], query: Query, layer: int | None = None) -> States:
         r"""The states of a pass, which is remembered where passes are; see

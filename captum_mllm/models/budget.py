@@ -1,4 +1,5 @@
-"""`estimate` tells what an explanation costs before it runs, `fit_scales` bounds it."""
+"""`estimate` tells what an explanation costs before it runs, `fit_scales` bounds it, and
+`check_context` refuses scales that the model has no room for."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from captum_mllm.models.context import context_length, raise_too_long
 from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.layout import Size
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.prompt import open_query
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Query, is_integer
 
 ANSWER_TOKENS = 64
 # Pixels up to which an image of no more than this is put through the processor to count tokens.
@@ -74,14 +76,7 @@ def estimate(
         [49, 196, 784]
     """
     _, query = open_query(mllm.processor, inp, mllm.device)
-    context = _n_text(mllm, query)
-    estimates = []
-    for scale in scales:
-        passes, image_tokens = _count(mllm, query, scale)
-        tokens = math.ceil(image_tokens / passes) + context + answer_tokens
-        memory = _memory(mllm, passes, tokens, image_tokens)
-        estimates.append(ScaleEstimate(float(scale), passes, image_tokens, tokens, memory))
-    return tuple(estimates)
+    return _estimates(mllm, query, scales, answer_tokens)
 
 
 def fit_scales(
@@ -107,13 +102,28 @@ def fit_scales(
     Raises:
         ValueError: if no scale fits, or the limit is below 1.
     """
-    if max_image_tokens is not None and max_image_tokens < 1:
-        raise ValueError(f"got max_image_tokens={max_image_tokens}, expected at least 1")
-    context = context_length(mllm)
+    _, query = open_query(mllm.processor, inp, mllm.device)
+    return fitting_scales(mllm, query, scales, max_image_tokens, answer_tokens)
+
+
+@torch.no_grad()
+def fitting_scales(
+    mllm: MLLM,
+    query: Query,
+    scales: Sequence[float],
+    max_image_tokens: int | None,
+    answer_tokens: int,
+) -> tuple[float, ...]:
+    r"""As :func:`fit_scales`, for a query that leaves one image open."""
+    if max_image_tokens is not None and not (is_integer(max_image_tokens) and max_image_tokens > 0):
+        raise ValueError(
+            f"got max_image_tokens={max_image_tokens!r}, expected an integer of at least 1"
+        )
+    context = context_length(mllm.model.config)
 
     def fits(scale: float) -> bool:
         try:
-            (found,) = estimate(mllm, inp, (scale,), answer_tokens)
+            (found,) = _estimates(mllm, query, (scale,), answer_tokens)
         except ValueError:
             # At a scale this small the image has no token.
             return False
@@ -135,6 +145,8 @@ def fit_scales(
     while high > low * _STEP:
         middle = math.sqrt(high * low)
         low, high = (middle, high) if fits(middle) else (low, middle)
+    # Two digits are enough for people; more would be shown with the method.
+    low = math.floor(low * 100) / 100 or low
     fitting = tuple(dict.fromkeys(min(scale, low) for scale in scales))
     warnings.warn(
         f"scales {tuple(too_large)} make more tokens than fit "
@@ -145,23 +157,48 @@ def fit_scales(
     return fitting
 
 
-def check_context(mllm: MLLM, estimates: Sequence[ScaleEstimate]) -> None:
-    r"""Warn of passes that are longer than the context of the model."""
-    context = context_length(mllm)
-    too_long = [each for each in estimates if context is not None and each.tokens > context]
+@torch.no_grad()
+def check_context(
+    mllm: MLLM, query: Query, scales: Sequence[float], answer_tokens: int = ANSWER_TOKENS
+) -> None:
+    r"""Refuse scales at which a pass is longer than the context of the model.
+
+    Args:
+        mllm (MLLM): the model.
+        query (Query): the question, which leaves one image open.
+        scales (Sequence[float]): scales of that image.
+        answer_tokens (int): tokens of the answer. Default: 64
+
+    Raises:
+        ValueError: which names the scales, their tokens, and what to do.
+    """
+    context = context_length(mllm.model.config)
+    if context is None:
+        return
+    (native,) = _estimates(mllm, query, (1.0,), answer_tokens)
+    # Tokens grow with the area of the image, up to what a grid rounds.
+    largest = native.tokens + 2 * native.image_tokens * max(max(scales), 1) ** 2
+    if largest <= context:
+        return
+    too_long = [
+        each for each in _estimates(mllm, query, scales, answer_tokens) if each.tokens > context
+    ]
     if too_long:
-        named = ", ".join(f"{each.tokens} at scale {each.scale:g}" for each in too_long)
-        warnings.warn(
-            f"passes have {named} tokens, beyond the model's context of {context}, where its "
-            "answers mean little; leave out large scales, or limit the image's tokens",
-            stacklevel=2,
-        )
+        raise_too_long([(each.scale, each.tokens) for each in too_long], context)
 
 
-def context_length(mllm: MLLM) -> int | None:
-    r"""How many tokens the model was made for; None where its configuration does not tell."""
-    text = mllm.model.config.get_text_config()
-    return getattr(text, "max_position_embeddings", None)
+def _estimates(
+    mllm: MLLM, query: Query, scales: Sequence[float], answer_tokens: int
+) -> tuple[ScaleEstimate, ...]:
+    at_native = _count(mllm, query, 1.0)
+    context = _n_text(mllm, query)
+    estimates = []
+    for scale in scales:
+        passes, image_tokens = at_native if scale == 1 else _count(mllm, query, scale)
+        tokens = math.ceil(image_tokens / passes) + context + answer_tokens
+        memory = _memory(mllm, passes, tokens, image_tokens)
+        estimates.append(ScaleEstimate(float(scale), passes, image_tokens, tokens, memory))
+    return tuple(estimates)
 
 
 def _limits(context: int | None, max_image_tokens: int | None) -> str:
@@ -191,7 +228,9 @@ def _count(mllm: MLLM, query: Query, scale: float) -> tuple[int, int]:
         for size, native in zip(sizes, natives)
     ]
     blanks = [_blank(mllm, _shrunk(*each)) for each in zip(sizes, shrinks)]
-    encoding = mllm.encode(blanks, _at(query, [_shrunk(*each) for each in zip(natives, shrinks)]))
+    encoding = mllm.backbone.encode(
+        tuple(blanks), _at(query, [_shrunk(*each) for each in zip(natives, shrinks)]), False
+    )
     return encoding.windows, sum(encoding.layouts[index].n_tokens for index in query.explained)
 
 
@@ -202,7 +241,9 @@ def _n_text(mllm: MLLM, query: Query) -> int:
         _shrunk(native, min(math.sqrt(_MEASURED / (native[0] * native[1])), 1.0))
         for native in natives
     ]
-    encoding = mllm.encode([_blank(mllm, size) for size in small], _at(query, small))
+    encoding = mllm.backbone.encode(
+        tuple(_blank(mllm, size) for size in small), _at(query, small), False
+    )
     n_image = sum(len(encoding.image_positions[index]) for index in query.explained)
     return encoding.inputs["input_ids"].shape[1] - n_image
 

@@ -156,8 +156,27 @@ def find_answer(
     Raises:
         ValueError: for an answer and arguments of ``generate`` at once, and an empty answer.
     """
-    if target is None:
+    answer = given_answer(backbone, target, generation)
+    if answer is None:
         return answer_prompts(backbone, [(tuple(images), query)], generation)[0]
+    return answer
+
+
+def given_answer(
+    backbone: Backbone, target: str | Sequence[int] | Tensor | None, generation: dict[str, Any]
+) -> Answer | None:
+    r"""The tokens of the answer that is given; None where the model is to make it.
+
+    Args:
+        backbone (Backbone): the model.
+        target (str, Sequence[int] or Tensor, optional): the answer. None for the model's own.
+        generation (dict): arguments of ``generate``.
+
+    Raises:
+        ValueError: for an answer and arguments of ``generate`` at once, and an empty answer.
+    """
+    if target is None:
+        return None
     if generation:
         raise ValueError(
             f"got both an answer and {', '.join(generation)}, which ask the model for one; "

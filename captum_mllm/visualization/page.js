@@ -358,6 +358,8 @@
   if (!element("title").textContent) element("title").remove();
   if (data.prompt.length === 0 && data.count === 1) element("prompt").remove();
   if (!data.shares) element("shares-help").remove();
+  if (data.cut) element("cut").hidden = false;
+  else element("cut").remove();
   if (data.answer.length === 1) element("help").remove();
   if (data.words.length === 1) element("range").remove();
   const drawn = [images, ...scales.map((view) => view.images)].flat();

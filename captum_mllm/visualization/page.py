@@ -46,6 +46,7 @@ def render_page(
     top_predictions: Sequence[Sequence[tuple[str, float]]] | None = None,
     scales: Sequence[ScaleView] = (),
     unit: str = "",
+    finished: bool | None = None,
     method: str = "",
     model: str = "",
     title: str = "captum_mllm",
@@ -92,6 +93,8 @@ def render_page(
             shows up to 8. Default: None
         scales (Sequence[ScaleView]): Maps and probabilities at single scales. Default: ()
         unit (str): What the values of the maps are counted in, such as "logits". Default: ""
+        finished (bool or None): Whether the model ended its own answer. False makes a note that the
+            answer is cut off. Default: None, the answer was given
         method (str): The attribution method, for the reader. Default: ""
         model (str): The model's name, for the reader. Default: ""
         title (str): Title of the page. Default: "captum_mllm"
@@ -152,6 +155,7 @@ def render_page(
         [_data_uri(image, _THUMBNAIL_SIDE) for image in images] if len(images) > len(shown) else []
     )
     data["unit"], data["method"], data["model"] = unit, method, model
+    data["cut"] = finished is False
     style = _asset("page.css")
     script = "\n".join(_asset(name) for name in ("page_heatmap.js", "page_tokens.js", "page.js"))
     return Template(_asset("page.html")).substitute(

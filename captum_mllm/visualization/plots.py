@@ -190,6 +190,7 @@ def word_sheet(
     titles: Sequence[str],
     *,
     columns: int | None = None,
+    label: str = "Attribution",
     alpha: float = OPACITY,
     show: bool = False,
 ) -> Any:
@@ -206,6 +207,7 @@ def word_sheet(
         titles (Sequence[str]): the titles.
         columns (int, optional): titles in a row. Default: None, 5 images, and more where there are
             so many that the sheet would become more than twice as tall as wide.
+        label (str): beside the bar of colours. Default: "Attribution"
         alpha (float): opacity of the maps where they are strongest, in [0, 1]. Default: 0.75
         show (bool): show the plot instead of returning it. Default: False
 
@@ -264,7 +266,7 @@ def word_sheet(
     bar = figure.colorbar(
         ScalarMappable(Normalize(low, high), cmap=colormap(low < 0)), cax=bar_axes
     )
-    bar.set_label("Attribution")
+    bar.set_label(label)
     return _finish(figure, axes, show)
 
 

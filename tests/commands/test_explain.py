@@ -126,13 +126,38 @@ def test_methods(
     assert ("scale 0.5" in out) == (method in (None, "attended-lens", "msea", "arc"))
 
 
-def test_half_precision_and_the_models_own_answer(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_half_precision_and_the_models_own_answer(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     picture = write_image(tmp_path / "image.png", "RGB", (96, 96))
     arguments = ["explain", str(picture), "--model", str(folders["qwen2_vl"]), "--quiet"]
     options = ["--dtype", "bfloat16", "--max-new-tokens", "3", "--output", str(tmp_path / "out")]
     assert main([*arguments, *options]) == 0
     result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
     assert 1 <= len(result.output_tokens) <= 3
+    assert result.finished is False
+    assert "cut off at the limit of tokens; --max-new-tokens" in capsys.readouterr().out
+
+
+def test_large_scales_are_lowered_to_the_context_unless_they_were_asked_for(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(folders["qwen2_vl"], model)
+    config = json.loads((model / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 150
+    (model / "config.json").write_text(json.dumps(config))
+    image = write_image(tmp_path / "image.png", "RGB", (224, 224))
+    arguments = ["explain", str(image), "--model", str(model), "--answer", "a cat", "--quiet"]
+    arguments += ["--output", str(tmp_path / "out")]
+    with pytest.warns(UserWarning, match=r"the scales are now \(0.5, 1.0, 1.\d+\)"):
+        assert main([*arguments, "--method", "msea"]) == 0
+    assert main([*arguments, "--method", "msea", "--scales", "1,2"]) == 2
+    assert "at scale 2, but the model's context has 150" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="max_image_tokens=20"):
+        assert main([*arguments, "--method", "msea", "--max-image-tokens", "20"]) == 0
+    result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
+    assert all(scale.image_attr[0].numel() <= 20 for scale in result.scales)
 
 
 def test_the_checkpoint_s_own_precision_and_the_first_device(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from captum.attr import (
     Attribution,
+    FeatureAblation,
     InputXGradient,
     IntegratedGradients,
     LayerGradCam,
@@ -207,6 +208,24 @@ def test_peak_memory_stays_near_a_bare_forward_pass() -> None:
     more = float(run.stdout.split()[-1])
     # Logits of the 206 words in float32 would take 118 MiB, of all positions 450 MiB.
     assert more < 100, f"{more:.0f} MiB above a bare forward pass"
+
+
+UNITS: dict[str, Callable[[MLLM], Attribution]] = {
+    "logits": lambda mllm: ARC(MSEA(LogitLens(mllm), scales=(1.0, 2.0))),
+    "": lambda mllm: TAM(LogitLens(mllm)),
+    "attention": lambda mllm: MSEA(AttentionMaps(mllm, mode="raw"), scales=(1.0,)),
+    "logits ": lambda mllm: FeatureAblation(mllm),
+    " ": lambda mllm: Saliency(mllm),
+}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_unit_of_maps_is_named_where_it_is_known(unit: str, inp: ImageTextInput) -> None:
+    method = UNITS[unit](MLLM(*shared("qwen2_vl")))
+    options = {"segments": (2, 2)} if isinstance(method, FeatureAblation) else {}
+    result = MLLMAttribution(method).attribute(inp, target="a cat", **options)
+    assert result.unit == unit.strip()
+    assert result.finished is None
 
 
 def test_the_parts_fit_each_other(mllm: MLLM, inp: ImageTextInput) -> None:
@@ -452,6 +471,7 @@ def test_the_models_own_answer_is_explained(family: str, inp: ImageTextInput) ->
     mllm = MLLM(*shared(family))
     result = MLLMAttribution(LogitLens(mllm)).attribute(inp, gen_args={"max_new_tokens": 4})
     assert 1 <= len(result.output_tokens) <= 4
+    assert result.finished is (len(result.output_tokens) < 4)
     placeholder = mllm.tokenizer.decode([mllm.image_token_id])
     answer = mllm.prepare(inp, max_new_tokens=4)[1].answer_ids
     assert len(answer) == len(result.output_tokens)

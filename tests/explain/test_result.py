@@ -176,6 +176,13 @@ def test_the_sheet_has_an_image_for_each_word() -> None:
     assert len(axes.images) == 2
 
 
+def test_plots_name_the_unit_of_the_maps() -> None:
+    for unit, label in (("logits", "Attribution (logits)"), ("", "Attribution")):
+        result = make(unit=unit)
+        for plot in (result.plot_words(), result.plot_image_heatmap(target_token_pos=0)):
+            assert plot[0].axes[-1].get_ylabel() == label
+
+
 def test_plots_are_gone_when_nothing_refers_to_them() -> None:
     result = make()
     plots = [result.plot_words, result.plot_image_heatmap, result.plot_token_attr]
@@ -249,6 +256,8 @@ def test_it_is_written_as_json() -> None:
     whole = json.loads(result.to_json())
     assert whole == result.to_dict()
     assert whole["answer"] == "a <b>cat"
+    assert whole["finished"] is None
+    assert make(finished=False).to_dict()["finished"] is False
     assert whole["image"] == {"width": 8, "height": 4}
     first, second = whole["words"]
     assert (second["word"], second["tokens"], second["probability"]) == ("<b>cat", [1, 2], 0.25)
@@ -304,6 +313,8 @@ def test_it_is_read_as_it_was_saved(tmp_path: Path) -> None:
         explained=[1],
         prompt_parts=[PromptPart("user", 2, turn=1)],
         segments=torch.arange(32).reshape(4, 8),
+        unit="logits",
+        finished=False,
     )
     path = tmp_path / "result.safetensors"
     result.save(path)
@@ -312,7 +323,7 @@ def test_it_is_read_as_it_was_saved(tmp_path: Path) -> None:
         assert torch.equal(getattr(read, name), getattr(result, name))
     for name in ("input_tokens", "output_tokens", "words", "top_predictions", "n_prompt"):
         assert getattr(read, name) == getattr(result, name)
-    for name in ("prompt", "method", "model", "prompt_parts", "explained"):
+    for name in ("prompt", "method", "model", "prompt_parts", "explained", "unit", "finished"):
         assert getattr(read, name) == getattr(result, name)
     assert [np.asarray(image).tolist() for image in read.images] == [
         np.asarray(image).tolist() for image in result.images
@@ -394,7 +405,7 @@ def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"images": []}, ValueError, "expected one of 0 images"),
+        ({"images": []}, ValueError, "indices of the 0 image"),
         ({"output_probs": torch.tensor([0.5, 0.5, 1.5])}, ValueError, r"outside of \[0, 1\]"),
         ({"method": 3}, TypeError, "are strings"),
         ({"prompt_parts": [PromptPart(None, 2)]}, TypeError, "are strings"),
@@ -412,6 +423,11 @@ def test_parts_are_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=message):
         make(**changes)
+
+
+def test_what_does_not_say_whether_an_answer_was_finished_is_refused() -> None:
+    with pytest.raises(TypeError, match="finished is 'yes', expected True, False or None"):
+        make(finished="yes")
 
 
 @pytest.mark.parametrize("part", ["image_attr", "token_attr", "output_probs"])

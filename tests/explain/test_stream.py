@@ -59,6 +59,7 @@ def test_words_have_the_explanations_that_they_have_in_the_whole_answer(
     expected = explainer.attribute(inp, gen_args=LONG, **options)
     assert [step.word for step in steps] == result.output_words == expected.output_words
     assert result.method == expected.method
+    assert result.finished is expected.finished is False
     assert [scale.scale for scale in result.scales] == [scale.scale for scale in expected.scales]
     for own, other in (
         (result.image_attr, expected.image_attr),

@@ -10,11 +10,12 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
+ON_DEMAND = "CAPTUM_MLLM_FUZZ" in os.environ
 EXAMPLES = int(os.environ.get("CAPTUM_MLLM_FUZZ", "50"))
 FUZZ = settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize="CAPTUM_MLLM_FUZZ" not in os.environ,
+    derandomize=not ON_DEMAND,
     suppress_health_check=list(HealthCheck),
 )
 

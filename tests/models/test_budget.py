@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
 
-from captum_mllm import MLLM, ImageTextInput
-from captum_mllm.models.budget import check_context, context_length, estimate, fit_scales
+from captum_mllm import ARC, MLLM, MSEA, ImageTextInput, LogitLens, MLLMAttribution
+from captum_mllm.models.budget import check_context, estimate, fit_scales
+from captum_mllm.models.context import context_length
+from captum_mllm.models.query import Query
+from tests.models.test_decoding import counted
 from tests.models.tiny_models import FAMILIES, build, shared
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
@@ -17,6 +21,10 @@ SIZES = [(84, 112), (60, 200), (301, 97)]
 
 def input_of(size: tuple[int, int]) -> ImageTextInput:
     return ImageTextInput(torch.zeros(3, *size), "what is in the image ?")
+
+
+def query_of(mllm: MLLM, size: tuple[int, int]) -> Query:
+    return mllm.prepare(input_of(size), target="a cat")[1]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -58,7 +66,7 @@ def test_scales_that_fit_stay(narrow: MLLM) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fit_scales(narrow, input_of((84, 112)), SCALES) == SCALES
-        check_context(narrow, estimate(narrow, input_of((84, 112)), SCALES))
+        check_context(narrow, query_of(narrow, (84, 112)), SCALES)
 
 
 def test_scales_beyond_the_context_are_lowered(narrow: MLLM) -> None:
@@ -72,8 +80,8 @@ def test_scales_beyond_the_context_are_lowered(narrow: MLLM) -> None:
         assert each.tokens <= 200
     (next_larger,) = estimate(narrow, inp, (fitting[2] * 1.1,))
     assert next_larger.tokens > 200
-    with pytest.warns(UserWarning, match=r"passes have \d+ at scale 2 tokens, beyond the model's"):
-        check_context(narrow, estimate(narrow, inp, (1.0, 2.0)))
+    with pytest.raises(ValueError, match=r"make 33\d tokens at scale 2, but the model's context"):
+        check_context(narrow, query_of(narrow, (224, 224)), (1.0, 2.0))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -97,4 +105,61 @@ def test_what_fits_at_no_scale_is_refused(narrow: MLLM) -> None:
 
 
 def test_the_context_is_that_of_the_language_model() -> None:
-    assert context_length(MLLM(*shared("llava"))) == 8192
+    assert context_length(shared("llava")[0].config) == 8192
+
+
+@pytest.mark.parametrize("target", [None, "a cat"])
+def test_scales_beyond_the_context_are_refused_before_any_pass(
+    narrow: MLLM, target: str | None
+) -> None:
+    explainer = MLLMAttribution(ARC(MSEA(LogitLens(narrow))))
+    with counted(narrow) as passes:
+        for explain in (
+            lambda: explainer.attribute(input_of((224, 224)), target),
+            lambda: explainer.attribute_batch([input_of((56, 56)), input_of((224, 224))]),
+        ):
+            named = r"tokens at scale 2, but the model.s context has 200; .*max_image_tokens"
+            with pytest.raises(ValueError, match=named):
+                explain()
+    assert not passes
+
+
+@pytest.mark.parametrize("limit", ["context", 60])
+def test_scales_are_lowered_where_it_is_asked_for(narrow: MLLM, limit: Any) -> None:
+    explainer = MLLMAttribution(MSEA(LogitLens(narrow)))
+    inp = input_of((224, 224))
+    with pytest.warns(UserWarning, match="the scales are now"):
+        result = explainer.attribute(inp, "a cat", max_image_tokens=limit)
+    with pytest.warns(UserWarning, match="the scales are now"):
+        (batched,) = explainer.attribute_batch([inp], ["a cat"], max_image_tokens=limit)
+    largest = max(scale.image_attr[0].numel() for scale in result.scales)
+    assert largest <= (60 if limit == 60 else 180)
+    assert [scale.scale for scale in result.scales] == [scale.scale for scale in batched.scales]
+    assert result.scales[0].scale == 0.5
+    assert "scales=(0.5," in result.method
+
+
+def test_a_single_scale_is_not_lowered(narrow: MLLM) -> None:
+    explainer = MLLMAttribution(LogitLens(narrow))
+    with (
+        pytest.warns(UserWarning, match="make more tokens"),
+        pytest.raises(ValueError, match="Logit Lens sees the image at scale 1 alone"),
+    ):
+        explainer.attribute(input_of((224, 224)), "a cat", max_image_tokens=10)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5, True])
+def test_limits_are_integers_of_at_least_one(narrow: MLLM, limit: Any) -> None:
+    explainer = MLLMAttribution(MSEA(LogitLens(narrow)))
+    with pytest.raises(ValueError, match=r"max_image_tokens=.*, expected an integer"):
+        explainer.attribute(input_of((84, 84)), "a cat", max_image_tokens=limit)
+
+
+def test_a_pass_of_an_enlarged_image_has_to_fit_the_context(narrow: MLLM) -> None:
+    image, query = narrow.prepare(input_of((224, 224)), target="a cat")
+    larger = torch.nn.functional.interpolate(image, size=(448, 448))
+    with pytest.raises(ValueError, match="tokens at scale 2, but the model's context has 200"):
+        narrow.states(larger, query)
+    # What the user gives is seen as it is.
+    narrow.model.config.get_text_config().max_position_embeddings = 20
+    assert narrow.states(image, query).predicting.isfinite().all()

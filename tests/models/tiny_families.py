@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -739,6 +740,11 @@ FAMILIES: dict[str, Callable[[], TinyModel]] = {
         )
     },
 }
+
+
+def available(family: str) -> bool:
+    """Whether what its processor needs is installed."""
+    return family not in NEEDS or find_spec(NEEDS[family]) is not None
 
 
 def build(family: str) -> TinyModel:

@@ -276,6 +276,14 @@ def test_earlier_words_are_shaded_by_their_weight(browser: Browser) -> None:
     assert not browser.one("#earlier").is_displayed()
 
 
+@pytest.mark.parametrize("finished", [True, False, None])
+def test_an_answer_that_was_cut_off_has_a_note(browser: Browser, finished: bool | None) -> None:
+    browser.open(render_page(**arguments(finished=finished)))
+    notes = browser.all("#cut")
+    assert len(notes) == (finished is False)
+    assert all(note.is_displayed() and "cut off here" in note.text for note in notes)
+
+
 def test_colour_range_of_all_words_or_of_each(browser: Browser) -> None:
     browser.open(render_page(**arguments(unit="logits")))
     hover(browser, 0)
