@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from captum.attr import Attribution
@@ -88,19 +87,15 @@ def for_each_image(segments: Any, count: int) -> list[SegmentsLike]:
     if count == 1:
         return [segments]
     is_grid = isinstance(segments, tuple) and len(segments) == 2 and all(map(is_integer, segments))
-    if is_grid or not isinstance(segments, (list, tuple)):
-        if isinstance(segments, (Tensor, np.ndarray)):
-            raise ValueError(
-                f"got the segments of one image, expected those of {count}: a list with labels or "
-                "masks for each of them, or a grid or a number for all"
-            )
+    if is_grid or is_integer(segments):
         return [segments] * count
-    if len(segments) != count:
+    given = list(segments) if isinstance(segments, (list, tuple)) else [segments]
+    if len(given) != count:
         raise ValueError(
-            f"got segments of {len(segments)} images, expected {count}: a list with an entry for "
+            f"got segments of {len(given)} image(s), expected {count}: a list with an entry for "
             "each explained image, or a grid or a number for all"
         )
-    return list(segments)
+    return given
 
 
 def split_baselines(baselines: Any) -> tuple[Any, Any]:

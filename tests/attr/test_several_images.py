@@ -386,7 +386,6 @@ def test_segments_are_given_for_all_images_or_for_each() -> None:
     assert for_each_image([(2, 3), 4], 2) == [(2, 3), 4]
     labels = torch.zeros(2, 2, dtype=torch.long)
     assert for_each_image(labels, 1) == [labels]
-    with pytest.raises(ValueError, match="got the segments of one image, expected those of 2"):
-        for_each_image(labels, 2)
-    with pytest.raises(ValueError, match="got segments of 1 images, expected 2"):
-        for_each_image([labels], 2)
+    for given in (labels, [labels]):
+        with pytest.raises(ValueError, match=r"got segments of 1 image\(s\), expected 2"):
+            for_each_image(given, 2)
