@@ -64,6 +64,13 @@ def as_tuple(tensors: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
 
 
+def named(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The name of the one image's tensor, or of each of several, for messages."""
+    if len(tensors) == 1:
+        return {name: tensors[0]}
+    return {f"{name}[{place}]": tensor for place, tensor in enumerate(tensors)}
+
+
 def only(image_attrs: Sequence[Tensor]) -> Tensor:
     r"""The maps of the one image.
 
@@ -174,8 +181,7 @@ def check_numbers(tensors: Mapping[str, Tensor], scales: Sequence[ScaleResult]) 
     """Raise for numbers that are not finite, and probabilities outside of [0, 1]."""
     numbers = dict(tensors)
     for index, scale in enumerate(scales):
-        for place, maps in enumerate(scale.image_attrs):
-            numbers[f"scales[{index}].image_attrs[{place}]"] = maps
+        numbers |= named(f"scales[{index}].image_attr", scale.image_attrs)
         if scale.output_probs is not None:
             numbers[f"scales[{index}].output_probs"] = scale.output_probs
         if not 0 < scale.scale < math.inf:

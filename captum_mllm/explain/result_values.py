@@ -24,6 +24,7 @@ from captum_mllm.explain.result_parts import (
     check_numbers,
     check_prompt_parts,
     check_texts,
+    named,
     only,
 )
 from captum_mllm.explain.selection import Selection, select_tokens
@@ -123,7 +124,7 @@ class ResultValues(LLMAttributionResult):
             )
         numbers = {name: getattr(self, name) for name in ("token_attr", "output_probs")}
         numbers["image_shares"] = self.image_shares
-        numbers |= {f"image_attrs[{index}]": maps for index, maps in enumerate(image_attrs)}
+        numbers |= named("image_attr", image_attrs)
         check_numbers(numbers, self.scales)
 
     def __repr__(self) -> str:

@@ -114,7 +114,7 @@ def fitting_scales(
     max_image_tokens: int | None,
     answer_tokens: int,
 ) -> tuple[float, ...]:
-    r"""As :func:`fit_scales`, for a query that leaves one image open."""
+    r"""As :func:`fit_scales`, for a query."""
     if max_image_tokens is not None and not (is_integer(max_image_tokens) and max_image_tokens > 0):
         raise ValueError(
             f"got max_image_tokens={max_image_tokens!r}, expected an integer of at least 1"
@@ -165,8 +165,8 @@ def check_context(
 
     Args:
         mllm (MLLM): the model.
-        query (Query): the question, which leaves one image open.
-        scales (Sequence[float]): scales of that image.
+        query (Query): the question.
+        scales (Sequence[float]): scales of the explained images.
         answer_tokens (int): tokens of the answer. Default: 64
 
     Raises:
