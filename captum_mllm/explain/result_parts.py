@@ -165,7 +165,8 @@ def check_images(
     sizes = [(images[index].height, images[index].width) for index in explained]
     shapes = sizes if segments is None else [tuple(each.shape) for each in segments]
     if shapes != sizes:
-        raise ValueError(f"segments have shapes {shapes}, expected {sizes}")
+        given, expected = (" and ".join(map(str, each)) for each in (shapes, sizes))
+        raise ValueError(f"segments have shape {given}, expected {expected}")
 
 
 def check_prompt_parts(parts: Sequence[PromptPart], n_prompt: int) -> None:

@@ -199,7 +199,7 @@ def test_parts_of_another_number_of_images_are_refused() -> None:
         ({"image_shares": torch.ones(1, 3)}, "image_shares have shape"),
         ({"image_shares": torch.full((1, 2), 2.0)}, "image_shares has numbers outside"),
         ({"scales": [ScaleResult(1.0, torch.ones(1, 2, 2))]}, "do not fit"),
-        ({"segments": [torch.zeros(4, 4)]}, "segments have shapes"),
+        ({"segments": [torch.zeros(4, 4)]}, r"have shape \(4, 4\), expected \(4, 4\) and \(2, 6\)"),
     ):
         with pytest.raises(ValueError, match=message):
             MLLMAttributionResult(**{**parts, **changes})

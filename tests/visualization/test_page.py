@@ -238,7 +238,7 @@ def test_image_metadata_is_left_out() -> None:
     ("change", "error", "message"),
     [
         ({"images": [np.zeros((3, 4, 3))]}, TypeError, "PIL.Image.Image"),
-        ({"images": []}, ValueError, "expected one of 0 images"),
+        ({"images": []}, ValueError, r"expected 1 of 0 image\(s\)"),
         ({"explained": [-1]}, ValueError, r"explained is \(-1,\)"),
         ({"prompt_parts": [PromptPart("user", 1)]}, ValueError, "have 1 tokens together; expected"),
         (
@@ -290,6 +290,31 @@ def test_image_metadata_is_left_out() -> None:
 def test_bad_input_is_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         render_page(**arguments() | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_shares": np.ones((3, 3))}, r"image_shares has shape \(3, 3\)"),
+        ({"image_shares": np.full((3, 2), 2.0)}, "a share in \\[0, 1\\]"),
+        ({"explained": [0]}, r"explained is \(0,\); expected 2 of 2 image"),
+        ({"image_attr": []}, "expected 0 of 2|image_attr is empty"),
+        ({"image_attr": [np.ones((3, 1, 1)), np.ones((2, 1, 1))]}, r"image_attr\[1\] has shape"),
+        ({"scales": [ScaleView(1.0, np.ones((3, 1, 1)))]}, r"maps of 1 image\(s\); expected 2"),
+    ],
+)
+def test_parts_of_another_number_of_images_are_refused(
+    change: dict[str, Any], message: str
+) -> None:
+    given = arguments() | {
+        "images": [Image.new("RGB", (4, 4)), Image.new("RGB", (6, 2))],
+        "image_attr": [np.ones((3, 2, 2)), np.ones((3, 1, 3))],
+        "image_shares": np.full((3, 2), 0.5),
+        "scales": [],
+    }
+    assert page_json(render_page(**given))["shares"] == [[0.5, 0.5]] * 3
+    with pytest.raises(ValueError, match=message):
+        render_page(**given | change)
 
 
 def test_rounding_of_probabilities_is_forgiven() -> None:
