@@ -56,6 +56,8 @@ class NativeGrid(Geometry):
                     "it the processor of another model?"
                 )
 
+        self._limits(1)
+
     def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
         if size == native:
             return {}
@@ -135,6 +137,11 @@ class RowGrid(Geometry):
         zoom = math.sqrt((size[0] * size[1]) / (native[0] * native[1]))
         shrink = min(self._longest * zoom / max(size), 1)
         _check_grid(self, [length * shrink / self.cell for length in size], layout)
+
+    def check_options(self) -> None:
+        super().check_options()
+        # It has to be there.
+        _ = self._longest
 
     def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
         rows, columns = (int(length) // self.cell for length in inputs["image_sizes"][index])
@@ -296,6 +303,11 @@ class NewlineGrid(Geometry):
         else:
             skipped[1] = (grid[1] - int(round(width * (grid[0] / height), 7))) // 2
         kept = [count - 2 * skip for count, skip in zip(grid, skipped)]
+        if 0 in kept:
+            raise ValueError(
+                f"the image of {height} x {width} pixels (height x width) is too narrow for one "
+                "row of image tokens; crop it or pad it"
+            )
         edges = []
         for length, shift, shown, skip, count in zip(size, start, inner, skipped, kept):
             zoom = length / shown
