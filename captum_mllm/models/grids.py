@@ -48,9 +48,11 @@ class NativeGrid(Geometry):
 
     def check_options(self) -> None:
         super().check_options()
-        for name, own in (("patch_size", self.vision.patch_size), ("merge_size", self.merge)):
+        frames = getattr(self.vision, "temporal_patch_size", None)
+        sizes = {"patch_size": self.vision.patch_size, "merge_size": self.merge}
+        for name, own in {**sizes, "temporal_patch_size": frames}.items():
             value = self.option(name, own)
-            if value != own:
+            if own is not None and value != own:
                 raise ValueError(
                     f"the image processor has {name}={value}, the model's vision tower {own}; is "
                     "it the processor of another model?"

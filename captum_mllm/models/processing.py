@@ -169,13 +169,23 @@ def _written(processor: Any, prompt: str, images: list[Image.Image]) -> str:
 
 def _in_prompt(prompt: str, written: str) -> Tensor:
     """Where each place of a text lies in the prompt that it was made of."""
-    places = torch.empty(len(written) + 1, dtype=torch.long)
-    matcher = SequenceMatcher(None, prompt, written, autojunk=False)
+    # What both begin and end with needs no search, which takes long in long texts.
+    head = _n_common(prompt, written)
+    tail = _n_common(prompt[head:][::-1], written[head:][::-1])
+    places = torch.arange(len(written) + 1)
+    places[len(written) - tail :] += len(prompt) - len(written)
+    parts = prompt[head : len(prompt) - tail], written[head : len(written) - tail]
+    matcher = SequenceMatcher(None, *parts, autojunk=False)
     for tag, start, _, first, last in matcher.get_opcodes():
         counted = torch.arange(last - first) if tag == "equal" else 0
-        places[first:last] = start + counted
-    places[-1] = len(prompt)
+        places[head + first : head + last] = head + start + counted
     return places
+
+
+def _n_common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = enumerate(zip(one, other))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _join(parts: list[Any]) -> Any:
