@@ -87,6 +87,11 @@ class MLLM(nn.Module):
         geometry: Family | Literal["probe"] | None = None,
     ) -> None:
         super().__init__()
+        if not (geometry is None or geometry == "probe" or isinstance(geometry, Family)):
+            raise TypeError(
+                f"got geometry={geometry!r}, expected None, 'probe', or the facts of a family, "
+                "captum_mllm.models.Family(...)"
+            )
         model, processor = checked_pair(model, processor)
         family = probe(model, processor) if geometry == "probe" else geometry
         self.backbone = Backbone(model, processor, family)
