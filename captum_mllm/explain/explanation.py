@@ -24,7 +24,7 @@ from captum_mllm.models.loading import model_name
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.pixels import to_pil
 from captum_mllm.models.prompt_parts import prompt_parts
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Query, is_integer
 from captum_mllm.models.states import States
 from captum_mllm.models.vocabulary import Predictions
 from captum_mllm.models.words import Word, group_runs, group_words, token_texts
@@ -94,12 +94,13 @@ def explain(
     )
 
 
-def check_input(inp: Any, gen_args: dict[str, Any] | None) -> None:
-    r"""Refuse what is not an input, and arguments of ``generate`` that it does not take.
+def check_input(inp: Any, gen_args: dict[str, Any] | None, top_predictions: Any = 0) -> None:
+    r"""Refuse what is not an input, and arguments that ``generate`` or the result does not take.
 
     Raises:
         TypeError: if ``inp`` is not an :class:`ImageTextInput`.
-        ValueError: for an argument that ``MLLM.prepare`` knows and ``generate`` does not.
+        ValueError: for an argument that ``MLLM.prepare`` knows and ``generate`` does not, and for
+            a number of predictions that is not an integer of at least 0.
     """
     if not isinstance(inp, ImageTextInput):
         raise TypeError(
@@ -107,6 +108,10 @@ def check_input(inp: Any, gen_args: dict[str, Any] | None) -> None:
         )
     if "target" in generation_options(gen_args):
         raise ValueError("gen_args holds 'target', which generate does not take")
+    if not is_integer(top_predictions) or top_predictions < 0:
+        raise ValueError(
+            f"got top_predictions={top_predictions!r}, expected an integer of at least 0"
+        )
 
 
 def describe(method: Attribution, arguments: Mapping[str, Any] | None = None) -> str:

@@ -138,7 +138,7 @@ class MLLMAttribution(Attribution):
             ValueError: for an empty answer, a scale that makes more tokens than the model's context
                 has, or arguments that clash or that the method refuses.
         """
-        check_input(inp, gen_args)
+        check_input(inp, gen_args, top_predictions)
         mllm: MLLM = self.forward_func
         # The states by which the model says an answer of its own are those of a pass with it.
         with mllm.remember():
@@ -219,7 +219,7 @@ class MLLMAttribution(Attribution):
         if isinstance(inputs, ImageTextInput):
             raise TypeError("got one ImageTextInput, expected a list of them; see attribute()")
         for inp in inputs:
-            check_input(inp, gen_args)
+            check_input(inp, gen_args, top_predictions)
         return attribute_batch(
             self.attribution_method,
             inputs,

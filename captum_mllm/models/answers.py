@@ -105,12 +105,12 @@ def generate_answers(
     )
     if settings.get("stop_strings"):
         settings["tokenizer"] = tokenizer
+    length = inputs["input_ids"].shape[1]
+    limit = _limit(settings, length)
     generator: Any = model
     ends = _tokens(settings, model, "eos_token_id")
     output = generator.generate(**inputs, **settings, return_dict_in_generate=False)
-    length = inputs["input_ids"].shape[1]
     new = output[:, length:]
-    limit = settings.get("max_new_tokens") or (settings["max_length"] - length)
     # A row that ended before others of its batch is filled up.
     fills = ends | _tokens(settings, model, "pad_token_id")
     answers = [
@@ -282,6 +282,21 @@ def _settings(model: Any, options: dict[str, Any]) -> dict[str, Any]:
     settings["suppress_tokens"] = [*suppressed, model.config.image_token_id]
     settings.pop("return_dict_in_generate", None)
     return settings
+
+
+def _limit(settings: dict[str, Any], length: int) -> int:
+    """How many tokens an answer has at most, to a prompt of a length."""
+    for name in ("max_new_tokens", "max_length", "num_beams"):
+        value = settings.get(name)
+        if value is not None and not (is_integer(value) and value >= 1):
+            raise ValueError(f"got {name}={value!r}, expected an integer of at least 1")
+    limit = settings.get("max_new_tokens") or (settings["max_length"] - length)
+    if limit < 1:
+        raise ValueError(
+            f"got max_length={settings['max_length']}, but the prompt alone has {length} tokens; "
+            "give max_new_tokens instead"
+        )
+    return int(limit)
 
 
 # Values by which a setting changes nothing.

@@ -221,9 +221,9 @@ class Backbone(PassMemory):
     def _check_options(self) -> None:
         """Refuse options of the image processor that its geometry does not reflect; they may have
         been set since."""
-        options = self.processor.image_processor.to_json_string()
+        options = self.geometry.options_key
         if options != self._checked_options:
-            self.geometry.check_options()
+            self.geometry.verify_options()
             check_parity(self.processor, self.geometry, self.image_token_id)
             self._checked_options = options
 

@@ -166,7 +166,7 @@ def _check_tokens(backbone: Backbone, image: Tensor, query: Query) -> str:
 
 
 def _check_options(backbone: Backbone) -> str:
-    backbone.geometry.check_options()
+    backbone.geometry.verify_options()
     check_parity(backbone.processor, backbone.geometry, backbone.image_token_id)
     return f"{type(backbone.geometry.image_processor).__name__}, size={backbone.geometry.size}"
 

@@ -160,8 +160,8 @@ def encode(
         geometry.processor_options(size_of(image), native)
         for image, native in zip(images, query.native)
     ]
-    settings = processor.image_processor.to_json_string()
-    key = (query.prompt, query.native, *(part.shape for part in (*images, *cut)), settings)
+    shapes = (part.shape for part in (*images, *cut))
+    key = (query.prompt, query.native, *shapes, geometry.options_key)
     processed = cache.recall(key) if cache is not None else None
     if processed is None:
         rows = [[to_pil(image[row]) for image in cut] for row in range(len(cut[0]))]

@@ -57,7 +57,7 @@ class Family:
             ValueError: for options of the processor under which its layout would be wrong.
         """
         geometry = self.geometry(config, processor, **self.options)
-        geometry.check_options()
+        geometry.verify_options()
         geometry.answer_fills = {**geometry.answer_fills, **self.answer_fills}
         return geometry
 

@@ -80,6 +80,46 @@ class Geometry(ABC):
                     f"image tokens lie; expected {expected}. Set it on `processor.image_processor`"
                 )
 
+    def verify_options(self) -> None:
+        r"""Call :meth:`check_options`, and name the options where these cannot even be read.
+
+        Raises:
+            ValueError: for options that do not fit the geometry.
+        """
+        try:
+            self.check_options()
+        except ValueError:
+            raise
+        except Exception as error:
+            # Options may be of any type, and lack any part.
+            raise ValueError(
+                f"the options of the {type(self.image_processor).__name__} do not fit "
+                f"{type(self).__name__} ({type(error).__name__}: {error}). These are not the "
+                f"defaults: {self.changed_options}"
+            ) from error
+
+    @property
+    def changed_options(self) -> dict[str, Any]:
+        """The image processor's options that are not the defaults of its class."""
+        image_processor = self.image_processor
+        names = getattr(getattr(image_processor, "valid_kwargs", None), "__annotations__", {})
+        named = ("size", "crop_size", "do_resize", "do_pad", "do_center_crop")
+        options = {name: self.option(name) for name in sorted({*names, *named})}
+        return {
+            name: value
+            for name, value in options.items()
+            if value != getattr(type(image_processor), name, None) and not callable(value)
+        }
+
+    @property
+    def options_key(self) -> str:
+        """Equal for equal options, also of the processor and the tokenizer, which go before."""
+        names = getattr(getattr(self.image_processor, "valid_kwargs", None), "__annotations__", {})
+        given = getattr(getattr(self.processor, "tokenizer", None), "init_kwargs", {})
+        before = [given.get(name) for name in sorted(names)]
+        own = getattr(self.processor, "images_kwargs", {})
+        return f"{self.image_processor.to_json_string()}{own}{before}"
+
     def windows(self, size: Size, native: Size) -> list[Box]:
         """The boxes of the image that the model sees in a pass each; by default all of it."""
         return [(0, 0, size[1], size[0])]

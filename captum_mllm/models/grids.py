@@ -48,13 +48,17 @@ class NativeGrid(Geometry):
 
     def check_options(self) -> None:
         super().check_options()
-        for name, own in (("patch_size", self.vision.patch_size), ("merge_size", self.merge)):
+        frames = getattr(self.vision, "temporal_patch_size", None)
+        sizes = {"patch_size": self.vision.patch_size, "merge_size": self.merge}
+        for name, own in {**sizes, "temporal_patch_size": frames}.items():
             value = self.option(name, own)
-            if value != own:
+            if own is not None and value != own:
                 raise ValueError(
                     f"the image processor has {name}={value}, the model's vision tower {own}; is "
                     "it the processor of another model?"
                 )
+
+        self._limits(1)
 
     def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
         if size == native:
@@ -135,6 +139,11 @@ class RowGrid(Geometry):
         zoom = math.sqrt((size[0] * size[1]) / (native[0] * native[1]))
         shrink = min(self._longest * zoom / max(size), 1)
         _check_grid(self, [length * shrink / self.cell for length in size], layout)
+
+    def check_options(self) -> None:
+        super().check_options()
+        # It has to be there.
+        _ = self._longest
 
     def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
         rows, columns = (int(length) // self.cell for length in inputs["image_sizes"][index])
@@ -296,6 +305,11 @@ class NewlineGrid(Geometry):
         else:
             skipped[1] = (grid[1] - int(round(width * (grid[0] / height), 7))) // 2
         kept = [count - 2 * skip for count, skip in zip(grid, skipped)]
+        if 0 in kept:
+            raise ValueError(
+                f"the image of {height} x {width} pixels (height x width) is too narrow for one "
+                "row of image tokens; crop it or pad it"
+            )
         edges = []
         for length, shift, shown, skip, count in zip(size, start, inner, skipped, kept):
             zoom = length / shown

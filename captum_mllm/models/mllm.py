@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -27,6 +28,7 @@ from captum_mllm.models.layout import Layout
 from captum_mllm.models.loading import load_model
 from captum_mllm.models.pairing import checked_pair
 from captum_mllm.models.passes import Passes
+from captum_mllm.models.pickling import has_capturing_hooks, picklable_state
 from captum_mllm.models.probe import probe
 from captum_mllm.models.prompt import open_query
 from captum_mllm.models.query import Query, split_arguments
@@ -85,11 +87,21 @@ class MLLM(nn.Module):
         geometry: Family | Literal["probe"] | None = None,
     ) -> None:
         super().__init__()
+        if not (geometry is None or geometry == "probe" or isinstance(geometry, Family)):
+            raise TypeError(
+                f"got geometry={geometry!r}, expected None, 'probe', or the facts of a family, "
+                "captum_mllm.models.Family(...)"
+            )
         model, processor = checked_pair(model, processor)
         family = probe(model, processor) if geometry == "probe" else geometry
         self.backbone = Backbone(model, processor, family)
         self.model = model
         self.training = model.training
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if not has_capturing_hooks(self):
+            return super().__reduce_ex__(protocol)
+        return copyreg.__newobj__, (type(self),), picklable_state(self)  # type: ignore[attr-defined]
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, **kwargs: Any) -> MLLM:

@@ -31,13 +31,21 @@ def check_parity(processor: Any, geometry: Geometry, image_token_id: int) -> Non
     Raises:
         ValueError: which names the options that are not the image processor's defaults.
     """
-    difference = pixel_difference(processor, geometry, image_token_id, noise(72, 120))
+    try:
+        difference = pixel_difference(processor, geometry, image_token_id, noise(72, 120))
+    except Exception as error:
+        # Options may be of any type, and lack any part.
+        raise ValueError(
+            f"{type(geometry.image_processor).__name__} cannot prepare an image as "
+            f"{type(geometry).__name__} expects it ({type(error).__name__}: {error}). These of its "
+            f"options are not the defaults: {geometry.changed_options}"
+        ) from error
     if not difference <= _TOLERANCE:
         raise ValueError(
             f"{type(geometry.image_processor).__name__} makes other pixels of an image than "
             f"{type(geometry).__name__} expects of it ({255 * difference:.0f} of 255 levels off), "
             "so its tokens would be looked for at the wrong places. These of its options are not "
-            f"the defaults: {changed_options(geometry)}"
+            f"the defaults: {geometry.changed_options}"
         )
 
 
@@ -69,16 +77,3 @@ def pixel_difference(
     if not geometry.option("do_rescale"):
         spread /= 255
     return float((found - expected.to(found)).abs().mean()) * spread
-
-
-def changed_options(geometry: Geometry) -> dict[str, Any]:
-    r"""The image processor's options that are not the defaults of its class."""
-    image_processor = geometry.image_processor
-    names = getattr(getattr(image_processor, "valid_kwargs", None), "__annotations__", {})
-    defaults = type(image_processor)
-    return {
-        name: geometry.option(name)
-        for name in sorted({*names, "size", "crop_size", "do_resize", "do_pad", "do_center_crop"})
-        if geometry.option(name) != getattr(defaults, name, None)
-        and not isinstance(geometry.option(name), type(geometry.option))
-    }

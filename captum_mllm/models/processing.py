@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -102,6 +103,11 @@ def process(
         )
     )
     offsets = torch.as_tensor(output.pop("offset_mapping"))[0]
+    if not bool(torch.as_tensor(output.get("attention_mask", 1)).all()):
+        raise ValueError(
+            "the tokenizer pads the prompt, so that it ends with tokens that say nothing; leave "
+            "`padding` and `max_length` out of the arguments that it is loaded with"
+        )
     replacements = output.pop("text_replacement_offsets", None)
     if not replacements or len(replacements[0]) != len(options):
         raise RuntimeError(
@@ -116,19 +122,35 @@ def process(
     }
     ids = inputs["input_ids"][0]
     image = torch.full_like(ids, -1)
-    shift = torch.zeros_like(offsets)
+    start, end = offsets[offsets[:, 0] < offsets[:, 1]].unbind(1)
+    seen = int(start.amin()), int(end.amax())
+    shift, length = torch.zeros_like(offsets), 0
     for index, replacement in enumerate(replacements[0]):
         start, end = replacement["new_span"]
         inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 0] < end)
         image[inside & (ids == image_token_id)] = index
         grown = end - start - (replacement["span"][1] - replacement["span"][0])
         shift[offsets[:, 0] >= end] += grown
+        length += grown
         offsets[inside] = start
     offsets = offsets - shift
     written = _written(processor, prompt, images[0])
+    _warn_of_cut_text(written, seen, len(written) + length)
     if written != prompt:
         offsets = _in_prompt(prompt, written)[offsets]
     return Processed(inputs, offsets, image, recorder.output)
+
+
+def _warn_of_cut_text(written: str, seen: tuple[int, int], length: int) -> None:
+    """Warn of text at either end that no token has; ``length`` is that with the image tokens."""
+    cut = [written[: seen[0]], written[len(written) - max(length - seen[1], 0) :]]
+    unseen = [text for text in cut if text.strip()]
+    if unseen:
+        warnings.warn(
+            f"the tokenizer cuts the prompt off: the model does not see {unseen[0][:60]!r}; leave "
+            "`truncation` and `max_length` out of the arguments that it is loaded with",
+            stacklevel=5,
+        )
 
 
 def _with_image_processor(processor: Any, image_processor: Any) -> Any:
@@ -147,13 +169,23 @@ def _written(processor: Any, prompt: str, images: list[Image.Image]) -> str:
 
 def _in_prompt(prompt: str, written: str) -> Tensor:
     """Where each place of a text lies in the prompt that it was made of."""
-    places = torch.empty(len(written) + 1, dtype=torch.long)
-    matcher = SequenceMatcher(None, prompt, written, autojunk=False)
+    # What both begin and end with needs no search, which takes long in long texts.
+    head = _n_common(prompt, written)
+    tail = _n_common(prompt[head:][::-1], written[head:][::-1])
+    places = torch.arange(len(written) + 1)
+    places[len(written) - tail :] += len(prompt) - len(written)
+    parts = prompt[head : len(prompt) - tail], written[head : len(written) - tail]
+    matcher = SequenceMatcher(None, *parts, autojunk=False)
     for tag, start, _, first, last in matcher.get_opcodes():
         counted = torch.arange(last - first) if tag == "equal" else 0
-        places[first:last] = start + counted
-    places[-1] = len(prompt)
+        places[head + first : head + last] = head + start + counted
     return places
+
+
+def _n_common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = enumerate(zip(one, other))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _join(parts: list[Any]) -> Any:

@@ -44,6 +44,7 @@ def open_query(
     """
     check_tokenizer(processor.tokenizer)
     prompt, spans = read_prompt(processor, inp)
+    _warn_of_unknown_words(processor.tokenizer, inp.texts)
     # Tensors of their own, also for gradients later on where they are made in inference mode.
     with torch.inference_mode(False):
         images = [image.to(device, copy=True) for image in inp.images]
@@ -96,6 +97,7 @@ def read_prompt(processor: Any, inp: ImageTextInput) -> tuple[str, tuple[Span, .
     ]
     if unseen:
         _report_unseen(inp, unseen)
+    _warn_of_unseen_entries(processor, inp, messages, prompt)
     count = prompt.count(placeholder)
     if count != len(inp.images):
         raise ValueError(
@@ -214,6 +216,39 @@ def _report_unseen(inp: ImageTextInput, unseen: Sequence[int]) -> None:
     warnings.warn(
         f"the chat template leaves out {named}, which the model does not see", stacklevel=5
     )
+
+
+def _warn_of_unseen_entries(
+    processor: Any, inp: ImageTextInput, messages: Messages, prompt: str
+) -> None:
+    """Warn of entries of messages beside role and content that the template does not write."""
+    for turn, message in enumerate(messages):
+        for name in [name for name in message if name not in ("role", "content") and message[name]]:
+            without = [dict(each) for each in messages]
+            del without[turn][name]
+            try:
+                if _render(processor, without, inp.continues) != prompt:
+                    continue
+            except ValueError:
+                continue
+            warnings.warn(
+                f"the chat template leaves out {name!r} of message {turn}, which the model does "
+                "not see",
+                stacklevel=5,
+            )
+
+
+def _warn_of_unknown_words(tokenizer: Any, texts: Sequence[str]) -> None:
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
+        return
+    for text in texts:
+        if unknown in tokenizer(text, add_special_tokens=False)["input_ids"]:
+            warnings.warn(
+                f"the text {_shorten(text)} has words that the model does not know; it reads "
+                f"{tokenizer.unk_token!r} instead, which has no weight",
+                stacklevel=5,
+            )
 
 
 def _name_images(processor: Any, inp: ImageTextInput, messages: Messages, count: int) -> str:

@@ -36,6 +36,11 @@ class Tiles(Geometry):
         self.whole_first = whole_first
         self.exact = exact
 
+    def check_options(self) -> None:
+        super().check_options()
+        # It has to be there.
+        _ = self._tile
+
     def windows(self, size: Size, native: Size) -> list[Box]:
         if self.exact or self.option("crop_to_patches"):
             return super().windows(size, native)
@@ -160,6 +165,10 @@ class SplitTiles(Tiles):
     Another scale is another longest edge. Where images are not split there is one square, and a
     larger image is seen through several windows.
     """
+
+    def check_options(self) -> None:
+        super().check_options()
+        _ = self.size["longest_edge"]
 
     def windows(self, size: Size, native: Size) -> list[Box]:
         if self.option("do_image_splitting"):

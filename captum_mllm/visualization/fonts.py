@@ -29,7 +29,7 @@ class PlotText:
             _warn_of_missing(sorted(self.missing))
 
     def write(self, text: Any, content: str, longest: int) -> None:
-        text.set(text=self.shown(content, longest), parse_math=False, fontfamily=self.families)
+        text.set(text=self.shown(content, longest), **self._plain)
 
     def write_ticks(self, axis: Any, contents: Sequence[str]) -> None:
         # The axis writes its labels itself, at each drawing.
@@ -37,7 +37,12 @@ class PlotText:
         labels = [self.shown(content, _TEXT_LENGTH) for content in contents[::step]]
         axis.set_ticks(range(0, len(contents), step), labels=labels)
         for label in axis.get_ticklabels():
-            label.set(parse_math=False, fontfamily=self.families)
+            label.set(**self._plain)
+
+    @property
+    def _plain(self) -> dict[str, Any]:
+        """Neither a formula nor TeX, also where the user's plots are set by TeX."""
+        return {"parse_math": False, "usetex": False, "fontfamily": self.families}
 
     def shown(self, content: str, longest: int) -> str:
         text = _printable(content)

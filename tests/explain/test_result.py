@@ -207,6 +207,9 @@ def test_dollars_are_no_formulas() -> None:
         with_dollars = [text for text in texts if "$" in text.get_text()]
         assert with_dollars
         assert not any(text.get_parse_math() for text in with_dollars)
+    with matplotlib.rc_context({"text.usetex": True}):
+        axes = result.plot_words()[1]
+        assert not any(text.get_usetex() for text in axes.texts)
     figure, axes = result.plot_image_heatmap(target_token_pos=0)
     figure.canvas.draw()
     assert axes.get_title() == "$x$"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from captum_mllm import MLLM, ImageTextInput, LogitLens, MLLMAttribution
+from captum_mllm import MLLM, MSEA, ImageTextInput, LogitLens, MLLMAttribution
 from captum_mllm.models.answers import generation_options
 from tests.fuzz.contract import FUZZ, reasoned
 from tests.models.tiny_models import build
@@ -74,3 +74,20 @@ def test_what_is_explained_is_an_input(inp: Any) -> None:
     with reasoned() as outcome:
         MLLMAttribution(LogitLens(MLLM_)).attribute(inp, target="a cat")
     assert outcome.refused is not None
+
+
+OPTIONS = ["top_predictions", "gen_args", "scales", "weights", "normalize", "output_size"]
+OPTIONS += ["interpolate_mode", "max_image_tokens", "segments", "words"]
+
+
+@FUZZ
+@given(name=st.sampled_from(OPTIONS), value=JUNK)
+def test_arguments_of_an_explanation_are_taken_or_refused(name: str, value: Any) -> None:
+    target = None if name == "gen_args" else "a cat"
+    with reasoned() as outcome:
+        found = MLLMAttribution(MSEA(LogitLens(MLLM_), scales=(1.0,))).attribute(
+            INPUT, target=target, **{name: value}
+        )
+    if outcome.refused is None:
+        assert found.image_attr.isfinite().all()
+        assert len(found.image_attr) == len(found.output_tokens)

@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from captum_mllm import MLLM, ImageTextInput
+from captum_mllm.models.layout import Piece
 from captum_mllm.models.locate import locate
 from tests.fuzz.contract import FUZZ, ON_DEMAND, reasoned
 from tests.models.tiny_families import FAMILIES, available, shared
@@ -67,6 +68,12 @@ def copied(processor: Any) -> Any:
     return own
 
 
+def _cell(piece: Piece) -> tuple[float, float]:
+    """Height and width of a token's cell, in pixels of the image."""
+    left, top, right, bottom = piece.box
+    return (bottom - top) / piece.rows, (right - left) / piece.columns
+
+
 @FUZZ
 @given(
     family=st.sampled_from(EVERY if ON_DEMAND else FEW),
@@ -109,9 +116,9 @@ def test_a_map_lies_in_its_place_or_the_option_is_refused(
     if outcome.refused is not None:
         return
     assert layout.size == larger.shape[-2:]
-    if scale >= 1.5:
-        assert layout.n_tokens >= native.n_tokens
-        assert layout.n_tokens > native.n_tokens or native.n_tokens < 4
+    if scale >= 2:
+        # Tiles and grids are counted in whole numbers, so that smaller steps may be lost.
+        assert layout.n_tokens > native.n_tokens
     spread = torch.as_tensor(mllm.geometry.option("image_std")).max()
     spread = float(spread) if mllm.geometry.option("do_normalize") else 1.0
     spread *= 1 / (255 * mllm.geometry.option("rescale_factor")) if mllm.geometry.option(
@@ -119,4 +126,6 @@ def test_a_map_lies_in_its_place_or_the_option_is_refused(
     ) else 1 / 255  # fmt: skip
     processors = encoding.inputs["pixel_values"]
     assert (own - processors).detach().abs().mean() * spread < 0.03
-    assert located.tried < 3 or located.share > 0.5, located
+    # Cells of a pixel or two have no inside to change.
+    if all(min(_cell(piece)) >= 4 for piece in layout.pieces):
+        assert located.tried < 3 or located.share > 0.5, located

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.models import Query
 from captum_mllm.models.encoding import TokenCache
+from captum_mllm.models.processing import _in_prompt
 from tests.models.tiny_models import FAMILIES, build, shared
 
 MESSAGES = [
@@ -210,3 +212,30 @@ def test_half_precision_images_lose_nothing_on_the_way_to_the_pixels() -> None:
         expected = mllm.encode((image.requires_grad_(),), query).inputs["pixel_values"]
         assert own.dtype == expected.dtype == torch.float32
         torch.testing.assert_close(own, expected, rtol=0, atol=error)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "written"),
+    [
+        ("<i>what ?", "<i>what ?\n"),
+        ("what ?", "<b>what ?"),
+        ("a b c", "a  b c!"),
+        ("same", "same"),
+        ("", "\n"),
+    ],
+)
+def test_places_of_a_text_lie_in_the_prompt_that_it_was_made_of(prompt: str, written: str) -> None:
+    places = _in_prompt(prompt, written).tolist()
+    assert len(places) == len(written) + 1
+    assert places == sorted(places)
+    assert places[-1] == len(prompt)
+    kept = [written[place] for place in range(len(written)) if places[place + 1] > places[place]]
+    assert "".join(kept) == prompt
+
+
+def test_a_long_prompt_is_matched_in_no_time() -> None:
+    prompt = "\n" * 30_000 + "a " * 30_000
+    start = time.process_time()
+    places = _in_prompt(prompt, prompt + "\n")
+    assert time.process_time() - start < 2
+    assert places.tolist() == [*range(len(prompt) + 1), len(prompt)]

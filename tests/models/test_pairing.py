@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 import subprocess
@@ -17,6 +18,7 @@ from torch import nn
 
 from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.models.pairing import complete_processor
+from tests.models.test_model_unchanged import snapshot
 from tests.models.tiny_models import FAMILIES, build, llava, shared
 
 IMAGE = torch.rand(3, 84, 112, generator=torch.Generator().manual_seed(0))
@@ -179,17 +181,40 @@ def test_more_tokens_than_embeddings_are_reported() -> None:
         MLLM(model, processor)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_it_is_pickled_and_saved(family: str) -> None:
-    # transformers itself cannot pickle a LLaVA that has made a pass, for its own hooks.
-    mllm = MLLM(*build(family))
+def demo(name: str) -> Callable[[], MLLM]:
+    return lambda: MLLM.from_pretrained(f"demo/{name}")
+
+
+def tiny(family: str) -> Callable[[], MLLM]:
+    return lambda: MLLM(*build(family))
+
+
+PICKLED = {
+    **{family: tiny(family) for family in FAMILIES},
+    **{f"demo/{name}": demo(name) for name in ("llava-1.5", "qwen2-vl", "internvl")},
+}
+
+
+@pytest.mark.parametrize("name", PICKLED)
+@pytest.mark.parametrize("used", [False, True])
+def test_it_is_pickled_copied_and_saved(name: str, used: bool) -> None:
+    mllm = PICKLED[name]()
+    expected = logits(mllm) if used else None
+    before = snapshot(mllm.model)
     buffer = io.BytesIO()
     torch.save(mllm, buffer)
     buffer.seek(0)
-    restored = [pickle.loads(pickle.dumps(mllm)), torch.load(buffer, weights_only=False)]
-    for same in restored:
-        assert torch.equal(logits(same), logits(mllm))
+    copies = [
+        pickle.loads(pickle.dumps(mllm)),
+        torch.load(buffer, weights_only=False),
+        copy.deepcopy(mllm),
+    ]
+    assert snapshot(mllm.model) == before
+    for same in copies:
+        expected = logits(mllm) if expected is None else expected
+        assert torch.equal(logits(same), expected)
         assert type(same.processor).__name__ == type(mllm.processor).__name__
+        assert same.backbone.model is same.model is not mllm.model
 
 
 def test_another_process_reads_it(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ FROZEN = [
     ("deepseek_vl", "do_pad", False),
     ("qwen2_vl", "merge_size", 1),
     ("qwen2_vl", "patch_size", 16),
+    ("qwen2_vl", "temporal_patch_size", 1),
 ]
 
 

@@ -245,3 +245,56 @@ def test_a_first_word_that_nothing_predicts_is_left_out() -> None:
     ids = mllm.explained_ids(image, query)
     expected = logits[0, range(len(ids)), ids]
     torch.testing.assert_close(mllm.target_probability(image, query), expected)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_entries_of_messages_that_the_template_leaves_out_are_named(written: bool) -> None:
+    template = chat_template("<image>\n")
+    if written:
+        template = template.replace(
+            "{{ message['role'] }}", "{{ message.role }} {{ message.name }}"
+        )
+    mllm = mllm_with(template)
+    content = [{"type": "image"}, {"type": "text", "text": "what ?"}]
+    chat = [{"role": "user", "name": "Ann", "content": content}]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mllm.prepare(ImageTextInput(PICTURE, messages=chat), target="a cat")
+    named = [str(warning.message) for warning in caught]
+    assert any("leaves out 'name' of message 0" in text for text in named) is not written
+
+
+def test_words_that_the_tokenizer_does_not_know_are_reported() -> None:
+    mllm = MLLM.from_pretrained("demo/llava-1.5")
+    with pytest.warns(UserWarning, match="'a zebra' has words that the model does not know"):
+        mllm.prepare(ImageTextInput(PICTURE, "a zebra"), target="a red star")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mllm.prepare(ImageTextInput(PICTURE, "Describe the image."), target="a red star")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_tokenizer_that_cuts_the_prompt_is_reported(side: str) -> None:
+    model, processor = build("qwen2_vl")
+    mllm = MLLM(model, processor)
+    question = "what is in the image ? " * 4
+    content = [{"type": "text", "text": question}, {"type": "image"}]
+    if side == "right":
+        content.reverse()
+    inp = ImageTextInput(PICTURE, messages=[{"role": "user", "content": content}])
+    image, query = mllm.prepare(inp, target="a cat")
+    length = mllm.encode((image,), query).inputs["input_ids"].shape[1] - 1
+    limits = {"truncation": True, "max_length": length - 9}
+    processor.tokenizer.init_kwargs.update(limits)
+    processor.tokenizer.truncation_side = side
+    with pytest.warns(UserWarning, match="the tokenizer cuts the prompt off"):
+        mllm.encode((image,), query)
+
+
+def test_a_tokenizer_that_pads_the_prompt_is_refused() -> None:
+    model, processor = build("qwen2_vl")
+    mllm = MLLM(model, processor)
+    image, query = mllm.prepare(ImageTextInput(PICTURE, "what ?"), target="a cat")
+    processor.tokenizer.init_kwargs.update({"padding": "max_length", "max_length": 200})
+    with pytest.raises(ValueError, match="the tokenizer pads the prompt"):
+        mllm.encode((image,), query)
