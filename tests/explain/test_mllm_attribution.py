@@ -266,7 +266,8 @@ def test_what_each_scale_saw_is_the_base_methods(mllm: MLLM, inp: ImageTextInput
     for method in (base, ARC(base)):
         result = MLLMAttribution(method).attribute(inp, target=ANSWER, scales=SCALES)
         for scale, expected in zip(result.scales, alone):
-            assert torch.equal(scale.image_attr, expected[:, 0])
+            # A pass that records attention sums in another order on some processors.
+            torch.testing.assert_close(scale.image_attr, expected[:, 0], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(result.scales[1].output_probs, result.output_probs)
 
 
