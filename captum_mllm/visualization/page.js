@@ -396,6 +396,13 @@
     if (!several) stage.querySelector("figcaption").remove();
     fit(image.canvas, image.ratio, image.grid, 512);
   });
+  /** Many images scroll in their place; what scrolls can be reached by keys. */
+  function reachStages() {
+    const stages = element("stages");
+    stages.tabIndex = stages.scrollHeight > stages.clientHeight + 1 ? 0 : -1;
+  }
+  reachStages();
+  window.addEventListener("resize", reachStages);
   for (const view of scales) {
     const item = element("scale").content.cloneNode(true);
     view.caption = item.querySelector("span");

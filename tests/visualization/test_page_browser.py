@@ -619,3 +619,17 @@ def test_images_that_are_not_explained_stay_thumbnails(browser: Browser) -> None
     assert [each.text for each in browser.all(".stage figcaption span")] == ["image 1", "image 3"]
     names = [item.text for item in browser.all("#thumbnails li")]
     assert names == ["image 1, explained", "image 2", "image 3, explained"]
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_many_images_leave_the_answer_in_sight(browser: Browser, width: int) -> None:
+    count = 12
+    given = three_images(
+        images=[Image.new("RGB", (160, 160), "teal")] * count,
+        image_attr=[np.ones((len(ANSWER), 2, 2))] * count,
+        image_shares=np.full((len(ANSWER), count), 1 / count),
+    )
+    browser.open(render_page(**given), width=width, height=800)
+    answer = browser.one("#answer-text").rect
+    assert answer["y"] + answer["height"] < 800
+    assert browser.run("const box = document.getElementById('stages'); return box.tabIndex") == 0
