@@ -170,7 +170,7 @@ class MLLMAttributionResult(ResultValues):
     ) -> tuple[Figure, Axes] | None:
         r"""
         A sheet of the image with the map of each word, the mean over its tokens, all on one scale
-        of colours. Several images stand beside each other for each word.
+        of colours. Several images are shown side by side for each word.
 
         Args:
             show (bool): show the plot instead of returning it. Default: False

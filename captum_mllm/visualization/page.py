@@ -55,7 +55,7 @@ def render_page(
     Render an explanation of an answer about an image as one HTML document.
 
     The page shows the image under the map of the word that the reader points at, and shades every
-    earlier word by its weight. Several images stand beside each other, and a line below each word
+    earlier word by its weight. Several images are shown side by side, and a line below each word
     tells what share of the evidence for it lies in which of them. All words and images share one
     scale of colours unless the reader gives each word its own. A long prompt is folded, so that the
     answer stays in sight. The page loads nothing, and its content security policy lets nothing run
