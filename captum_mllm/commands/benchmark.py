@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from textwrap import fill
 from typing import get_args
 
 from captum_mllm import MLLM
-from captum_mllm.commands.console import show
+from captum_mllm.commands.measuring import add_measuring_arguments, output_folder, report
 from captum_mllm.datasets import CAPTION_STYLES
-from captum_mllm.evaluation.catalogue import METHODS, select_methods
-from captum_mllm.evaluation.report import plot_maps, save, write_report
+from captum_mllm.evaluation.catalogue import select_methods
+from captum_mllm.evaluation.report import plot_maps, save
 from captum_mllm.evaluation.run import run_benchmark
 from captum_mllm.evaluation.samples import Split
 from captum_mllm.evaluation.scores import Baseline
 from captum_mllm.evaluation.settings import METRICS, Settings
-from captum_mllm.evaluation.summary import summarize
-
-#: The method that the others are compared with, unless another is asked for.
-REFERENCE = "attended-lens-msea"
 
 _SHEETS = 2
 _DEFAULTS = Settings()
@@ -38,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "figures and all scores in a folder. All methods on 300 scenes take a quarter of\n"
         "an hour."
     )
-    parser.epilog = fill("methods: " + ", ".join(METHODS), 80, break_on_hyphens=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_measuring_arguments(
+        parser, ("*",), METRICS, METRICS, _DEFAULTS.baseline, get_args(Baseline), "benchmark"
+    )
     add = parser.add_argument
     add(
         "--models",
@@ -55,15 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=CAPTION_STYLES,
         help=f"of the captions (default: {' '.join(_DEFAULTS.styles)})",
     )
-    add(
-        "--methods",
-        nargs="+",
-        default=("*",),
-        metavar="METHOD",
-        help="names, patterns such as 'arc*', or roles: method, combination, sweep, control "
-        "(default: all)",
-    )
-    add("--metrics", nargs="+", default=METRICS, choices=METRICS, help="default: all")
     add("--scenes", type=int, default=300, help="for each model and style (default: %(default)s)")
     add("--split", default=_DEFAULTS.split, choices=get_args(Split), help="default: %(default)s")
     add("--seed", type=int, default=0, help="which scenes (default: %(default)s)")
@@ -79,31 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=_DEFAULTS.contact,
         help="share of the scenes in which objects touch (default: %(default)s)",
     )
-    add(
-        "--baseline",
-        default=_DEFAULTS.baseline,
-        choices=get_args(Baseline),
-        help="of insertion and deletion (default: %(default)s)",
-    )
-    add(
-        "--curves-every",
-        type=int,
-        default=_DEFAULTS.curves_every,
-        metavar="N",
-        help="draw insertion and deletion curves for one image in N (default: %(default)s)",
-    )
-    add(
-        "--reference",
-        default=REFERENCE,
-        choices=tuple(METHODS),
-        metavar="METHOD",
-        help="the method that the others are compared with (default: %(default)s)",
-    )
-    add("--output", default="benchmark", metavar="FOLDER", help="default: %(default)s")
     add("--resume", action="store_true", help="go on with the run in the folder")
     add("--workers", type=int, default=1, help="processes side by side (default: %(default)s)")
     add("--device", default="cpu", help="default: %(default)s")
-    add("--quiet", action="store_true", help="no progress, only the paths")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -128,9 +93,7 @@ def run(options: argparse.Namespace) -> None:
         baseline=options.baseline,
         curves_every=options.curves_every,
     )
-    output = Path(options.output)
-    if options.resume and not (output / "settings.json").is_file():
-        raise ValueError(f"there is no run in {output} to resume; leave out --resume to begin one")
+    output = output_folder(options.output, options.resume)
     records = run_benchmark(
         settings,
         options.scenes,
@@ -140,13 +103,8 @@ def run(options: argparse.Namespace) -> None:
         options.resume,
         show_progress=not options.quiet,
     )
-    if options.reference not in {method.name for method in select_methods(settings.methods)}:
-        show(f"{options.reference} is not among the methods, so that none is compared with it")
-    summaries = summarize(records, options.reference)
-    write_report(summaries, settings, output)
     _save_sheets(settings, output / "figures", options.device)
-    for path in ("report.md", "results.json", "records.jsonl", "figures"):
-        show(str(output / path))
+    report(records, settings, options.reference, output)
 
 
 def _save_sheets(settings: Settings, folder: Path, device: str) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 
 import captum_mllm
 from captum_mllm.commands.console import show
+from captum_mllm.commands.options import TRUST
 from captum_mllm.models.check import QUESTION, SCALES, Report, Verdict
 
 EXAMPLES = """examples:
@@ -43,11 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--dtype", default="auto", help="precision of the weights (default: as they are)")
     add("--device", metavar="NAME", help="where the model runs, such as cuda:0 (default: the CPU)")
-    add(
-        "--trust-remote-code",
-        action="store_true",
-        help="run the Python code that comes with the model; read it first",
-    )
+    add("--trust-remote-code", action="store_true", help=TRUST)
     add("--json", action="store_true", help="print JSON instead of a table")
 
 

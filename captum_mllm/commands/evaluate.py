@@ -5,27 +5,23 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from textwrap import fill
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from captum_mllm import MLLM
 from captum_mllm.commands.console import say, show
-from captum_mllm.commands.data_options import add_data_arguments
+from captum_mllm.commands.measuring import add_measuring_arguments, output_folder, report
+from captum_mllm.commands.options import add_data_arguments, add_model_arguments
 from captum_mllm.commands.setup import choose_device, load_model
 from captum_mllm.datasets import Samples, open_samples
-from captum_mllm.evaluation.catalogue import METHODS, select_methods
 from captum_mllm.evaluation.data_run import run_data
 from captum_mllm.evaluation.ledger import Worker
-from captum_mllm.evaluation.report import write_report
 from captum_mllm.evaluation.settings import DATA_METRICS, DataSettings
-from captum_mllm.evaluation.summary import summarize
 from captum_mllm.evaluation.tam_protocol import Tagger, nltk_tagger, read_tags
 
 #: Methods that are measured, unless others are asked for.
 METHOD_NAMES = ("attended-lens-msea", "lens", "msea", "tam", "arc", "attention", "random", "blob")
-REFERENCE = "attended-lens-msea"
 BASELINES = ("mean", "blur", "black")
 
 
@@ -41,33 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a table with intervals, figures and all scores in a folder. With torchrun or accelerate,\n"
         "processes share the data: accelerate launch -m captum_mllm evaluate DATA ..."
     )
-    parser.epilog = fill("methods: " + ", ".join(METHODS), 80, break_on_hyphens=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("data", metavar="DATA", help="a file or a folder")
+    add_measuring_arguments(
+        parser,
+        METHOD_NAMES,
+        ("localization", "answers"),
+        DATA_METRICS,
+        "mean",
+        BASELINES,
+        "evaluation",
+    )
     add_data_arguments(parser)
-    add(
-        "--model",
-        default="demo/qwen2-vl",
-        help="a name on the Hugging Face hub, a folder, or demo/NAME (default: %(default)s)",
-    )
-    add("--processor", metavar="NAME", help="where its processor is, if not with the model")
-    add("--trust-remote-code", action="store_true", help="run the code that comes with the model")
-    add(
-        "--methods",
-        nargs="+",
-        default=METHOD_NAMES,
-        metavar="METHOD",
-        help="names, patterns such as 'arc*', or roles: method, combination, sweep, control "
-        f"(default: {' '.join(METHOD_NAMES)})",
-    )
-    add(
-        "--metrics",
-        nargs="+",
-        default=("localization", "answers"),
-        choices=DATA_METRICS,
-        help="default: localization answers",
-    )
+    add_model_arguments(parser)
     add("--prompt", metavar="TEXT", help="the question where rows have none")
     add(
         "--max-new-tokens",
@@ -82,36 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "[tag, lemma] (default: nltk's tagger)",
     )
     add(
-        "--baseline",
-        default="mean",
-        choices=BASELINES,
-        help="of insertion and deletion (default: %(default)s)",
-    )
-    add(
-        "--curves-every",
-        type=int,
-        default=15,
-        metavar="N",
-        help="draw insertion and deletion curves for one image in N (default: %(default)s)",
-    )
-    add(
-        "--reference",
-        default=REFERENCE,
-        choices=tuple(METHODS),
-        metavar="METHOD",
-        help="the method that the others are compared with (default: %(default)s)",
-    )
-    add("--output", default="evaluation", metavar="FOLDER", help="default: %(default)s")
-    add("--device", default="auto", metavar="NAME", help="default: a GPU for each process, or cpu")
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    add(
         "--threads",
         type=int,
         default=1,
         metavar="N",
         help="of each process on the CPU; sums depend on it (default: %(default)s)",
     )
-    add("--quiet", action="store_true", help="no progress, only the paths")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -147,9 +105,7 @@ def run(options: argparse.Namespace) -> None:
         threads=options.threads,
         tags=tags,
     )
-    output = Path(options.output)
-    if options.resume and worker.rank == 0 and not (output / "settings.json").is_file():
-        raise ValueError(f"there is no run in {output} to resume; leave out --resume to begin one")
+    output = output_folder(options.output, options.resume and worker.rank == 0)
     mllm = load_for(options, worker)
     quiet = options.quiet
     records = run_data(
@@ -160,12 +116,7 @@ def run(options: argparse.Namespace) -> None:
     if records is None:
         show(f"process {worker.rank} is done; the last one writes the report to {output}")
         return
-    reference = options.reference
-    if reference not in {method.name for method in select_methods(settings.methods)}:
-        show(f"{reference} is not among the methods, so that none is compared with it")
-    write_report(summarize(records, reference), settings, output)
-    for path in ("report.md", "results.json", "records.jsonl", "figures"):
-        show(str(output / path))
+    report(records, settings, options.reference, output)
 
 
 def open_data(options: argparse.Namespace) -> Samples:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import captum_mllm
 from captum_mllm.commands.console import say, show
-from captum_mllm.commands.data_options import add_data_arguments, is_data
 from captum_mllm.commands.methods import DEFAULT_METHOD, DEFAULT_STREAMED, METHODS, ONE_SCALE
+from captum_mllm.commands.options import add_data_arguments, add_model_arguments, is_data
 
-DEMO_MODEL = "demo/qwen2-vl"
 LARGEST_SCALE = 8
 
 EXAMPLES = """examples:
@@ -59,17 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the one of several images that is explained, from 0 (default: all of them)",
     )
-    add(
-        "--model",
-        default=DEMO_MODEL,
-        help="a name on the Hugging Face hub, a folder, or demo/NAME (default: %(default)s)",
-    )
-    add("--processor", metavar="NAME", help="where its processor is, if not with the model")
-    add(
-        "--trust-remote-code",
-        action="store_true",
-        help="run the Python code that comes with the model; read it first",
-    )
+    add_model_arguments(parser)
     add("--answer", metavar="TEXT", help="the answer to explain (default: what the model answers)")
     add(
         "--method",
@@ -98,19 +87,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "said and explained; the image is seen at scale 1",
     )
     add("--max-new-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
-    add(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="such as cpu or cuda:1; auto is the first of cuda, mps and cpu that is there "
-        "(default: %(default)s)",
-    )
-    add(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="auto is the checkpoint's own (default: %(default)s)",
-    )
     add(
         "--output",
         default="explanation",

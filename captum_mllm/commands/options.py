@@ -1,11 +1,38 @@
-"""Options of the commands that take a data set: what it is, and which process reads what."""
+"""Options that commands share: those of a model, and those of a data set."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+DEMO_MODEL = "demo/qwen2-vl"
+TRUST = "run the Python code that comes with the model; read it first"
 DATA_ENDINGS = (".json", ".jsonl", ".csv")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    r"""Add the options that say which model is explained, and how it is loaded."""
+    add = parser.add_argument
+    add(
+        "--model",
+        default=DEMO_MODEL,
+        help="a name on the Hugging Face hub, a folder, or demo/NAME (default: %(default)s)",
+    )
+    add("--processor", metavar="NAME", help="where its processor is, if not with the model")
+    add("--trust-remote-code", action="store_true", help=TRUST)
+    add(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="such as cpu or cuda:1; auto is the first of cuda, mps and cpu that is there, and a "
+        "GPU for each process (default: %(default)s)",
+    )
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="auto is the checkpoint's own (default: %(default)s)",
+    )
 
 
 def add_data_arguments(parser: argparse._ActionsContainer) -> None:
