@@ -22,7 +22,8 @@ from captum_mllm.explain.result_tables import result_dict, result_table
 from captum_mllm.explain.result_values import ResultValues
 from captum_mllm.explain.selection import Selection
 from captum_mllm.models.prompt_parts import PromptPart
-from captum_mllm.visualization import plots
+from captum_mllm.visualization import plots, text_plots
+from captum_mllm.visualization.colors import OPACITY
 from captum_mllm.visualization.page import embed_page
 
 _DRAWN_SIDE = 1600
@@ -103,7 +104,7 @@ class MLLMAttributionResult(ResultValues):
         show_legends: bool = True,
         *,
         image: int | None = None,
-        alpha: float = plots.OPACITY,
+        alpha: float = OPACITY,
     ) -> tuple[Figure, Any] | None:
         r"""
         The image with a map over it; several images beside each other, on one scale of colours.
@@ -166,7 +167,7 @@ class MLLMAttributionResult(ResultValues):
         *,
         image: int | None = None,
         columns: int | None = None,
-        alpha: float = plots.OPACITY,
+        alpha: float = OPACITY,
     ) -> tuple[Figure, Axes] | None:
         r"""
         A sheet of the image with the map of each word, the mean over its tokens, all on one scale
@@ -218,7 +219,7 @@ class MLLMAttributionResult(ResultValues):
             tuple[Figure, Axes] or None: the plot, unless it is shown.
         """
         weights = self.token_attr.detach().float().cpu().numpy()
-        return plots.token_weights(weights, self.input_tokens, self.output_tokens, show=show)
+        return text_plots.token_weights(weights, self.input_tokens, self.output_tokens, show=show)
 
     def plot_seq_attr(self, show: bool = False) -> tuple[Figure, Axes] | None:
         r"""
@@ -231,7 +232,7 @@ class MLLMAttributionResult(ResultValues):
             tuple[Figure, Axes] or None: the plot, unless it is shown.
         """
         weights = self.seq_attr.detach().float().cpu().numpy()
-        return plots.token_sums(weights, self.input_tokens, show=show)
+        return text_plots.token_sums(weights, self.input_tokens, show=show)
 
     def text_records(self) -> list[captum_visualization.VisualizationDataRecord]:
         r"""
@@ -243,7 +244,7 @@ class MLLMAttributionResult(ResultValues):
         Returns:
             list[VisualizationDataRecord]: one for each explained token.
         """
-        return plots.text_records(
+        return text_plots.text_records(
             self.input_tokens, self.output_tokens, self.token_attr, self.output_probs.tolist()
         )
 

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from captum_mllm.models.prompt_parts import PromptPart
+from captum_mllm.visualization.colors import FADE, color_table
 from captum_mllm.visualization.page_data import ScaleView, page_data
-from captum_mllm.visualization.plots import FADE, color_table
 
 __all__ = ["ScaleView", "embed_page", "render_page"]
 

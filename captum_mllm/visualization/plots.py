@@ -1,76 +1,39 @@
-"""Plots of an explanation with matplotlib, and the one colour scale of the plots and the page.
-
-``image_heatmap`` draws a map over the image, ``word_sheet`` the maps of all words,
-``token_weights`` and ``token_sums`` the weights of the earlier tokens, and ``text_records`` makes
-records for Captum's ``visualize_text``.
+"""Plots of maps with matplotlib: ``image_heatmap``, a map over the image, and ``word_sheet``, the
+maps of all words.
 
 A plot that is returned is not registered with pyplot: it goes when nothing refers to it.
 """
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
-from captum.attr import visualization
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from PIL import Image
 
+from captum_mllm.visualization.colors import (
+    OPACITY,
+    color_entries,
+    color_limits,
+    color_table,
+    colormap,
+    opacities,
+)
 from captum_mllm.visualization.fonts import PlotText
 
-# Where there is no evidence the image shows through: opacity grows with the value to this power.
-FADE = 0.8
-OPACITY = 0.75
-
 _LONGEST_SIDE = 1600  # pixels of a drawn image
+WIDEST = 60.0  # inches of a figure
 _CELL = 2.2  # inches of one image of a sheet
 _DOTS = 200  # pixels an inch of it
 _TITLE_LENGTH, _CELL_TITLE_LENGTH = 60, 24
-# Beyond this many cells, numbers in them are too small to read and slow to draw.
-_NUMBERED_CELLS = 2000
-_WIDEST, _TALLEST = 60.0, 40.0  # inches
-
-
-def colormap(signed: bool) -> Colormap:
-    r"""
-    The colours of attributions: inferno from 0 up, RdBu reversed around 0.
-
-    Args:
-        signed (bool): whether any of the values is negative.
-    """
-    return matplotlib.colormaps["RdBu_r" if signed else "inferno"]
-
-
-def color_table(signed: bool) -> np.ndarray:
-    r"""The 256 colours of :func:`colormap`, RGB, (256, 3), uint8."""
-    return colormap(signed)(np.arange(256), bytes=True)[:, :3]
-
-
-def color_limits(maps: Iterable[np.ndarray]) -> tuple[float, float]:
-    r"""The values of the first and the last colour: from 0 where nothing is negative, else even
-    on both sides of it. Values that are not finite do not count."""
-    low = high = 0.0
-    for values in maps:
-        finite = values[np.isfinite(values)]
-        if finite.size:
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    if low < 0:
-        high = max(high, -low)
-        return -high, high
-    return 0.0, high or 1.0
-
-
-def opacities(values: np.ndarray, limit: float) -> np.ndarray:
-    r"""How much of the image a map covers, in [0, 1]; 0 for values that are not finite."""
-    return np.clip(np.abs(np.nan_to_num(values, posinf=0, neginf=0)) / limit, 0, 1) ** FADE
 
 
 def image_heatmap(
@@ -118,8 +81,8 @@ def image_heatmap(
     options: dict[str, Any] = {}
     if len(images) > 1:
         ratios = [each.width / each.height for each in images]
-        options["figsize"] = min(4.0 * sum(ratios) + 1.2, _WIDEST), 4.6
-    figure = _figure(show, layout="constrained", **options)
+        options["figsize"] = min(4.0 * sum(ratios) + 1.2, WIDEST), 4.6
+    figure = new_figure(show, layout="constrained", **options)
     if len(images) == 1:
         axes = figure.subplots()
         places = [axes]
@@ -141,7 +104,7 @@ def image_heatmap(
         PlotText([title]).write(figure.suptitle(""), title, _TITLE_LENGTH)
     for place, name in zip(places, names if len(images) > 1 else ()):
         place.set_title(name, fontsize=10)
-    return _finish(figure, axes, show)
+    return finish(figure, axes, show)
 
 
 def _draw_map(
@@ -238,7 +201,7 @@ def word_sheet(
     width = sum(across for across, _ in sizes) + gap * (len(images) - 1)
     cell = max(width, side / 3) + between, line + max(down for _, down in sizes) + gap
     size = columns * cell[0], rows * cell[1]
-    figure = _figure(show, figsize=(size[0] + 1.0, max(size[1], 1.5)))
+    figure = new_figure(show, figsize=(size[0] + 1.0, max(size[1], 1.5)))
     wide, tall = figure.get_size_inches()
     axes = figure.add_axes((0, 1 - size[1] / tall, size[0] / wide, size[1] / tall))
     axes.axis("off")
@@ -254,7 +217,7 @@ def word_sheet(
         for map_, pixels, (across, down) in zip(group, small, sizes):
             values = _resized(map_, (len(pixels), len(pixels[0])))
             cover = alpha * opacities(values, high)[..., None]
-            tint = table[_entries(values, low, high)]
+            tint = table[color_entries(values, low, high)]
             drawn = AxesImage(axes, extent=(left, left + across, top + down, top))
             drawn.set_data((pixels + cover * (tint - pixels)).round().astype(np.uint8))
             axes.add_image(drawn)
@@ -267,127 +230,7 @@ def word_sheet(
         ScalarMappable(Normalize(low, high), cmap=colormap(low < 0)), cax=bar_axes
     )
     bar.set_label(label)
-    return _finish(figure, axes, show)
-
-
-def token_weights(
-    weights: np.ndarray,
-    columns: Sequence[str],
-    rows: Sequence[str],
-    *,
-    label: str = "Token Attribution",
-    show: bool = False,
-) -> Any:
-    r"""
-    A table of weights in colours, with the numbers in its cells where they can be read.
-
-    Args:
-        weights (np.ndarray): the weight of each column's token for each row's, (R, C).
-        columns (Sequence[str]): the tokens that weigh.
-        rows (Sequence[str]): the tokens that they weigh for.
-        label (str): beside the bar of colours. Default: "Token Attribution"
-        show (bool): show the plot instead of returning it. Default: False
-
-    Returns:
-        tuple[Figure, Axes] or None: the plot, unless it is shown.
-    """
-    numbered = weights.size <= _NUMBERED_CELLS
-    wide, tall = (1.3 if numbered else 0.2) * len(columns), len(rows) / (2.5 if numbered else 5)
-    size = (min(max(wide, 6.4), _WIDEST), min(max(tall, 4.8), _TALLEST))
-    figure = _figure(show, figsize=size, layout="constrained")
-    axes = figure.subplots()
-    low, high = color_limits([weights])
-    drawn = axes.imshow(
-        weights, vmin=low, vmax=high, cmap=colormap(low < 0), aspect="auto", interpolation="nearest"
-    )
-    bar = figure.colorbar(drawn, ax=axes)
-    bar.ax.set_ylabel(label, rotation=-90, va="bottom")
-    texts = PlotText([*columns, *rows])
-    _label_columns(axes, columns, texts)
-    texts.write_ticks(axes.yaxis, rows)
-    for (row, column), value in np.ndenumerate(weights) if numbered else ():
-        red, green, blue, _ = drawn.to_rgba(value)
-        is_bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
-        axes.text(
-            column,
-            row,
-            f"{value:.4f}",
-            ha="center",
-            va="center",
-            color="black" if is_bright or not np.isfinite(value) else "white",
-        )
-    return _finish(figure, axes, show)
-
-
-def token_sums(
-    weights: np.ndarray,
-    tokens: Sequence[str],
-    *,
-    label: str = "Sequence Attribution",
-    show: bool = False,
-) -> Any:
-    r"""
-    A bar for the weight of each token.
-
-    Args:
-        weights (np.ndarray): a weight for each token, (C,).
-        tokens (Sequence[str]): the tokens.
-        label (str): beside the bars. Default: "Sequence Attribution"
-        show (bool): show the plot instead of returning it. Default: False
-
-    Returns:
-        tuple[Figure, Axes] or None: the plot, unless it is shown.
-    """
-    wide, tall = max(len(tokens) / 2, 6.4), max(len(tokens) / 4, 4.8)
-    figure = _figure(show, figsize=(min(wide, _WIDEST), min(tall, 12.0)), layout="constrained")
-    axes = figure.subplots()
-    colors = colormap(signed=True)
-    for sign, color in ((1, colors(0.85)), (-1, colors(0.15))):
-        axes.bar(range(len(tokens)), np.where(sign * weights > 0, weights, 0), color=color)
-    _label_columns(axes, tokens, PlotText(tokens))
-    axes.set_ylabel(label)
-    return _finish(figure, axes, show)
-
-
-def text_records(
-    input_tokens: Sequence[str],
-    output_tokens: Sequence[str],
-    token_attr: Any,
-    output_probs: Sequence[float],
-) -> list[visualization.VisualizationDataRecord]:
-    r"""
-    A record of each explained token for Captum's ``visualize_text``.
-
-    The weights of the earlier tokens are divided by the largest, and the tokens are escaped, which
-    Captum does not do.
-
-    Args:
-        input_tokens (Sequence[str]): the tokens that weigh.
-        output_tokens (Sequence[str]): the T explained tokens.
-        token_attr (Tensor): weight of each input token, shape (T, len(input_tokens)).
-        output_probs (Sequence[float]): probability of each explained token, T of them.
-
-    Returns:
-        list[visualization.VisualizationDataRecord]: one for each explained token.
-    """
-    tokens = [_escaped(token) for token in input_tokens]
-    records = []
-    for token, weights, probability in zip(output_tokens, token_attr, output_probs):
-        largest = float(weights.abs().max()) if weights.numel() else 0.0
-        name = _escaped(token)
-        records.append(
-            visualization.VisualizationDataRecord(
-                word_attributions=weights / largest if largest > 0 else weights,
-                pred_prob=probability,
-                pred_class=name,
-                true_class=name,
-                attr_class=name,
-                attr_score=float(weights.sum()),
-                raw_input_ids=tokens,
-                convergence_score=0.0,
-            )
-        )
-    return records
+    return finish(figure, axes, show)
 
 
 def _listed(given: Any, several: bool) -> list[Any]:
@@ -399,7 +242,7 @@ def _check_opacity(alpha: float) -> None:
         raise ValueError(f"alpha is {alpha}; expected an opacity in [0, 1]")
 
 
-def _figure(show: bool, **options: Any) -> Figure:
+def new_figure(show: bool, **options: Any) -> Figure:
     if show:
         import matplotlib.pyplot as plt
 
@@ -409,7 +252,7 @@ def _figure(show: bool, **options: Any) -> Figure:
     return figure
 
 
-def _finish(figure: Figure, axes: Any, show: bool) -> Any:
+def finish(figure: Figure, axes: Any, show: bool) -> Any:
     """Captum's habit: show the plot and return nothing, or return it."""
     if not show:
         return figure, axes
@@ -435,12 +278,6 @@ def _resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return values
     image = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
     return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
-
-
-def _entries(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Which of 256 colours matplotlib gives to each value."""
-    share = (np.nan_to_num(values, posinf=0, neginf=0) - low) / (high - low)
-    return np.clip(share * 256, 0, 255).astype(np.uint8)
 
 
 def _borders(segments: np.ndarray, width: int) -> np.ndarray:
@@ -474,14 +311,3 @@ def _places(segments: np.ndarray) -> dict[int, tuple[float, float]]:
         int(name): (float(row.flat[pixel]), float(column.flat[pixel]))
         for name, pixel in zip(names, nearest)
     }
-
-
-def _label_columns(axes: Any, tokens: Sequence[str], texts: PlotText) -> None:
-    axes.tick_params(top=True, bottom=False, labeltop=True, labelbottom=False)
-    texts.write_ticks(axes.xaxis, tokens)
-    for label in axes.get_xticklabels():
-        label.set(rotation=-30, ha="right", rotation_mode="anchor")
-
-
-def _escaped(token: str) -> str:
-    return html.escape(token.replace("\n", "\\n"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captum_mllm.visualization import fonts, plots
+from captum_mllm.visualization import fonts, plots, text_plots
 from tests.visualization.test_plots import drawn
 
 matplotlib.use("Agg")
@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 
 def test_control_characters_and_long_tokens_are_labels_too() -> None:
     tokens = ["a\n\t\0", "\ud83d", "x" * 200, ""]
-    figure, axes = plots.token_weights(np.zeros((4, 4)), tokens, tokens)
+    figure, axes = text_plots.token_weights(np.zeros((4, 4)), tokens, tokens)
     drawn(figure)
     labels = [label.get_text() for label in axes.get_xticklabels()]
     assert labels[:2] == ["a\\n\\t\\x00", "\\ud83d"]

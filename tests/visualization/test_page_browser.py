@@ -11,8 +11,8 @@ from matplotlib.colors import Normalize
 from PIL import Image
 
 from captum_mllm.models.prompt_parts import PromptPart
+from captum_mllm.visualization.colors import color_limits, color_table, colormap
 from captum_mllm.visualization.page import ScaleView, embed_page, render_page
-from captum_mllm.visualization.plots import color_limits, color_table, colormap
 from tests.visualization.browser import Browser
 from tests.visualization.hostile_text import HOSTILE
 

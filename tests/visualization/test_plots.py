@@ -13,7 +13,7 @@ import torch
 from matplotlib.colors import Normalize
 from PIL import Image
 
-from captum_mllm.visualization import plots
+from captum_mllm.visualization import colors, plots, text_plots
 from captum_mllm.visualization.page import render_page
 from tests.visualization.test_page import arguments, page_json
 
@@ -38,19 +38,19 @@ def test_the_page_and_the_plots_have_the_same_colours_to_the_byte(signed: bool) 
     table = np.frombuffer(base64.b64decode(data["colors"]), np.uint8).reshape(256, 3)
     assert data["signed"] is signed
 
-    low, high = plots.color_limits([values])
-    expected = plots.colormap(signed)(Normalize(low, high)(values), bytes=True)[:, :3]
+    low, high = colors.color_limits([values])
+    expected = colors.colormap(signed)(Normalize(low, high)(values), bytes=True)[:, :3]
     # As the page's script has it.
     share = (values / high + 1) / 2 if signed else values / high
     assert np.array_equal(table[np.minimum(np.floor(256 * share), 255).astype(int)], expected)
-    assert np.array_equal(table[plots._entries(values, low, high)], expected)
-    assert data["fade"] == plots.FADE
+    assert np.array_equal(table[colors.color_entries(values, low, high)], expected)
+    assert data["fade"] == colors.FADE
 
 
 def test_the_page_begins_with_the_opacity_of_the_plots() -> None:
     files = resources.files("captum_mllm.visualization")
-    assert f"--opacity: {plots.OPACITY};" in files.joinpath("page.css").read_text()
-    assert f'value="{plots.OPACITY * 100:.0f}"' in files.joinpath("page.html").read_text()
+    assert f"--opacity: {colors.OPACITY};" in files.joinpath("page.css").read_text()
+    assert f'value="{colors.OPACITY * 100:.0f}"' in files.joinpath("page.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_page_begins_with_the_opacity_of_the_plots() -> None:
     ],
 )
 def test_colours_begin_at_zero_or_lie_around_it(maps: Any, limits: tuple[float, float]) -> None:
-    assert plots.color_limits(maps) == limits
+    assert colors.color_limits(maps) == limits
 
 
 def test_the_sheet_shows_each_map_over_the_image() -> None:
@@ -75,8 +75,8 @@ def test_the_sheet_shows_each_map_over_the_image() -> None:
     first, second, third = (cell.get_array()[10, 10].astype(float) for cell in axes.images)
     assert first.tolist() == [10, 200, 30]
     for shown, value in ((second, 0.5), (third, 1.0)):
-        color = plots.color_table(False)[min(int(256 * value), 255)]
-        cover = 0.5 * value**plots.FADE
+        color = colors.color_table(False)[min(int(256 * value), 255)]
+        cover = 0.5 * value**colors.FADE
         assert np.abs(shown - ((1 - cover) * first + cover * color)).max() <= 0.5
 
 
@@ -168,19 +168,21 @@ def test_options_out_of_range_are_refused(alpha: float) -> None:
 
 def test_many_tokens_are_drawn_in_seconds_at_a_size_that_can_be_saved() -> None:
     start = time.process_time()
-    figure, axes = plots.token_weights(GENERATOR.random((300, 800)), ["in"] * 800, ["out"] * 300)
+    figure, axes = text_plots.token_weights(
+        GENERATOR.random((300, 800)), ["in"] * 800, ["out"] * 300
+    )
     drawn(figure)
     assert time.process_time() - start < 20
     assert max(figure.get_size_inches()) <= 60
     assert len(axes.get_xticklabels()) <= 120
-    figure, _ = plots.token_sums(GENERATOR.random(800), ["in"] * 800)
+    figure, _ = text_plots.token_sums(GENERATOR.random(800), ["in"] * 800)
     drawn(figure)
     assert max(figure.get_size_inches()) <= 60
 
 
 def test_labels_stand_at_their_tokens() -> None:
     tokens = [str(index) for index in range(500)]
-    _, axes = plots.token_weights(np.zeros((1, 500)), tokens, ["a"])
+    _, axes = text_plots.token_weights(np.zeros((1, 500)), tokens, ["a"])
     axes.figure.canvas.draw()
     for tick, label in zip(axes.get_xticks(), axes.get_xticklabels()):
         assert label.get_text() == str(int(tick))
@@ -188,7 +190,7 @@ def test_labels_stand_at_their_tokens() -> None:
 
 def test_records_for_captum_are_escaped_and_scaled() -> None:
     weights = torch.tensor([[1.0, -4.0], [0.0, 0.0]])
-    first, second = plots.text_records(["<b>", "\n"], ["&", "c"], weights, [0.5, 1.0])
+    first, second = text_plots.text_records(["<b>", "\n"], ["&", "c"], weights, [0.5, 1.0])
     assert first.raw_input_ids == ["&lt;b&gt;", "\\n"]
     assert (first.pred_class, first.pred_prob, first.attr_score) == ("&amp;", 0.5, -3.0)
     assert first.word_attributions.tolist() == [0.25, -1.0]
