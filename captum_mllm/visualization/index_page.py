@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import NamedTuple
 
-from captum_mllm.visualization.page import shown_text, source_hash
+from captum_mllm.visualization.document import fill_document, shown_text
 
 
 class Entry(NamedTuple):
@@ -51,20 +49,15 @@ def render_index(
     Returns:
         str: An HTML document.
     """
-    style, script = _asset("index.css"), _asset("index.js")
     others = "".join(
         f'<a href="{escape(name)}"{" aria-current=page" if number == place else ""}>'
         f"{number + 1}</a>"
         for number, name in enumerate(names)
     )
-    return Template(_asset("index.html")).substitute(
-        title=shown_text(title),
-        policy=(
-            f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; "
-            f"script-src '{source_hash(script)}'; base-uri 'none'; form-action 'none'"
-        ),
-        style=style,
-        script=script,
+    return fill_document(
+        "index",
+        ("index.js",),
+        title,
         count=len(entries),
         skipped=f", {skipped} could not be explained" if skipped else "",
         others=f'<nav aria-label="Pages of the index">{others}</nav>' if len(names) > 1 else "",
@@ -81,7 +74,3 @@ def _row(entry: Entry) -> str:
         f"<q>{shown_text(entry.question)}</q>"
         f"<span>{shown_text(entry.answer)}</span></span></a></li>"
     )
-
-
-def _asset(name: str) -> str:
-    return resources.files("captum_mllm.visualization").joinpath(name).read_text(encoding="utf-8")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
-import re
 from collections.abc import Sequence
 from html import escape
-from importlib import resources
 from string import Template
 from typing import Any
 
@@ -18,6 +15,7 @@ from PIL import Image
 
 from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.visualization.colors import FADE, color_table
+from captum_mllm.visualization.document import fill_document
 from captum_mllm.visualization.page_data import ScaleView, page_data
 
 __all__ = ["ScaleView", "embed_page", "render_page"]
@@ -28,7 +26,6 @@ _STAGE = Template(
     '<canvas aria-hidden="true"></canvas></div>'
     "<figcaption><i></i><span></span><b></b></figcaption></figure>"
 )
-_UNSEEN = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def render_page(
@@ -156,16 +153,10 @@ def render_page(
     )
     data["unit"], data["method"], data["model"] = unit, method, model
     data["cut"] = finished is False
-    style = _asset("page.css")
-    script = "\n".join(_asset(name) for name in ("page_heatmap.js", "page_tokens.js", "page.js"))
-    return Template(_asset("page.html")).substitute(
-        title=shown_text(title),
-        policy=(
-            f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; "
-            f"script-src '{source_hash(script)}'; base-uri 'none'; form-action 'none'"
-        ),
-        style=style,
-        script=script,
+    return fill_document(
+        "page",
+        ("page_heatmap.js", "page_tokens.js", "page.js"),
+        title,
         stages="".join(
             _STAGE.substitute(
                 source=_data_uri(images[index], _LONGEST_SIDE),
@@ -228,19 +219,5 @@ def _json(data: dict[str, Any]) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def shown_text(text: str) -> str:
-    r"""Text as HTML shows it, whatever it holds; what cannot be seen is shown as a sign."""
-    return escape(_UNSEEN.sub("\ufffd", text))
-
-
-def source_hash(source: str) -> str:
-    r"""The name by which a content security policy allows an inline style or script."""
-    return f"sha256-{_base64(hashlib.sha256(source.encode()).digest())}"
-
-
 def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
-
-
-def _asset(name: str) -> str:
-    return resources.files("captum_mllm.visualization").joinpath(name).read_text(encoding="utf-8")

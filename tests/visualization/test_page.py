@@ -368,8 +368,10 @@ def _luminance(color: str) -> float:
     ],
 )
 def test_text_has_enough_contrast(text: str, background: str, dark: bool) -> None:
-    style = resources.files("captum_mllm.visualization").joinpath("page.css").read_text()
-    roots = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
-    colors = dict(re.findall(r"--(\w+): (#\w{6});", roots[int(dark)]))
+    colors: dict[str, str] = {}
+    for name in ("document.css", "page.css"):
+        style = resources.files("captum_mllm.visualization").joinpath(name).read_text()
+        roots = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+        colors.update(re.findall(r"--(\w+): (#\w{6});", roots[int(dark)]))
     first, second = sorted((_luminance(colors[text]), _luminance(colors[background])))
     assert (second + 0.05) / (first + 0.05) >= 4.5
