@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from captum_mllm.datasets import CAPTION_STYLES, COLORS, SHAPES, caption, sample_scene
 from captum_mllm.datasets.phrasing import describe, natural
+from tests.models.tiny_models import byte_level
 
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -30,19 +30,9 @@ def _texts() -> list[str]:
 
 @cache
 def _tokenizer() -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=_SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(_texts(), trainer)
     unknown, start, end = _SPECIAL
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+        tokenizer_object=byte_level(_texts(), 600, _SPECIAL),
         unk_token=unknown,
         bos_token=start,
         eos_token=end,

@@ -15,11 +15,14 @@ from transformers import PreTrainedTokenizerFast
 from captum_mllm.models.loading import image_only
 from tests.models import tiny_models
 from tests.models.tiny_models import (
-    QWEN_IMAGE,
     QWEN_SPECIAL,
     VISION,
     TinyModel,
     chat_template,
+    mrope,
+    qwen_ids,
+    qwen_processor,
+    qwen_vision,
     text_config,
     tokenizer,
 )
@@ -30,7 +33,6 @@ NEEDS = {
     "smolvlm": "num2words",
 }
 PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 1280}
-FINE_PIXELS = {"shortest_edge": 32 * 32, "longest_edge": 32 * 32 * 1280}
 
 
 def siglip(size: int, **changes: Any) -> T.SiglipVisionConfig:
@@ -46,35 +48,12 @@ def ids(tok: PreTrainedTokenizerFast, **names: str) -> dict[str, int]:
     return {name: tok.convert_tokens_to_ids(token) for name, token in names.items()}
 
 
-def mrope(*section: int, **changes: Any) -> dict[str, Any]:
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(section)}
-    return {**rope, **changes}
-
-
-def qwen_ids(tok: PreTrainedTokenizerFast) -> dict[str, int]:
-    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
-    return ids(tok, **dict(zip(names, QWEN_SPECIAL)))
-
-
 def qwen3_processor() -> Any:
-    return image_only(T.Qwen3VLProcessor)(
-        image_processor=T.Qwen2VLImageProcessorPil(size=dict(FINE_PIXELS), patch_size=16),
-        tokenizer=tokenizer(special=QWEN_SPECIAL),
-        chat_template=chat_template(QWEN_IMAGE),
-    )
+    return qwen_processor(T.Qwen3VLProcessor, 16)
 
 
-def qwen_vision(**changes: Any) -> dict[str, Any]:
-    settings = dict(
-        depth=2,
-        hidden_size=32,
-        intermediate_size=64,
-        num_heads=4,
-        out_hidden_size=32,
-        patch_size=16,
-        num_position_embeddings=64,
-    )
-    return {**settings, **changes}
+def qwen3_vision(**changes: Any) -> dict[str, Any]:
+    return qwen_vision(**{"patch_size": 16, "num_position_embeddings": 64, **changes})
 
 
 EXPERTS = dict(
@@ -97,7 +76,7 @@ def qwen3_vl_moe() -> TinyModel:
     rope = mrope(1, 1, 2, mrope_interleaved=True)
     config = T.Qwen3VLMoeConfig(
         text_config=text_config(tok, head_dim=8, rope_parameters=rope, **EXPERTS),
-        vision_config=qwen_vision(depth=3, deepstack_visual_indexes=[0, 1]),
+        vision_config=qwen3_vision(depth=3, deepstack_visual_indexes=[0, 1]),
         **qwen_ids(tok),
     )
     return T.Qwen3VLMoeForConditionalGeneration(config), processor
@@ -109,7 +88,7 @@ def qwen3_5() -> TinyModel:
     rope = mrope(1, 1, 2, mrope_interleaved=True, partial_rotary_factor=0.5)
     config = T.Qwen3_5Config(
         text_config=text_config(tok, rope_parameters=rope, **HYBRID),
-        vision_config=qwen_vision(),
+        vision_config=qwen3_vision(),
         **qwen_ids(tok),
     )
     return T.Qwen3_5ForConditionalGeneration(config), processor
@@ -122,7 +101,7 @@ def qwen3_5_moe() -> TinyModel:
     experts = dict(EXPERTS, shared_expert_intermediate_size=32)
     config = T.Qwen3_5MoeConfig(
         text_config=text_config(tok, rope_parameters=rope, **HYBRID, **experts),
-        vision_config=qwen_vision(),
+        vision_config=qwen3_vision(),
         **qwen_ids(tok),
     )
     return T.Qwen3_5MoeForConditionalGeneration(config), processor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,26 @@ VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_att
 TinyModel = tuple[PreTrainedModel, ProcessorMixin]
 
 
-def tokenizer(
-    named: dict[str, str] | None = None, special: tuple[str, ...] = ()
-) -> PreTrainedTokenizerFast:
+def byte_level(texts: Sequence[str], vocab_size: int, special: Sequence[str]) -> Tokenizer:
     """A byte-level BPE tokenizer: it encodes any text without loss."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        min_frequency=1,
+        vocab_size=vocab_size,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<pad>", "<s>", "</s>"],
+        special_tokens=list(special),
         show_progress=False,
     )
-    backend.train_from_iterator(CORPUS, trainer)
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def tokenizer(
+    named: dict[str, str] | None = None, special: tuple[str, ...] = ()
+) -> PreTrainedTokenizerFast:
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+        tokenizer_object=byte_level(CORPUS, 400, ["<pad>", "<s>", "</s>"]),
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
@@ -81,82 +84,67 @@ QWEN_SPECIAL = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-def _qwen_ids(tok: PreTrainedTokenizerFast) -> dict[str, int]:
+def qwen_ids(tok: PreTrainedTokenizerFast) -> dict[str, int]:
     names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
     return dict(zip(names, tok.convert_tokens_to_ids(list(QWEN_SPECIAL))))
 
 
-def _rope(**changes: Any) -> dict[str, Any]:
-    return {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0, **changes}
+def mrope(*section: int, **changes: Any) -> dict[str, Any]:
+    rope = {"rope_type": "default", "mrope_section": list(section), "rope_theta": 10000.0}
+    return {**rope, **changes}
+
+
+def qwen_vision(**changes: Any) -> dict[str, Any]:
+    settings = dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=4, out_hidden_size=32)
+    return {**settings, **changes}
+
+
+def qwen_processor(kind: Any, patch: int = 14) -> ProcessorMixin:
+    shortest = 4 * patch**2
+    return image_only(kind)(
+        image_processor=transformers.Qwen2VLImageProcessorPil(
+            size={"shortest_edge": shortest, "longest_edge": 1280 * shortest}, patch_size=patch
+        ),
+        tokenizer=tokenizer(special=QWEN_SPECIAL),
+        chat_template=chat_template(QWEN_IMAGE),
+    )
 
 
 def qwen2_vl() -> TinyModel:
-    tok = tokenizer(special=QWEN_SPECIAL)
-    processor = image_only(transformers.Qwen2VLProcessor)(
-        image_processor=transformers.Qwen2VLImageProcessorPil(
-            size={"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 1280}
-        ),
-        tokenizer=tok,
-        chat_template=chat_template(QWEN_IMAGE),
-    )
+    processor = qwen_processor(transformers.Qwen2VLProcessor)
+    tok = processor.tokenizer
     config = transformers.Qwen2VLConfig(
-        text_config=text_config(tok, rope_parameters=_rope()),
+        text_config=text_config(tok, rope_parameters=mrope(1, 1, 2)),
         vision_config=dict(
             depth=2, embed_dim=32, hidden_size=32, num_heads=4, mlp_ratio=2, patch_size=14
         ),
-        **_qwen_ids(tok),
+        **qwen_ids(tok),
     )
     return transformers.Qwen2VLForConditionalGeneration(config), processor
 
 
 def qwen2_5_vl() -> TinyModel:
-    tok = tokenizer(special=QWEN_SPECIAL)
-    processor = image_only(transformers.Qwen2_5_VLProcessor)(
-        image_processor=transformers.Qwen2VLImageProcessorPil(
-            size={"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 1280}
-        ),
-        tokenizer=tok,
-        chat_template=chat_template(QWEN_IMAGE),
-    )
+    processor = qwen_processor(transformers.Qwen2_5_VLProcessor)
+    tok = processor.tokenizer
     config = transformers.Qwen2_5_VLConfig(
-        text_config=text_config(tok, rope_parameters=_rope()),
-        vision_config=dict(
-            depth=2,
-            hidden_size=32,
-            intermediate_size=64,
-            num_heads=4,
-            out_hidden_size=32,
-            patch_size=14,
-            window_size=112,
-            fullatt_block_indexes=[1],
-        ),
-        **_qwen_ids(tok),
+        text_config=text_config(tok, rope_parameters=mrope(1, 1, 2)),
+        vision_config=qwen_vision(patch_size=14, window_size=112, fullatt_block_indexes=[1]),
+        **qwen_ids(tok),
     )
     return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
 
 
 def qwen3_vl() -> TinyModel:
-    tok = tokenizer(special=QWEN_SPECIAL)
-    processor = image_only(transformers.Qwen3VLProcessor)(
-        image_processor=transformers.Qwen2VLImageProcessorPil(
-            size={"shortest_edge": 32 * 32, "longest_edge": 32 * 32 * 1280}, patch_size=16
-        ),
-        tokenizer=tok,
-        chat_template=chat_template(QWEN_IMAGE),
-    )
+    processor = qwen_processor(transformers.Qwen3VLProcessor, 16)
+    tok = processor.tokenizer
     config = transformers.Qwen3VLConfig(
-        text_config=text_config(tok, head_dim=8, rope_parameters=_rope(mrope_interleaved=True)),
-        vision_config=dict(
-            depth=3,
-            hidden_size=32,
-            intermediate_size=64,
-            num_heads=4,
-            out_hidden_size=32,
-            patch_size=16,
-            num_position_embeddings=64,
-            deepstack_visual_indexes=[0, 1],
+        text_config=text_config(
+            tok, head_dim=8, rope_parameters=mrope(1, 1, 2, mrope_interleaved=True)
         ),
-        **_qwen_ids(tok),
+        vision_config=qwen_vision(
+            depth=3, patch_size=16, num_position_embeddings=64, deepstack_visual_indexes=[0, 1]
+        ),
+        **qwen_ids(tok),
     )
     return transformers.Qwen3VLForConditionalGeneration(config), processor
 
