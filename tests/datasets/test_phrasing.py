@@ -9,15 +9,9 @@ import pytest
 
 from captum_mllm.datasets import CAPTION_STYLES, COLORS, SHAPES, Scene, SceneObject, caption
 from captum_mllm.datasets import sample_scene as sample
-from captum_mllm.datasets.phrasing import (
-    QUESTION_TOPICS,
-    Exchange,
-    Phrasing,
-    ask,
-    describe,
-    natural,
-    plural,
-)
+from captum_mllm.datasets.descriptions import describe
+from captum_mllm.datasets.phrasing import Exchange, Phrasing, natural, plural
+from captum_mllm.datasets.scene_questions import QUESTION_TOPICS, ask
 
 STAR = SceneObject("star", "orange", x=0.2, y=0.5, radius=0.1)
 RING = SceneObject("ring", "blue", x=0.8, y=0.5, radius=0.2, striped=True)

@@ -10,7 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from captum_mllm.datasets import CAPTION_STYLES, COLORS, SHAPES, caption, sample_scene
-from captum_mllm.datasets.phrasing import describe, natural
+from captum_mllm.datasets.descriptions import describe
+from captum_mllm.datasets.phrasing import natural
 from tests.models.tiny_models import byte_level
 
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -27,7 +27,8 @@ from captum_mllm.datasets import (
     caption,
     render,
 )
-from captum_mllm.datasets.phrasing import Exchange, Phrasing, ask, natural
+from captum_mllm.datasets.phrasing import Exchange, Phrasing, natural
+from captum_mllm.datasets.scene_questions import ask
 from captum_mllm.demo import DEMO_PROMPTS
 from captum_mllm.demo.language_model import load_adapted
 from captum_mllm.demo.training.architecture import grid_centers

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from captum_mllm.datasets import CAPTION_STYLES, Scene, caption
-from captum_mllm.datasets.phrasing import QUESTION_TOPICS, ask, describe, natural
+from captum_mllm.datasets.descriptions import describe
+from captum_mllm.datasets.phrasing import natural
+from captum_mllm.datasets.scene_questions import QUESTION_TOPICS, ask
 from captum_mllm.demo import DEMO_PROMPTS
 
 IGNORED = -100
