@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -57,6 +58,8 @@ SAMPLING = {
     *("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
 }
 MAX_NEW_TOKENS = 64
+# What `generate` takes without a name in its signature.
+_LATER = ("tokenizer", "assistant_tokenizer")
 
 
 @torch.no_grad()
@@ -94,6 +97,7 @@ def generate_answers(
     settings = _settings(model, options)
     if taken := sorted(set(options) & set(inputs)):
         raise ValueError(f"got {', '.join(taken)} for generate, which the prompt itself gives")
+    _check_names(options, model)
     if settings["num_return_sequences"] != 1:
         raise ValueError("got num_return_sequences above 1, expected 1: one answer is explained")
     if watcher is not None:
@@ -282,6 +286,20 @@ def _settings(model: Any, options: dict[str, Any]) -> dict[str, Any]:
     settings["suppress_tokens"] = [*suppressed, model.config.image_token_id]
     settings.pop("return_dict_in_generate", None)
     return settings
+
+
+def _check_names(options: dict[str, Any], model: Any) -> None:
+    """Refuse arguments that neither ``generate`` nor the model knows."""
+    known = {*vars(GenerationConfig()), *_LATER}
+    for function in (model.generate, getattr(model, "_orig_mod", model).forward):
+        known |= set(inspect.signature(function).parameters)
+    unknown = sorted(set(options) - known)
+    # A function of the user's own may take any.
+    if unknown and "custom_generate" not in options:
+        raise ValueError(
+            f"got {', '.join(map(repr, unknown))} for generate, which takes the arguments of "
+            "transformers.GenerationConfig, such as max_new_tokens"
+        )
 
 
 def _limit(settings: dict[str, Any], length: int) -> int:

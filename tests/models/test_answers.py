@@ -83,6 +83,7 @@ def test_the_users_length_is_not_cut_by_ours(mllm: MLLM) -> None:
         ),
         ({"input_ids": torch.tensor([[1]])}, "input_ids for generate, which the prompt"),
         ({"target": "a cat", "num_beams": 2}, "both an answer and num_beams"),
+        ({"max_tokens": 5}, "'max_tokens' for generate, which takes the arguments of"),
         ({"max_new_tokens": 0}, "max_new_tokens=0, expected an integer of at least 1"),
         ({"num_beams": "two"}, "num_beams='two', expected an integer"),
         ({"max_length": 3}, "max_length=3, but the prompt alone has"),
