@@ -115,12 +115,12 @@ def generate_answers(
     ends = _tokens(settings, model, "eos_token_id")
     output = generator.generate(**inputs, **settings, return_dict_in_generate=False)
     new = output[:, length:]
-    # A row that ended before others of its batch is filled up.
-    fills = ends | _tokens(settings, model, "pad_token_id")
+    # Rows that ended before others of their batch, by a text to stop at, are filled up.
+    fills = _tokens(settings, model, "pad_token_id") if len(new) > 1 else set()
     answers = [
         Answer(
             without_special(without_padding(row, ends), tokenizer),
-            finished=len(row) < limit or not fills.isdisjoint(row),
+            finished=len(row) < limit or not ends.isdisjoint(row) or row[-1] in fills,
         )
         for row in new.tolist()
     ]

@@ -145,6 +145,14 @@ def test_an_answer_that_is_cut_off_by_default_comes_with_a_warning() -> None:
     assert query.finished is False
 
 
+def test_padding_that_the_model_says_itself_does_not_end_its_answer() -> None:
+    mllm = MLLM(*build("llava"))
+    end_with(mllm.model, None)
+    said = answer(mllm, max_new_tokens=8)
+    mllm.model.generation_config.pad_token_id = said[3]
+    assert mllm.prepare(INPUT, max_new_tokens=8)[1].finished is False
+
+
 def test_an_answer_keeps_its_end_when_it_is_pickled_and_copied() -> None:
     said = Answer((1, 2), finished=False)
     for same in (pickle.loads(pickle.dumps(said)), copy.deepcopy(said)):
