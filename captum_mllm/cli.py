@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         try:
             return options.run(options) or 0
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
+        except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
             say(f"captum-mllm: error: {' '.join(str(error).split())}")
             return 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -154,6 +155,7 @@ class TokenAttribution(Attribution, ABC):
                 an invalid target.
         """
         check_inference_mode(self)
+        check_option_names(self, kwargs)
         query = only_query(additional_forward_args)
         images, _ = split_arguments((*format_tensor_into_tuples(inputs), query))
         count = len(images[0])
@@ -274,6 +276,24 @@ def check_attribution(method: Any) -> Attribution:
         )
     multimodal_model(method.forward_func)
     return method
+
+
+def check_option_names(method: TokenAttribution, options: dict[str, Any]) -> None:
+    r"""Refuse options that a method does not take; those of a wrapper go on to what it wraps.
+
+    Raises:
+        TypeError: which names them, and the options that the method takes.
+    """
+    known = inspect.signature(method.explain_tokens).parameters
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        own = [name for name in known if name not in ("images", "query", "target")]
+        raise TypeError(
+            f"{method.get_name()} does not take {', '.join(unknown)}; it takes "
+            f"{', '.join(own) or 'no options'}. Scales are options of MSEA, around a method"
+        )
 
 
 def only_query(additional_forward_args: Any) -> Query:

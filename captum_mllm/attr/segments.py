@@ -116,10 +116,12 @@ def image_segments(segments: SegmentsLike, image: Tensor) -> Segments:
         labels = grid_segments(size, given).to(image.device)
         text = f"a grid of {given[0]} x {given[1]}"
         return replace(_by_labels(labels, size, ""), text=text, grid=given)
-    if given and all(isinstance(mask, Tensor) for mask in given):
-        return _by_masks([mask.to(image.device) for mask in given], size)
+    if given and all(isinstance(mask, (Tensor, np.ndarray)) for mask in given):
+        return _by_masks([torch.as_tensor(mask).to(image.device) for mask in given], size)
+    kinds = sorted({type(each).__name__ for each in given})
+    shown = f"a {type(segments).__name__} of {', '.join(kinds)}" if kinds else repr(segments)
     raise TypeError(
-        f"got segments={segments!r}, expected (rows, columns), a number of superpixels, a label "
+        f"got segments={shown}, expected (rows, columns), a number of superpixels, a label "
         "for each pixel (H, W), or a mask (H, W) for each segment"
     )
 

@@ -21,6 +21,7 @@ from captum_mllm.attr.base import (
     Target,
     TokenAttribution,
     TokenMaps,
+    check_option_names,
     gradients_for,
     wrapper_chain,
 )
@@ -68,6 +69,7 @@ def token_maps(
             f"ask {method.get_name()} itself"
         )
     found = token_attribution(method)
+    check_option_names(found, kwargs)
     if found.takes_features:
         kwargs |= {"features": features, "show_progress": show_progress}
     elif features is not None and features.segments is not None:

@@ -75,7 +75,7 @@ def _report(options: argparse.Namespace) -> Report:
             inp = captum_mllm.ImageTextInput(image, options.prompt)
     try:
         mllm = captum_mllm.MLLM.from_pretrained(options.model, **loading)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, FloatingPointError) as error:
         detail = " ".join(str(error).split())
         return Report(options.model, (Verdict("model and processor", False, detail),))
     return mllm.check(inp, SCALES)

@@ -198,7 +198,7 @@ class _Explainer:
         image = sample.image
         try:
             inp = ImageTextInput([image], messages=messages)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, FloatingPointError) as error:
             raise sample.error(str(error)) from error
         return sample, inp, None if is_own else sample.answer
 

@@ -131,7 +131,7 @@ class _Scorer:
         try:
             inp = ImageTextInput(sample.image, sample.question)
             image, query = self.mllm.prepare(inp, **options)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, FloatingPointError) as error:
             raise sample.error(str(error)) from error
         tokenizer = self.mllm.tokenizer
         example = DataExample(sample, self.settings.format, tokenizer, query.answer_ids)

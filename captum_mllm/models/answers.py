@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -57,6 +58,8 @@ SAMPLING = {
     *("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
 }
 MAX_NEW_TOKENS = 64
+# What `generate` takes without a name in its signature.
+_LATER = ("tokenizer", "assistant_tokenizer")
 
 
 @torch.no_grad()
@@ -94,6 +97,7 @@ def generate_answers(
     settings = _settings(model, options)
     if taken := sorted(set(options) & set(inputs)):
         raise ValueError(f"got {', '.join(taken)} for generate, which the prompt itself gives")
+    _check_names(options, model)
     if settings["num_return_sequences"] != 1:
         raise ValueError("got num_return_sequences above 1, expected 1: one answer is explained")
     if watcher is not None:
@@ -111,12 +115,12 @@ def generate_answers(
     ends = _tokens(settings, model, "eos_token_id")
     output = generator.generate(**inputs, **settings, return_dict_in_generate=False)
     new = output[:, length:]
-    # A row that ended before others of its batch is filled up.
-    fills = ends | _tokens(settings, model, "pad_token_id")
+    # Rows that ended before others of their batch, by a text to stop at, are filled up.
+    fills = _tokens(settings, model, "pad_token_id") if len(new) > 1 else set()
     answers = [
         Answer(
             without_special(without_padding(row, ends), tokenizer),
-            finished=len(row) < limit or not fills.isdisjoint(row),
+            finished=len(row) < limit or not ends.isdisjoint(row) or row[-1] in fills,
         )
         for row in new.tolist()
     ]
@@ -282,6 +286,20 @@ def _settings(model: Any, options: dict[str, Any]) -> dict[str, Any]:
     settings["suppress_tokens"] = [*suppressed, model.config.image_token_id]
     settings.pop("return_dict_in_generate", None)
     return settings
+
+
+def _check_names(options: dict[str, Any], model: Any) -> None:
+    """Refuse arguments that neither ``generate`` nor the model knows."""
+    known = {*vars(GenerationConfig()), *_LATER}
+    for function in (model.generate, getattr(model, "_orig_mod", model).forward):
+        known |= set(inspect.signature(function).parameters)
+    unknown = sorted(set(options) - known)
+    # A function of the user's own may take any.
+    if unknown and "custom_generate" not in options:
+        raise ValueError(
+            f"got {', '.join(map(repr, unknown))} for generate, which takes the arguments of "
+            "transformers.GenerationConfig, such as max_new_tokens"
+        )
 
 
 def _limit(settings: dict[str, Any], length: int) -> int:

@@ -171,3 +171,15 @@ def test_segments_are_painted_in_full_precision_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = segments.paint(values)
     assert torch.equal(found, segments.paint(values))
+
+
+def test_masks_of_numpy_are_those_of_torch() -> None:
+    left = torch.zeros(4, 6, dtype=torch.bool)
+    left[:, :2] = True
+    image = torch.zeros(1, 3, 4, 6)
+    expected = image_segments([left, ~left], image)
+    found = image_segments([left.numpy(), ~left.numpy()], image)
+    assert torch.equal(found.regions, expected.regions)
+    assert torch.equal(found.members, expected.members)
+    with pytest.raises(TypeError, match=r"got segments=a list of list, str, expected \(rows"):
+        image_segments([[1], "x"], image)

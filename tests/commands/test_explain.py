@@ -160,6 +160,23 @@ def test_large_scales_are_lowered_to_the_context_unless_they_were_asked_for(
     assert all(scale.image_attr[0].numel() <= 20 for scale in result.scales)
 
 
+def test_states_that_overflow_are_an_error_of_one_line(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(folders["qwen2_vl"])
+    with torch.no_grad():
+        model.model.language_model.layers[1].mlp.down_proj.weight.fill_(torch.inf)
+    broken = tmp_path / "model"
+    shutil.copytree(folders["qwen2_vl"], broken)
+    model.save_pretrained(broken)
+    image = write_image(tmp_path / "image.png", "RGB", (56, 56))
+    arguments = ["explain", str(image), "--model", str(broken), "--answer", "a cat"]
+    assert main([*arguments, "--quiet", "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "error: the model's states are NaN or infinite" in error
+    assert "Traceback" not in error
+
+
 def test_the_checkpoint_s_own_precision_and_the_first_device(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:

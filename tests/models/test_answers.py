@@ -83,6 +83,7 @@ def test_the_users_length_is_not_cut_by_ours(mllm: MLLM) -> None:
         ),
         ({"input_ids": torch.tensor([[1]])}, "input_ids for generate, which the prompt"),
         ({"target": "a cat", "num_beams": 2}, "both an answer and num_beams"),
+        ({"max_tokens": 5}, "'max_tokens' for generate, which takes the arguments of"),
         ({"max_new_tokens": 0}, "max_new_tokens=0, expected an integer of at least 1"),
         ({"num_beams": "two"}, "num_beams='two', expected an integer"),
         ({"max_length": 3}, "max_length=3, but the prompt alone has"),
@@ -142,6 +143,14 @@ def test_an_answer_that_is_cut_off_by_default_comes_with_a_warning() -> None:
         query = mllm.prepare(INPUT)[1]
     assert len(query.answer_ids) == 64
     assert query.finished is False
+
+
+def test_padding_that_the_model_says_itself_does_not_end_its_answer() -> None:
+    mllm = MLLM(*build("llava"))
+    end_with(mllm.model, None)
+    said = answer(mllm, max_new_tokens=8)
+    mllm.model.generation_config.pad_token_id = said[3]
+    assert mllm.prepare(INPUT, max_new_tokens=8)[1].finished is False
 
 
 def test_an_answer_keeps_its_end_when_it_is_pickled_and_copied() -> None:
