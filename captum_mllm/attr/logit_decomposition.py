@@ -16,11 +16,12 @@ from captum_mllm.attr.base import (
     TokenAttribution,
     TokenMaps,
     check_inference_mode,
-    check_one_image,
+    check_one_example,
     only_query,
 )
 from captum_mllm.models.attentions import has_softmax_attention
 from captum_mllm.models.backbone import last_states
+from captum_mllm.models.contrasts import alternatives
 from captum_mllm.models.direct_path import DirectParts, DirectPath
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.image_tokens import decoder_tokens
@@ -145,7 +146,8 @@ class LogitDecomposition(TokenAttribution):
             tuple(
                 part.layout.paint(part.gather(weights.T).mT.flatten(0, 1)).unsqueeze(1)
                 for part in tokens
-            )
+            ),
+            unit="logits",
         )
 
     def attribute_text(
@@ -159,7 +161,7 @@ class LogitDecomposition(TokenAttribution):
     def decompose(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        target: Target | None = None,
+        target: Any = None,
         additional_forward_args: Any = None,
     ) -> Decomposition:
         r"""
@@ -168,8 +170,9 @@ class LogitDecomposition(TokenAttribution):
         Args:
             inputs (Tensor or tuple[Tensor, ...]): the image, (1, 3, H, W) in [0, 1], or a tuple of
                 images where the query leaves several open.
-            target (tuple, optional): ``(t, token_id)``, the one token to explain. Default: None,
-                every explained token of the query
+            target (tuple, optional): ``(t, token_id)``, the one token to explain, or
+                ``(t, token_id, instead_of)`` for the difference of two logits. Default: None, every
+                explained token of the query
             additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
 
         Returns:
@@ -181,7 +184,9 @@ class LogitDecomposition(TokenAttribution):
             ValueError: for several images in a batch, and an invalid target.
         """
         query = only_query(additional_forward_args)
-        found = self._pass(format_tensor_into_tuples(inputs), query, target)
+        images = format_tensor_into_tuples(inputs)
+        query, target = self._contrast(images, query, target)
+        found = self._pass(images, query, target)
         encoding, parts = found.encoding, found.parts
         weights = parts.tokens.flatten(1)
         image = tuple(
@@ -204,7 +209,7 @@ class LogitDecomposition(TokenAttribution):
         """The direct path of the explained tokens; that of all of them is kept where passes are."""
         check_inference_mode(self)
         images, _ = split_arguments((*images, query))
-        check_one_image(len(images[0]))
+        check_one_example(len(images[0]))
         known = self._recall(images, query) if target is None else None
         return self._new_pass(images, query, target) if known is None else known
 
@@ -212,10 +217,10 @@ class LogitDecomposition(TokenAttribution):
         states = self.forward_func.recall(*images, query)
         if states is None:
             return None
-        known: _Pass | None = states.derived.get((_KEPT, query.with_prompt))
+        known: _Pass | None = states.derived.get((_KEPT, query.with_prompt, query.instead_of))
         if known is None and not query.with_prompt:
             # The rows of the answer are the last of those of prompt and answer.
-            whole: _Pass | None = states.derived.get((_KEPT, True))
+            whole: _Pass | None = states.derived.get((_KEPT, True, query.instead_of))
             known = whole and whole.last(len(query.answer_ids))
         return known
 
@@ -225,22 +230,27 @@ class LogitDecomposition(TokenAttribution):
         encoding = mllm.encode(images, query)
         rows = encoding.explained_rows(query)
         ids = mllm.explained_ids(*images, query)
+        count = len(rows)
+        steps = torch.arange(count, device=rows.device)
         if target is not None:
-            chosen, ids = split_target(target, 1, len(rows), rows.device, mllm.vocabulary.size)
-            rows = rows[chosen]
+            steps, ids = split_target(target, 1, count, rows.device, mllm.vocabulary.size)
+            steps = steps % count
+            rows = rows[steps]
         path = DirectPath(mllm.model, rows)
         with mllm.evaluating(), path.watch():
             hidden = last_states(mllm.model, encoding.inputs)
         with full_precision(), torch.enable_grad():
             states = hidden[:, rows.to(hidden.device)].mean(0)
-            directions, biases = mllm.vocabulary.directions(ids, states)
-            products = (states.to(directions) * directions).sum(-1)
-            raw = products.detach() + biases
-            logits = cap_logits(raw, mllm.vocabulary.cap)
-            # Of a capped logit each part has the share that it has without the cap.
-            factor = torch.where(raw == 0, 1.0, logits / raw)
-            parts = path.parts(products * factor)
-        parts = parts._replace(rest=parts.rest + biases * factor)
+            scaled, bias = self._directions(ids, states)
+            if query.instead_of:
+                contrasted, others = alternatives(query, steps, count)
+                taken = self._directions(others, states[contrasted])
+                scaled = scaled.index_add(0, contrasted, taken[0], alpha=-1)
+                bias = bias.index_add(0, contrasted, taken[1], alpha=-1)
+            products = (states.to(scaled) * scaled).sum(-1)
+            parts = path.parts(products)
+        logits = products.detach() + bias
+        parts = parts._replace(rest=parts.rest + bias)
         self._check(parts, logits, path.precision)
         found = _Pass(encoding.without_pixels(), logits, parts)
         if mllm.remembers:
@@ -248,8 +258,17 @@ class LogitDecomposition(TokenAttribution):
             leave_states(mllm, gather_states(split, encoding, query), (images, query))
             kept = mllm.recall(*images, query)
             if target is None and kept is not None:
-                kept.derived[_KEPT, query.with_prompt] = found
+                kept.derived[_KEPT, query.with_prompt, query.instead_of] = found
         return found
+
+    def _directions(self, ids: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """The direction and the bias of the logit of each state's token. Of a capped logit each
+        part has the share that it has without the cap."""
+        vocabulary = self.forward_func.vocabulary
+        directions, biases = vocabulary.directions(ids, states)
+        raw = (states.detach().to(directions) * directions).sum(-1) + biases
+        factor = torch.where(raw == 0, 1.0, cap_logits(raw, vocabulary.cap) / raw)
+        return factor[:, None] * directions, factor * biases
 
     def _check(self, parts: DirectParts, logits: Tensor, precision: float) -> None:
         """Refuse a model whose parts do not sum to its logits, as far as its precision tells."""
