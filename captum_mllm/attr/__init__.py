@@ -6,6 +6,7 @@ from captum_mllm.attr.attention_maps import AttentionMaps
 from captum_mllm.attr.base import TokenAttribution, TokenMaps
 from captum_mllm.attr.context_suppression import ContextSuppression
 from captum_mllm.attr.functional import rank_biased_overlap, rank_gaussian_filter, suppress_context
+from captum_mllm.attr.logit_decomposition import Decomposition, LogitDecomposition
 from captum_mllm.attr.logit_lens import LogitLens
 from captum_mllm.attr.msea import MSEA
 from captum_mllm.attr.scale_mean import ScaleAttribution
@@ -20,6 +21,8 @@ __all__ = [
     "AttendedLens",
     "AttentionMaps",
     "ContextSuppression",
+    "Decomposition",
+    "LogitDecomposition",
     "LogitLens",
     "ScaleAttribution",
     "TokenAttribution",

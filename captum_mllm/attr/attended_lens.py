@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -91,7 +92,8 @@ class AttendedLens(TokenAttribution):
         :meth:`TokenAttribution.explain_tokens`."""
         with self.forward_func.remember():
             # Attention first: its pass leaves the states that the lens reads.
-            attended = self.attention.explain_tokens(images, query, target).maps
+            looked = replace(query, instead_of=())
+            attended = self.attention.explain_tokens(images, looked, target).maps
             read = self.lens.explain_tokens(images, query, target).maps
         return TokenMaps(
             tuple(

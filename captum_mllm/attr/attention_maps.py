@@ -178,7 +178,13 @@ class AttentionMaps(TokenAttribution):
         Raises:
             RuntimeError: if a layer has no attention weights, or in mode "gradient" under
                 ``torch.inference_mode``.
+            ValueError: for a contrast of words, except in mode "gradient".
         """
+        if query.instead_of and not self.takes_gradients:
+            raise ValueError(
+                f"mode={self.mode!r} does not depend on the word, so it cannot say why one word "
+                "and not another; take mode='gradient', AttendedLens or LogitDecomposition"
+            )
         with torch.no_grad():
             rows = self._rows(images, query, target, self.vision_layers)
             encoding = rows.encoding

@@ -37,8 +37,7 @@ class AttentionRows:
 
     def without_pixels(self) -> AttentionRows:
         """The same, without the inputs that take more memory than all else."""
-        inputs = {"input_ids": self.encoding.inputs["input_ids"]}
-        return replace(self, encoding=replace(self.encoding, inputs=inputs))
+        return replace(self, encoding=self.encoding.without_pixels())
 
 
 def predicting_rows(encoding: Encoding, query: Query, target: Any) -> Tensor:

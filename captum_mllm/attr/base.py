@@ -16,6 +16,7 @@ from torch import Tensor
 from captum_mllm._captum import format_output, format_tensor_into_tuples
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.models.batches import make_passes
+from captum_mllm.models.contrasts import without_alternative
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Prompt, Query, split_arguments, split_target
@@ -140,8 +141,9 @@ class TokenAttribution(Attribution, ABC):
             inputs (Tensor or tuple[Tensor, ...]): the image, (B, 3, H, W) in [0, 1], or a tuple of
                 images where the query leaves several open.
             target (tuple or list[tuple], optional): ``(t, token_id)``, the token at step t of the
-                answer, for all B images or for each of them. Default: None, every explained token
-                of the query, for one image
+                answer, for all B images or for each of them; ``(t, token_id, instead_of)`` for why
+                it and not another token, see :meth:`captum_mllm.MLLM.contrast`. Default: None,
+                every explained token of the query, for one image
             additional_forward_args (tuple[Query]): the query from ``MLLM.prepare``.
             **kwargs (Any): options of the method; a wrapper passes them on.
 
@@ -173,10 +175,20 @@ class TokenAttribution(Attribution, ABC):
             if count > 1:
                 self.prefetch([(example, query) for example in examples], **kwargs)
             found = [
-                self.explain_tokens(example, query, wanted, **kwargs).maps
+                self.explain_tokens(example, *self._contrast(example, query, wanted), **kwargs).maps
                 for example, wanted in zip(examples, targets)
             ]
         return format_output(isinstance(inputs, tuple), tuple(map(torch.cat, zip(*found))))
+
+    def _contrast(self, images: tuple[Tensor, ...], query: Query, target: Any) -> tuple[Query, Any]:
+        """The query with the alternative that a target may have, and the target without it."""
+        mllm: MLLM = self.forward_func
+        return without_alternative(
+            target,
+            query,
+            lambda: len(mllm.explained_ids(*images, query)),
+            mllm.vocabulary.size,
+        )
 
     def attribute_text(
         self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any = None

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from captum_mllm._captum import format_tensor_into_tuples
 from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps, only_query
 from captum_mllm.attr.text_attribution import context_scores, explained_rows
 from captum_mllm.models.batches import make_passes
+from captum_mllm.models.contrasts import alternatives
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Prompt, Query, split_target
 from captum_mllm.models.towers import decoder_layers, pick_layers
@@ -30,6 +32,15 @@ class LogitLens(TokenAttribution):
     model the states of image tokens do not depend on the text that follows, so one pass serves
     every word. It is the base attribution of TAM (arXiv 2506.23270) and of MSEA and ARC
     (arXiv 2509.22415).
+
+    In contrast to another word c' (see :meth:`captum_mllm.MLLM.contrast`) it is the smaller of two,
+    what the token says of the word beyond the mean of the image, and how much more it says it than
+    the other word,
+
+    .. math::
+        \min\big(A_i(c) - \overline{A}(c),\; A_i(c) - A_i(c')\big)
+
+    where that is above 0. The difference alone is large wherever the other word is unlikely.
 
     Args:
         forward_func (MLLM): the multimodal model.
@@ -69,12 +80,22 @@ class LogitLens(TokenAttribution):
         mllm = self.forward_func
         states = mllm.states(*images, query, layer=self.layer)
         ids = states.ids if query.with_prompt else states.ids[states.n_prompt :]
+        count = len(ids)
+        steps = torch.arange(count, device=ids.device)
         if target is not None:
-            _, ids = split_target(target, 1, len(ids), ids.device, mllm.vocabulary.size)
-        maps = (
-            layout.paint(mllm.vocabulary.scores(image[0], ids).mT).unsqueeze(1)
-            for image, layout in zip(states.image, states.layouts)
-        )
+            steps, ids = split_target(target, 1, count, ids.device, mllm.vocabulary.size)
+            steps = steps % count
+        scores = [mllm.vocabulary.scores(image[0], ids).mT for image in states.image]
+        if query.instead_of:
+            rows, others = alternatives(query, steps, count)
+            own = torch.cat(scores, 1)
+            said = torch.cat([mllm.vocabulary.scores(image[0], others) for image in states.image])
+            # What the image as a whole says of the word is no evidence of a place.
+            centred = own[rows] - own[rows].mean(1, keepdim=True)
+            evidence = torch.minimum(centred, own[rows] - said.mT).relu()
+            own = own.index_copy(0, rows, evidence)
+            scores = list(own.split([part.shape[1] for part in scores], dim=1))
+        maps = (layout.paint(part).unsqueeze(1) for part, layout in zip(scores, states.layouts))
         return TokenMaps(tuple(maps), in_logits=True, unit="logits")
 
     def attribute_text(
@@ -86,7 +107,14 @@ class LogitLens(TokenAttribution):
         query = only_query(additional_forward_args)
         mllm = self.forward_func
         states = mllm.states(*format_tensor_into_tuples(inputs), query)
-        return explained_rows(context_scores(mllm, states), query)
+        weights = explained_rows(context_scores(mllm, states), query)
+        rows, others = alternatives(
+            query, torch.arange(len(weights), device=weights.device), len(weights)
+        )
+        said = mllm.vocabulary.scores(states.context[0], others).mT
+        return weights.index_copy(
+            0, rows, torch.minimum(weights[rows], weights[rows] - said).relu()
+        )
 
     def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
         make_passes(self.forward_func.backbone, prompts, self.layer)

@@ -20,7 +20,7 @@ from captum_mllm._captum import (
     run_forward,
 )
 from captum_mllm._probability import known_probability
-from captum_mllm.attr.base import Target, TokenMaps, gradients_for, lies_on_image
+from captum_mllm.attr.base import Target, TokenMaps, gradients_for, lies_on_image, only_query
 from captum_mllm.attr.features import Features
 from captum_mllm.attr.resizing import (
     ON_PIXELS,
@@ -42,6 +42,7 @@ from captum_mllm.attr.scale_mean import (
 )
 from captum_mllm.attr.token_maps import TokenWrapper, token_maps
 from captum_mllm.models.layout import Size, size_of
+from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Prompt, Query
 
 
@@ -263,6 +264,8 @@ class MSEA(TokenWrapper):
                 "MSEA has no convergence delta; leave return_convergence_delta out, or ask "
                 f"{method.get_name()} itself for it"
             )
+        if isinstance(self.forward_func, MLLM):
+            kwargs |= self._without_alternative(tensors, **kwargs)
         target = kwargs.get("target")
         additional = format_additional_forward_args(kwargs.get("additional_forward_args")) or ()
 
@@ -403,6 +406,19 @@ class MSEA(TokenWrapper):
             f"got scales={seen}, but while a model answers it sees the image at scale 1 alone; "
             "stream with scales=(1.0,), or explain the answer with attribute()"
         )
+
+    def _without_alternative(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """A target with an alternative as Captum's methods take it."""
+        if not isinstance(target, tuple) or len(target) != 3:
+            return {}
+        query, target = self._contrast(inputs, only_query(additional_forward_args), target)
+        return {"target": target, "additional_forward_args": (query,)}
 
     def _each_scale(
         self,

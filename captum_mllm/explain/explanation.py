@@ -16,6 +16,7 @@ from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.attr.text_attribution import text_attribution
 from captum_mllm.attr.token_maps import token_attribution, token_maps
+from captum_mllm.explain.contrast_words import Contrast, contrast_words
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.result_parts import ScaleResult
 from captum_mllm.models.answers import generation_options
@@ -39,6 +40,7 @@ def explain(
     show_progress: bool = False,
     segments: SegmentsLike | Sequence[SegmentsLike] | None = None,
     words: str | None = None,
+    contrast: Contrast | None = None,
     **kwargs: Any,
 ) -> MLLMAttributionResult:
     r"""The result for what :meth:`MLLM.prepare` made of an input.
@@ -51,6 +53,9 @@ def explain(
         top_predictions (int): as for :meth:`MLLMAttribution.attribute`, like all that follow.
     """
     mllm: MLLM = method.forward_func
+    note = ""
+    if contrast is not None:
+        query, note = contrast_words(mllm, query, contrast)
     with mllm.remember():
         features = find_features(method, images, segments, words)
         weights = None
@@ -88,7 +93,7 @@ def explain(
         unit=found.unit,
         finished=query.finished,
         prompt="\n".join(inp.texts),
-        method=describe(method, kwargs) + features.text,
+        method=describe(method, kwargs) + features.text + note,
         model=model_name(mllm.model.config),
         inp=inp,
     )

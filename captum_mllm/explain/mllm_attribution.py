@@ -14,6 +14,7 @@ from captum_mllm.attr.base import check_attribution
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.explain.answer_stream import AnswerStream
 from captum_mllm.explain.batch import attribute_batch
+from captum_mllm.explain.contrast_words import Contrast
 from captum_mllm.explain.explanation import check_input, explain
 from captum_mllm.explain.fitting import ImageTokens, fit_to_context
 from captum_mllm.explain.result import MLLMAttributionResult
@@ -78,6 +79,7 @@ class MLLMAttribution(Attribution):
         segments: SegmentsLike | Sequence[SegmentsLike] | None = None,
         words: Literal["prompt", "earlier"] | None = None,
         max_image_tokens: ImageTokens | None = None,
+        contrast: Contrast | None = None,
         **kwargs: Any,
     ) -> MLLMAttributionResult:
         r"""
@@ -111,6 +113,11 @@ class MLLMAttribution(Attribution):
                 most. Scales that make more, or more than the model's context has room for, are
                 lowered to fit, with a warning; ``"context"`` for this limit alone. Default: None,
                 a scale beyond the context is an error
+            contrast (str or Mapping[Selection, str], optional): what might have been said instead
+                of a word, ``{"dog": "cat"}``, or ``"cat"`` for an answer of one word: the maps and
+                weights of that word then tell why it was said and not the other. Of words of
+                several tokens the first that differs is in contrast, and the result's ``method``
+                names it. Other words are explained as ever. Default: None
             **kwargs (Any): passed on to the attribution method: ``scales``, ``n_steps``,
                 ``n_samples``, ``perturbations_per_eval`` ... With segments or words,
                 ``baselines`` is (image, words): what replaces removed parts,
@@ -162,6 +169,7 @@ class MLLMAttribution(Attribution):
                 show_progress,
                 segments,
                 words,
+                contrast,
                 **kwargs,
             )
 

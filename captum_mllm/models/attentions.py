@@ -109,6 +109,28 @@ class Attention:
         return of_output[:, rows].transpose(1, 2).to(dtype) @ value.mT
 
     @full_precision()
+    def contributions(self, rows: Tensor, direction: Tensor) -> Tensor:
+        r"""What R rows take from each state along a direction, :math:`\sum_h A_{rj} v_j^\top g_r`.
+
+        Args:
+            rows (Tensor): indices of the rows.
+            direction (Tensor): :math:`g_r`, one in the heads' outputs for each row, (b, R, H, v).
+
+        Returns:
+            Tensor: at least float32, shape (b, R, n).
+        """
+        batch, heads, length = self.query.shape[:3]
+        dtype = torch.promote_types(direction.dtype, torch.float32)
+        value = self._shared(self.value).to(dtype).mT
+        rows = rows.to(value.device)
+        size = max(CHUNK // (batch * heads * length), 1)
+        parts = [
+            (self.weights(chunk).to(dtype) * (given.transpose(1, 2).to(dtype) @ value)).sum(1)
+            for chunk, given in zip(rows.split(size), direction.split(size, dim=1))
+        ]
+        return torch.cat(parts, dim=1)
+
+    @full_precision()
     def pass_down(self, weights: Tensor, fuse: Fusion, of_output: Tensor | None = None) -> Tensor:
         r"""Hand the weights of states down to the states that they attend to.
 
@@ -321,9 +343,10 @@ def _own_attention(module: nn.Module) -> Callable[..., Any] | None:
 @contextmanager
 def record_attention(
     model: PreTrainedModel,
-    layers: Sequence[nn.Module],
+    layers: Sequence[nn.Module] = (),
     differentiable: bool = False,
     keep: Callable[[Attention], Any] = Attention.detach,
+    record: AttentionRecord | None = None,
 ) -> Iterator[AttentionRecord]:
     r"""Record the attention of a pass, whichever implementation the model was loaded with.
 
@@ -337,6 +360,8 @@ def record_attention(
         differentiable (bool): make the pass differentiable from the first of these layers on, also
             under ``torch.no_grad``. Default: False
         keep (Callable): what to keep of each call of a layer. Default: the call, without a graph
+        record (AttentionRecord, optional): a record of your own to be filled, in place of the
+            options above. Default: None
 
     Yields:
         AttentionRecord: filled by the pass.
@@ -344,7 +369,7 @@ def record_attention(
     Raises:
         RuntimeError: after the pass, if a layer made no attention weights that could be recorded.
     """
-    record = AttentionRecord(layers, differentiable, keep)
+    record = record or AttentionRecord(layers, differentiable, keep)
     token = _record.set(record)
     try:
         with _switched_attention(model), torch.set_grad_enabled(torch.is_grad_enabled()):

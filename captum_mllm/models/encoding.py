@@ -74,6 +74,10 @@ class Encoding:
         """Vocabulary indices of the tokens of the prompt, shape (P,)."""
         return self.inputs["input_ids"][0, self.text_positions]
 
+    def without_pixels(self) -> Encoding:
+        """The same, without the inputs that take more memory than all else."""
+        return replace(self, inputs={"input_ids": self.inputs["input_ids"]})
+
     def explained_rows(self, query: Query) -> Tensor:
         """Positions of the rows that predict the explained tokens."""
         if not query.with_prompt:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from captum_mllm._captum import format_output, runs_deep_lift
-from captum_mllm.models import word_embeddings
+from captum_mllm.models import contrasts, word_embeddings
 from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.check import SCALES, Report, check
 from captum_mllm.models.decoding import find_answer
@@ -174,7 +174,8 @@ class MLLM(nn.Module):
         one."""
         rows = encoding.explained_rows(query)
         logits = self.model(**encoding.inputs, logits_to_keep=rows, use_cache=False).logits
-        return logits.unflatten(0, (-1, encoding.windows)).mean(1)
+        logits = logits.unflatten(0, (-1, encoding.windows)).mean(1)
+        return contrasts.subtract_alternatives(logits, query)
 
     def prepare(
         self,
@@ -202,6 +203,40 @@ class MLLM(nn.Module):
         opened, query = open_query(self.processor, inp, self.device)
         answer = find_answer(self.backbone, opened, query, target, generation)
         return format_output(len(opened) > 1, opened), replace(query, answer_ids=answer)
+
+    def contrast(self, query: Query, t: int, instead_of: int) -> Query:
+        r"""The query that explains a token in contrast to another one.
+
+        Every logit at t is less by that of the other token, so that what explains the logit of the
+        answer's token explains why it was said and not the other. Every method of Captum takes
+        such a query; LogitLens has a form of its own for it.
+
+        Args:
+            query (Query): the question and the answer.
+            t (int): its step in the answer, from the end where it is negative.
+            instead_of (int): vocabulary index of the other token.
+
+        Raises:
+            TypeError: for something that is not an integer.
+            ValueError: for a step outside of the answer, a token outside of the
+                vocabulary, or the answer's own.
+
+        Examples::
+            >>> from captum.attr import Saliency
+            >>> from captum_mllm import MLLM, ImageTextInput
+            >>> from captum_mllm.demo import demo_image
+            >>> from PIL import Image
+            >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
+            >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
+            >>> image, query = mllm.prepare(inp, target="a red circle")
+            >>> (blue,) = mllm.tokenizer(" blue", add_special_tokens=False)["input_ids"]
+            >>> why_not_blue = mllm.contrast(query, 1, blue)
+            >>> red, call = query.answer_ids[1], {"additional_forward_args": (why_not_blue,)}
+            >>> Saliency(mllm).attribute(image, target=(1, red), **call).shape == image.shape
+            True
+        """
+        count = len(query.answer_ids)
+        return contrasts.contrast(query, t, instead_of, count, self.vocabulary.size)
 
     def check(self, inp: ImageTextInput | None = None, scales: Sequence[float] = SCALES) -> Report:
         r"""Prove that the model, its processor and its family's facts fit together.

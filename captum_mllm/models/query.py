@@ -55,6 +55,9 @@ class Query:
         word_embeddings (Tensor, optional): what replaces the embeddings of the words, (B, P, D), or
             (B, P + T - 1, D) with those of the answer except its last token. Default: None, no
             replacement.
+        instead_of (tuple[tuple[int, int], ...]): tokens that are explained in contrast to another
+            one, see :meth:`captum_mllm.MLLM.contrast`: the place of each, from the end and
+            negative, and the other token. Default: (), no token
     """
 
     prompt: str
@@ -64,6 +67,7 @@ class Query:
     images: tuple[Tensor | None, ...]
     with_prompt: bool = False
     word_embeddings: Tensor | None = None
+    instead_of: tuple[tuple[int, int], ...] = ()
 
     @property
     def finished(self) -> bool | None:

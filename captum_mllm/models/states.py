@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_mllm.models.contrasts import alternatives, subtract_alternatives
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.query import Query, split_target
@@ -124,8 +125,11 @@ def gather_states(hidden: Tensor, encoding: Encoding, query: Query) -> States:
 def token_logits(vocabulary: Vocabulary, states: States, query: Query) -> Tensor:
     r"""The logit of each explained token, (B, T), float32 at least."""
     start = 0 if query.with_prompt else states.n_prompt
-    scores = vocabulary.scores(states.predicting[:, start:], states.ids[start:])
-    return scores.diagonal(dim1=1, dim2=2)
+    predicting, ids = states.predicting[:, start:], states.ids[start:]
+    logits = vocabulary.scores(predicting, ids).diagonal(dim1=1, dim2=2)
+    rows, others = alternatives(query, torch.arange(len(ids), device=ids.device), len(ids))
+    taken = vocabulary.scores(predicting[:, rows], others).diagonal(dim1=1, dim2=2)
+    return subtract_alternatives(logits, query, taken)
 
 
 def target_probability(

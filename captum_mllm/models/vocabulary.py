@@ -86,6 +86,31 @@ class Vocabulary:
         scores = cap_logits(scores, self.cap)
         return scores[..., inverse.to(states.device)]
 
+    def directions(self, ids: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The directions of some tokens among the states, (n, d), and their biases, (n,): the
+        logit of a token, before a cap, is its direction times the state, plus the bias.
+
+        Args:
+            ids (Tensor): vocabulary indices, shape (n,).
+            like (Tensor): states (..., d), whose device the result is on; float32 at least.
+        """
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        if self._has_rows:
+            ids = ids.to(self.head.weight.device)
+            rows = self.head.weight.detach()[ids].to(like.device, dtype)
+            bias = self.head.bias
+            offsets = rows.new_zeros(len(rows)) if bias is None else bias.detach()[ids].to(rows)
+            return rows, offsets
+        parts = []
+        for block in ids.split(max(CHUNK // self.size, 1)):
+            with torch.enable_grad():
+                origin = like.new_zeros(len(block), like.shape[-1]).requires_grad_()
+                logits = self.head(origin).gather(1, block.to(like.device)[:, None])[:, 0]
+                (gradient,) = torch.autograd.grad(logits.sum(), origin)
+            parts.append((gradient.to(dtype), logits.detach().to(dtype)))
+        rows, offsets = map(torch.cat, zip(*parts))
+        return rows, offsets
+
     @torch.no_grad()
     def rankings(self, states: Tensor, k: int) -> Tensor:
         r"""The k most probable tokens of each state, best first, shape (R, k) for (R, d)."""

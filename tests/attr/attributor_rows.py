@@ -35,7 +35,7 @@ from captum.attr import (
 )
 from torch import Tensor, nn
 
-from captum_mllm import MSEA, LogitLens
+from captum_mllm import MSEA, LogitDecomposition, LogitLens
 from captum_mllm.attr import AttendedLens, AttentionMaps, TokenCam
 from tests.attr.attributor_columns import Column, Size, column, quadrants
 
@@ -193,6 +193,7 @@ LAYER_ROWS = [
 TOKEN_ROWS = [
     Row("LogitLens", _on_network(LogitLens)),
     Row("AttendedLens", _on_network(AttendedLens)),
+    Row("LogitDecomposition", _on_network(LogitDecomposition)),
     Row("TokenCam", _on_network(TokenCam)),
     Row(
         "TokenCam, language model",

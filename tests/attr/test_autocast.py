@@ -16,6 +16,7 @@ from captum_mllm import (
     AttendedLens,
     AttentionMaps,
     ImageTextInput,
+    LogitDecomposition,
     LogitLens,
     MLLMAttribution,
     TokenCam,
@@ -36,6 +37,7 @@ METHODS: dict[str, Callable[[MLLM], Any]] = {
     "raw attention": lambda mllm: AttentionMaps(mllm, mode="raw"),
     "gradient rollout": lambda mllm: AttentionMaps(mllm, mode="gradient"),
     "Grad-CAM": TokenCam,
+    "decomposition": LogitDecomposition,
 }
 
 

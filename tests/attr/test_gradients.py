@@ -10,7 +10,16 @@ import pytest
 import torch
 from captum.attr import Attribution, IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
 
-from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
+from captum_mllm import (
+    ARC,
+    MLLM,
+    MSEA,
+    TAM,
+    ImageTextInput,
+    LogitDecomposition,
+    LogitLens,
+    MLLMAttribution,
+)
 from captum_mllm.attr import AttentionMaps, TokenCam
 from tests.attr.toy_networks import ConvolutionalClassifier
 from tests.models.test_mllm import random_image
@@ -23,6 +32,7 @@ TAKE_GRADIENTS: list[Callable[[MLLM], Attribution]] = [
     IntegratedGradients,
     TokenCam,
     lambda mllm: AttentionMaps(mllm, mode="gradient"),
+    LogitDecomposition,
     lambda mllm: MSEA(NoiseTunnel(Saliency(mllm))),
     lambda mllm: ARC(MSEA(Saliency(mllm))),
 ]
