@@ -26,7 +26,7 @@ from captum_mllm.evaluation.tam_protocol import Tagger, nltk_tagger, read_tags
 #: Methods that are measured, unless others are asked for.
 METHOD_NAMES = ("attended-lens-msea", "lens", "msea", "tam", "arc", "attention", "random", "blob")
 REFERENCE = "attended-lens-msea"
-BASELINES = ("mean", "blur", "black")
+BASELINES = ("mean", "blur", "black", "road")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +145,7 @@ def run(options: argparse.Namespace) -> None:
         baseline=options.baseline,
         curves_every=options.curves_every,
         threads=options.threads,
+        batch_size=options.batch_size,
         tags=tags,
     )
     output = Path(options.output)

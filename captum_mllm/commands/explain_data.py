@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from captum_mllm.commands.setup import build_method, image_tokens
 from captum_mllm.datasets import Sample, SampleError, Samples
 from captum_mllm.datasets.formats import Row
 from captum_mllm.evaluation.data_run import own_progress
-from captum_mllm.evaluation.ledger import Ledger, Worker, run_blocks
+from captum_mllm.evaluation.ledger import Ledger, Worker, in_blocks, run_blocks
 from captum_mllm.evaluation.settings import claim
 from captum_mllm.explain.result_file import write_file
 from captum_mllm.visualization.index_page import Entry, render_index
@@ -109,9 +108,8 @@ def explain_data(options: argparse.Namespace, method: str) -> None:
     explain = _Explainer(options, samples, MLLMAttribution(attribution), arguments, folder)
     ledger = Ledger(folder, Explained.from_json, worker, "explained")
     numbers = [row.number for row in samples.rows()]
-    watch = None if options.quiet else own_progress(ledger, numbers)
-    rows = samples.rows()
-    blocks = iter(lambda: list(islice(rows, options.batch_size)), [])
+    watch = None if options.quiet else own_progress(ledger, numbers, options.batch_size)
+    blocks = in_blocks(samples.rows(), options.batch_size)
     run_blocks(ledger, blocks, lambda row: row.number, explain, watch)
     found = ledger.merge(numbers)
     if samples.n_bad:

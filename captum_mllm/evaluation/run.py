@@ -77,8 +77,23 @@ def score_case(case: Case, name: str, settings: Scoring, further: Further | None
         )
 
 
-# Metrics that look at the maps of a method; the others look at the sample alone.
-_OF_MAPS = {"localization", "causal", "curves", "tam"}
+def prefetch(cases: Sequence[Case], settings: Scoring) -> None:
+    r"""
+    Make the passes that methods share with each other as batches of several samples.
+
+    Args:
+        cases (Sequence[Case]): Cases of one model, within its ``remember``.
+        settings (Scoring): The methods and metrics.
+
+    Raises:
+        ValueError: If the images do not go into one batch.
+    """
+    for method in (METHODS[name] for name in settings.methods):
+        method.prefetch([case for case in cases if not case.example.number % method.every])
+
+
+#: Metrics that look at the maps of a method; the others look at the sample alone.
+OF_MAPS = {"localization", "causal", "curves", "tam"}
 
 
 def _score(
@@ -88,10 +103,10 @@ def _score(
     settings: Scoring,
     further: Further | None,
 ) -> Scores:
-    wanted = set(settings.metrics) & _OF_MAPS
+    wanted = set(settings.metrics) & OF_MAPS
     if method.role == "sweep" or case.example.number % settings.curves_every:
         wanted.discard("curves")
-    if not wanted:
+    if not wanted and further is None:
         return {}
     maps = method.explain(case).detach().float().cpu().clamp_min(0)
     scores: Scores = {}

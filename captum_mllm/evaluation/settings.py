@@ -156,6 +156,7 @@ class DataSettings(Scoring):
         prompt (str, optional): The question where rows have none.
         limit (int, optional): How many rows are read.
         threads (int): Threads of a process on the CPU.
+        batch_size (int): How many samples in a row share the model's passes.
         tags (str): What tells the tags of words for TAM's protocol: ``"nltk"``, or a digest of the
             file.
 
@@ -177,6 +178,7 @@ class DataSettings(Scoring):
     prompt: str | None = None
     limit: int | None = None
     threads: int = 1
+    batch_size: int = 1
     tags: str = "nltk"
 
     def __post_init__(self) -> None:
@@ -184,8 +186,10 @@ class DataSettings(Scoring):
         self._check("format", (self.format,), FORMATS)
         self._check("answers", (self.answers,), get_args(Answers))
         if self.baseline == "counterfactual":
-            raise ValueError("baseline 'counterfactual' is of scenes; take mean, blur or black")
-        for name in ("max_new_tokens", "threads"):
+            raise ValueError(
+                "baseline 'counterfactual' is of scenes; take mean, blur, black or road"
+            )
+        for name in ("max_new_tokens", "threads", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
 
