@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: localization answers",
     )
     add("--prompt", metavar="TEXT", help="the question where rows have none")
+    add("--system", metavar="TEXT", help="the system's message before the question")
     add(
         "--max-new-tokens",
         type=int,
@@ -141,6 +142,7 @@ def run(options: argparse.Namespace) -> None:
         answers=options.answers,
         max_new_tokens=options.max_new_tokens or (256 if "tam" in options.metrics else 64),
         prompt=options.prompt,
+        system=options.system,
         limit=options.limit,
         baseline=options.baseline,
         curves_every=options.curves_every,

@@ -18,6 +18,7 @@ from captum_mllm.commands.evaluate import load_for, open_data
 from captum_mllm.commands.setup import build_method, image_tokens
 from captum_mllm.datasets import Sample, SampleError, Samples
 from captum_mllm.datasets.formats import Row
+from captum_mllm.evaluation.data_example import ask
 from captum_mllm.evaluation.data_run import own_progress
 from captum_mllm.evaluation.ledger import Ledger, Worker, in_blocks, run_blocks
 from captum_mllm.evaluation.settings import claim
@@ -188,17 +189,7 @@ class _Explainer:
         is_own = options.answers == "model" or (
             options.answers == "auto" and sample.label is not None
         )
-        content = [{"type": "image"}, {"type": "text", "text": sample.question}]
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if options.system is not None:
-            system = {"role": "system", "content": [{"type": "text", "text": options.system}]}
-            messages.insert(0, system)
-        image = sample.image
-        try:
-            inp = ImageTextInput([image], messages=messages)
-        except (TypeError, ValueError) as error:
-            raise sample.error(str(error)) from error
-        return sample, inp, None if is_own else sample.answer
+        return sample, ask(sample, options.system), None if is_own else sample.answer
 
     def _explain(
         self, inputs: Sequence[tuple[Sample, ImageTextInput, str | None]]

@@ -17,7 +17,7 @@ from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.datasets import Sample, SampleError, Samples
 from captum_mllm.datasets.formats import Row
 from captum_mllm.evaluation.answers import rouge_l, said_yes
-from captum_mllm.evaluation.data_example import DataExample
+from captum_mllm.evaluation.data_example import DataExample, ask
 from captum_mllm.evaluation.ledger import Ledger, Worker, in_blocks, run_blocks
 from captum_mllm.evaluation.method import Case, Method
 from captum_mllm.evaluation.progress import Progress
@@ -158,10 +158,7 @@ class _Scorer:
         # Masks are decoded before the model runs in vain.
         _ = sample.masks, None if sample.labels is None else sample.label_image
         target = sample.answer if explains_reference(self.settings, sample) else None
-        try:
-            return _Opened(row, sample, ImageTextInput(sample.image, sample.question), target)
-        except (TypeError, ValueError) as error:
-            raise sample.error(str(error)) from error
+        return _Opened(row, sample, ask(sample, self.settings.system), target)
 
     def _prepare(self, opened: Sequence[_Opened]) -> list[Prompt | SampleError]:
         """The prompts with their answers, which the model says in one batch if it can."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_mllm import MSEA
 from captum_mllm.attr.resizing import resize_inputs
+from captum_mllm.attr.text_attribution import text_attribution
 from captum_mllm.attr.token_maps import token_attribution, token_maps
 from captum_mllm.evaluation.attributions import MapFunction, SharedMaps, product
 from captum_mllm.evaluation.samples import Example
@@ -155,6 +156,20 @@ class Method:
     every: int = 1
     note: str = ""
 
+    def weigh_text(self, case: Case) -> Tensor | None:
+        r"""
+        The weights of the earlier text tokens, (T, P + T), as explanations have them.
+
+        Args:
+            case (Case): The model and the captioned image.
+
+        Returns:
+            Tensor or None: None for what is no attribution, such as a control.
+        """
+        if isinstance(self.explain, Composition):
+            return self.explain.weigh_text(case)
+        return None
+
     def prefetch(self, cases: Sequence[Case]) -> None:
         r"""
         Make the passes of several cases as one batch, where the method knows what it needs.
@@ -204,19 +219,23 @@ class Composition:
     options: dict[str, Any]
 
     def __call__(self, case: Case) -> Tensor:
-        method, arguments = self._method(case)
+        method, arguments = self._method([case.base(base) for base in self.bases])
         return case.maps(method, **arguments)
 
     def prefetch(self, cases: Sequence[Case]) -> None:
         """Make the passes of several cases as one batch."""
-        method, arguments = self._method(cases[0])
+        method, arguments = self._method([cases[0].base(base) for base in self.bases])
         prompts = [((case.image,), case.query) for case in cases]
         token_attribution(method).prefetch(prompts, **arguments)
 
-    def _method(self, case: Case) -> tuple[Attribution, dict[str, Any]]:
-        """The method around the bases of the case, and the arguments of its ``attribute``."""
-        shared = [case.base(base) for base in self.bases]
-        method: Attribution = shared[0] if len(shared) == 1 else MapFunction(self.combine, *shared)
+    def weigh_text(self, case: Case) -> Tensor:
+        """The weights of the earlier text tokens, (T, P + T)."""
+        method, _ = self._method([base(case.mllm) for base in self.bases])
+        return text_attribution(method, (case.image,), case.query)
+
+    def _method(self, bases: Sequence[Attribution]) -> tuple[Attribution, dict[str, Any]]:
+        """The method around its bases, and the arguments of its ``attribute``."""
+        method = bases[0] if len(bases) == 1 else MapFunction(self.combine, *bases)
         arguments: dict[str, Any] = {}
         if self.scales is not None:
             method = MSEA(method)

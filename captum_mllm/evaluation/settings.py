@@ -18,7 +18,7 @@ from captum_mllm.explain.result_file import write_file
 #: Groups of metrics that can be asked for, of scenes.
 METRICS = ("localization", "causal", "curves", "consistency")
 #: And of a data set.
-DATA_METRICS = ("localization", "curves", "consistency", "tam", "answers")
+DATA_METRICS = ("localization", "curves", "text", "consistency", "tam", "answers")
 
 Answers = Literal["auto", "model", "reference"]
 
@@ -33,7 +33,8 @@ class Scoring:
         metrics (tuple[str, ...]): Groups of metrics.
         baseline (str): What the curves of insertion and deletion start from or end with.
         steps (int): Steps of these curves.
-        curves_every (int): They are computed for one image of so many.
+        curves_every (int): They, and what earlier words are worth, are computed for one image of
+            so many.
 
     Raises:
         ValueError: If a value is unknown.
@@ -154,6 +155,7 @@ class DataSettings(Scoring):
             protocol.
         max_new_tokens (int): How long an own answer may be.
         prompt (str, optional): The question where rows have none.
+        system (str, optional): The system's message before the question.
         limit (int, optional): How many rows are read.
         threads (int): Threads of a process on the CPU.
         batch_size (int): How many samples in a row share the model's passes.
@@ -176,6 +178,7 @@ class DataSettings(Scoring):
     answers: Answers = "auto"
     max_new_tokens: int = 64
     prompt: str | None = None
+    system: str | None = None
     limit: int | None = None
     threads: int = 1
     batch_size: int = 1

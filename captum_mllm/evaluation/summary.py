@@ -75,6 +75,13 @@ FAITHFULNESS: tuple[Column, ...] = (
     Column("causal correlation", ("causal",)),
 )
 
+#: Whether weights of earlier words match what removing each word costs.
+TEXT: tuple[Column, ...] = (
+    Column("text correlation", ("text_correlation",)),
+    Column("text hit", ("text_hit",)),
+    Column("text mass", ("text_mass",)),
+)
+
 #: Those on which methods are compared pair by pair.
 COMPARED: tuple[Column, ...] = tuple(
     column
@@ -200,9 +207,9 @@ class Summary:
         model (str): The model's name.
         style (str): The style of the captions, or :data:`ALL_STYLES`.
         images (int): How many there are.
-        tables (dict[str, dict]): ``"localization"``, ``"faithfulness"``, ``"targets"`` (a row for
-            each scale), ``"agreement"`` (a row for each base), and ``"comparison"``, how each
-            method differs from the reference.
+        tables (dict[str, dict]): ``"localization"``, ``"tam"``, ``"faithfulness"``, ``"text"``,
+            ``"targets"`` (a row for each scale), ``"agreement"`` (a row for each base), and
+            ``"comparison"``, how each method differs from the reference.
         reference (str): The method that the others are compared with.
         answers (dict[str, float]): Scores of the model's own answers. Default: none
         skipped (tuple[str, ...]): Why samples were not scored. Default: none
@@ -269,6 +276,7 @@ def summarize(
             "localization": _estimates(methods, LOCALIZATION, resamples),
             "tam": _estimates(methods, TAM, resamples),
             "faithfulness": _estimates(methods, FAITHFULNESS, resamples),
+            "text": _estimates(methods, TEXT, resamples),
             "comparison": _estimates(methods, COMPARED, resamples, reference),
             "targets": _estimates([record.targets for record in group], TARGETS, resamples),
             "agreement": _estimates([record.agreement for record in group], AGREEMENT, resamples),

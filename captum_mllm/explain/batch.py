@@ -18,15 +18,15 @@ from captum_mllm.models.decoding import answer_prompts, given_answer
 from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.prompt import open_query
-from captum_mllm.models.query import Prompt
+from captum_mllm.models.query import Answer, Prompt
 
-Answer = str | Sequence[int] | Tensor | None
+Target = str | Sequence[int] | Tensor | None
 
 
 def attribute_batch(
     method: Attribution,
     inputs: Sequence[ImageTextInput],
-    targets: Sequence[Answer] | None,
+    targets: Sequence[Target] | None,
     include_prompt: bool,
     top_predictions: int,
     options: dict[str, Any],
@@ -69,9 +69,9 @@ def attribute_batch(
 def open_prompts(
     mllm: MLLM,
     inputs: Sequence[ImageTextInput],
-    targets: Sequence[Answer],
+    targets: Sequence[Target],
     options: dict[str, Any],
-) -> tuple[list[Prompt], list[tuple[int, ...] | None]]:
+) -> tuple[list[Prompt], list[Answer | None]]:
     r"""
     The prompt of each input, and the tokens of its answer if that is given.
 
@@ -93,7 +93,7 @@ def open_prompts(
 def answered(
     mllm: MLLM,
     opened: Sequence[Prompt],
-    answers: Sequence[tuple[int, ...] | None],
+    answers: Sequence[Answer | None],
     options: dict[str, Any],
 ) -> list[Prompt]:
     r"""
