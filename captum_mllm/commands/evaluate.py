@@ -22,7 +22,7 @@ from captum_mllm.evaluation.tam_protocol import Tagger, nltk_tagger, read_tags
 
 #: Methods that are measured, unless others are asked for.
 METHOD_NAMES = ("attended-lens-msea", "lens", "msea", "tam", "arc", "attention", "random", "blob")
-BASELINES = ("mean", "blur", "black")
+BASELINES = ("mean", "blur", "black", "road")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     add_model_arguments(parser)
     add("--prompt", metavar="TEXT", help="the question where rows have none")
+    add("--system", metavar="TEXT", help="the system's message before the question")
     add(
         "--max-new-tokens",
         type=int,
@@ -99,10 +100,12 @@ def run(options: argparse.Namespace) -> None:
         answers=options.answers,
         max_new_tokens=options.max_new_tokens or (256 if "tam" in options.metrics else 64),
         prompt=options.prompt,
+        system=options.system,
         limit=options.limit,
         baseline=options.baseline,
         curves_every=options.curves_every,
         threads=options.threads,
+        batch_size=options.batch_size,
         tags=tags,
     )
     output = output_folder(options.output, options.resume and worker.rank == 0)

@@ -96,13 +96,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("options for data sets")
     add_data_arguments(data)
     data.add_argument(
-        "--batch-size",
-        type=int,
-        default=1,
-        metavar="N",
-        help="how many images are explained together (default: %(default)s)",
-    )
-    data.add_argument(
         "--maps",
         default="safetensors",
         choices=("safetensors", "png", "none"),

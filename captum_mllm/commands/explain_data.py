@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from captum_mllm.commands.evaluate import load_for, open_data
 from captum_mllm.commands.setup import build_method, image_tokens
 from captum_mllm.datasets import Sample, SampleError, Samples
 from captum_mllm.datasets.formats import Row
+from captum_mllm.evaluation.data_example import ask
 from captum_mllm.evaluation.data_run import own_progress
-from captum_mllm.evaluation.ledger import Ledger, Worker, run_blocks
+from captum_mllm.evaluation.ledger import Ledger, Worker, in_blocks, run_blocks
 from captum_mllm.evaluation.settings import claim
 from captum_mllm.explain.result_file import write_file
 from captum_mllm.visualization.index_page import Entry, render_index
@@ -109,9 +109,8 @@ def explain_data(options: argparse.Namespace, method: str) -> None:
     explain = _Explainer(options, samples, MLLMAttribution(attribution), arguments, folder)
     ledger = Ledger(folder, Explained.from_json, worker, "explained")
     numbers = [row.number for row in samples.rows()]
-    watch = None if options.quiet else own_progress(ledger, numbers)
-    rows = samples.rows()
-    blocks = iter(lambda: list(islice(rows, options.batch_size)), [])
+    watch = None if options.quiet else own_progress(ledger, numbers, options.batch_size)
+    blocks = in_blocks(samples.rows(), options.batch_size)
     run_blocks(ledger, blocks, lambda row: row.number, explain, watch)
     found = ledger.merge(numbers)
     if samples.n_bad:
@@ -190,17 +189,7 @@ class _Explainer:
         is_own = options.answers == "model" or (
             options.answers == "auto" and sample.label is not None
         )
-        content = [{"type": "image"}, {"type": "text", "text": sample.question}]
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if options.system is not None:
-            system = {"role": "system", "content": [{"type": "text", "text": options.system}]}
-            messages.insert(0, system)
-        image = sample.image
-        try:
-            inp = ImageTextInput([image], messages=messages)
-        except (TypeError, ValueError, FloatingPointError) as error:
-            raise sample.error(str(error)) from error
-        return sample, inp, None if is_own else sample.answer
+        return sample, ask(sample, options.system), None if is_own else sample.answer
 
     def _explain(
         self, inputs: Sequence[tuple[Sample, ImageTextInput, str | None]]

@@ -67,6 +67,13 @@ def add_data_arguments(parser: argparse._ActionsContainer) -> None:
     )
     add("--resume", action="store_true", help="go on with the run in the folder")
     add(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many images share the model's passes (default: %(default)s)",
+    )
+    add(
         "--device-map",
         metavar="MAP",
         help="such as auto, for models that are larger than a device; needs accelerate",

@@ -1,9 +1,11 @@
-"""Scores of answers: ``yes_no_scores``, POPE's protocol, and ``rouge_l``, how near a caption is."""
+"""Scores of answers: ``yes_no_scores``, POPE's protocol; ``auroc``, whether a score tells right
+answers from wrong ones; and ``rouge_l``, how near a caption is."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 
@@ -59,6 +61,37 @@ def yes_no_scores(facts: Sequence[dict[str, Any]]) -> dict[str, float]:
         "f1": 2 * right / (true + found) if true + found else 0.0,
         "yes_ratio": found / len(pairs),
     }
+
+
+def auroc(scores: Sequence[float], is_right: Sequence[bool]) -> float | None:
+    r"""
+    Area under the receiver operating characteristic of a score: the chance that a right answer has
+    a larger one than a wrong answer, where equal ones count half.
+
+    Args:
+        scores (Sequence[float]): The score of each answer, finite.
+        is_right (Sequence[bool]): Whether it is right.
+
+    Returns:
+        float or None: In [0, 1], 0.5 for chance; None where all answers are right, or all wrong.
+
+    Examples::
+
+        >>> auroc([0.9, 0.2, 0.6, 0.6], [True, False, True, False])
+        0.875
+    """
+    order = sorted(range(len(scores)), key=scores.__getitem__)
+    n_right = sum(is_right)
+    n_wrong = len(order) - n_right
+    if not n_right or not n_wrong:
+        return None
+    ranks, place = 0.0, 0
+    for _, group in groupby(order, key=scores.__getitem__):
+        tied = list(group)
+        # Ranks from 1; those that are equal share their mean.
+        ranks += (place + (len(tied) + 1) / 2) * sum(is_right[each] for each in tied)
+        place += len(tied)
+    return (ranks - n_right * (n_right + 1) / 2) / (n_right * n_wrong)
 
 
 def rouge_l(answer: str, references: Sequence[str], beta: float = 1.2) -> float:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from captum_mllm.attr import TokenAttribution, TokenMaps
 from captum_mllm.attr.base import Target
-from captum_mllm.attr.token_maps import token_maps
+from captum_mllm.attr.token_maps import token_attribution, token_maps
 from captum_mllm.metrics.image_baselines import ImageBaseline, image_baseline
 from captum_mllm.models import MLLM, Query
 from captum_mllm.models.layout import Size, size_of
+from captum_mllm.models.query import Prompt
 
 
 class SharedMaps(TokenAttribution):
@@ -52,6 +53,10 @@ class SharedMaps(TokenAttribution):
             return found
         return found._replace(maps=(found.maps[0][-len(query.answer_ids) :],))
 
+    def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
+        prompts = [(images, query.including_prompt()) for images, query in prompts]
+        token_attribution(self.method).prefetch(prompts)
+
 
 class MapFunction(TokenAttribution):
     r"""
@@ -80,6 +85,10 @@ class MapFunction(TokenAttribution):
             token_maps(method, images, query, target, **kwargs).maps[0] for method in self.methods
         )
         return TokenMaps((self.function(*parts),))
+
+    def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
+        for method in self.methods:
+            token_attribution(method).prefetch(prompts, **kwargs)
 
 
 def product(first: Tensor, *others: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""``DataExample``, a sample of a data set with the answer that is explained, word by word."""
+"""``DataExample``, a sample of a data set with the answer that is explained, word by word; and
+``ask``, what the model is asked."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from captum_mllm import ImageTextInput
 from captum_mllm.datasets import Sample
 from captum_mllm.datasets.entries import find_phrase
 from captum_mllm.evaluation.samples import Example
@@ -26,6 +28,28 @@ _CLOSED_CLASSES = (
     "may might must shall should will would there who whom whose which what when where why how 's"
 )
 FUNCTION_WORDS = frozenset(_CLOSED_CLASSES.split())
+
+
+def ask(sample: Sample, system: str | None = None) -> ImageTextInput:
+    r"""
+    What the model is asked about a sample.
+
+    Args:
+        sample (Sample): The sample.
+        system (str, optional): The system's message before the question. Default: None
+
+    Raises:
+        SampleError: If the image or the question cannot be asked about.
+    """
+    content = [{"type": "image"}, {"type": "text", "text": sample.question}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    image = sample.image
+    try:
+        return ImageTextInput([image], messages=messages)
+    except (TypeError, ValueError, FloatingPointError) as error:
+        raise sample.error(str(error)) from error
 
 
 class DataExample(Example):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -180,6 +181,23 @@ class Ledger(Generic[R]):
         for path in self.folder.glob(f"{self.name}.rank*.jsonl"):
             path.unlink(missing_ok=True)
         return ordered
+
+
+def in_blocks(tasks: Iterable[T], size: int) -> Iterator[list[T]]:
+    r"""
+    Tasks in blocks of a size, the last one perhaps smaller.
+
+    Args:
+        tasks (Iterable): The tasks.
+        size (int): How many make a block.
+
+    Examples::
+
+        >>> list(in_blocks("abcde", 2))
+        [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    left = iter(tasks)
+    return iter(lambda: list(islice(left, size)), [])
 
 
 def run_blocks(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from captum_mllm import MSEA
 from captum_mllm.attr.resizing import resize_inputs
-from captum_mllm.attr.token_maps import token_maps
+from captum_mllm.attr.text_attribution import text_attribution
+from captum_mllm.attr.token_maps import token_attribution, token_maps
 from captum_mllm.evaluation.attributions import MapFunction, SharedMaps, product
 from captum_mllm.evaluation.samples import Example
 from captum_mllm.models import MLLM, ImageTextInput, Query, States
@@ -57,6 +58,20 @@ class Case:
     def content(self) -> Sequence[int]:
         """Places of the words that say something of the image."""
         return self.example.content_places
+
+    @cached_property
+    def regions(self) -> Tensor:
+        """What each noun speaks of, and all other objects named before it, (n, 2, H, W), bool."""
+        example = self.example
+        own = [example.region(place) for place in self.nouns]
+        earlier = [example.earlier_objects(place) for place in self.nouns]
+        pairs = [torch.stack([mask, others & ~mask]) for mask, others in zip(own, earlier)]
+        return torch.stack(pairs) if pairs else example.masks[:0, None].expand(-1, 2, -1, -1)
+
+    @cached_property
+    def has_earlier(self) -> Tensor:
+        """Which nouns have other objects named before them, which can leak into their maps, (n,)"""
+        return self.regions[:, 1].flatten(1).any(1)
 
     @property
     def scored_tokens(self) -> list[int]:
@@ -141,6 +156,30 @@ class Method:
     every: int = 1
     note: str = ""
 
+    def weigh_text(self, case: Case) -> Tensor | None:
+        r"""
+        The weights of the earlier text tokens, (T, P + T), as explanations have them.
+
+        Args:
+            case (Case): The model and the captioned image.
+
+        Returns:
+            Tensor or None: None for what is no attribution, such as a control.
+        """
+        if isinstance(self.explain, Composition):
+            return self.explain.weigh_text(case)
+        return None
+
+    def prefetch(self, cases: Sequence[Case]) -> None:
+        r"""
+        Make the passes of several cases as one batch, where the method knows what it needs.
+
+        Args:
+            cases (Sequence[Case]): Cases of one model, within its ``remember``.
+        """
+        if cases and isinstance(self.explain, Composition):
+            self.explain.prefetch(cases)
+
 
 def attribution(
     base: Base | tuple[Base, ...],
@@ -148,7 +187,7 @@ def attribution(
     scales: Sequence[float] | None = None,
     combine: Callable[..., Tensor] = product,
     **options: Any,
-) -> Explain:
+) -> Composition:
     r"""
     How a method of this package explains a case, sharing the maps of its base with others.
 
@@ -163,27 +202,45 @@ def attribution(
         **options (Any): Passed on to MSEA's ``attribute``.
 
     Returns:
-        Callable: From a case to a map for each token, (T, h, w).
+        Composition: From a case to a map for each token, (T, h, w).
     """
     bases = base if isinstance(base, tuple) else (base,)
-    return partial(_explain, bases, wrapper, scales, combine, options)
+    return Composition(bases, wrapper, scales, combine, options)
 
 
-def _explain(
-    bases: tuple[Base, ...],
-    wrapper: Wrapper | None,
-    scales: Sequence[float] | None,
-    combine: Callable[..., Tensor],
-    options: dict[str, Any],
-    case: Case,
-) -> Tensor:
-    shared = [case.base(base) for base in bases]
-    method: Attribution = shared[0] if len(shared) == 1 else MapFunction(combine, *shared)
-    arguments: dict[str, Any] = {}
-    if scales is not None:
-        method = MSEA(method)
-        # As fine as the largest scale, as MLLMAttribution does it.
-        arguments = {"scales": scales, "output_size": "largest", **options}
-    if wrapper is not None:
-        method = wrapper(method)
-    return case.maps(method, **arguments)
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """How a method is put together for a case; see :func:`attribution`."""
+
+    bases: tuple[Base, ...]
+    wrapper: Wrapper | None
+    scales: Sequence[float] | None
+    combine: Callable[..., Tensor]
+    options: dict[str, Any]
+
+    def __call__(self, case: Case) -> Tensor:
+        method, arguments = self._method([case.base(base) for base in self.bases])
+        return case.maps(method, **arguments)
+
+    def prefetch(self, cases: Sequence[Case]) -> None:
+        """Make the passes of several cases as one batch."""
+        method, arguments = self._method([cases[0].base(base) for base in self.bases])
+        prompts = [((case.image,), case.query) for case in cases]
+        token_attribution(method).prefetch(prompts, **arguments)
+
+    def weigh_text(self, case: Case) -> Tensor:
+        """The weights of the earlier text tokens, (T, P + T)."""
+        method, _ = self._method([base(case.mllm) for base in self.bases])
+        return text_attribution(method, (case.image,), case.query)
+
+    def _method(self, bases: Sequence[Attribution]) -> tuple[Attribution, dict[str, Any]]:
+        """The method around its bases, and the arguments of its ``attribute``."""
+        method = bases[0] if len(bases) == 1 else MapFunction(self.combine, *bases)
+        arguments: dict[str, Any] = {}
+        if self.scales is not None:
+            method = MSEA(method)
+            # As fine as the largest scale, as MLLMAttribution does it.
+            arguments = {"scales": self.scales, "output_size": "largest", **self.options}
+        if self.wrapper is not None:
+            method = self.wrapper(method)
+        return method, arguments

@@ -21,6 +21,7 @@ from captum_mllm.evaluation.summary import (
     LOCALIZATION,
     TAM,
     TARGETS,
+    TEXT,
     Column,
     Estimate,
     Summary,
@@ -88,6 +89,7 @@ def _sections(summary: Summary) -> Iterable[str]:
         ("localization", "Localisation", LOCALIZATION),
         ("tam", "TAM's protocol, as published", TAM),
         ("faithfulness", "Faithfulness", FAITHFULNESS),
+        ("text", "Weights of earlier words", TEXT),
     ):
         if tables[name]:
             yield f"### {title}\n\n{better}\n\n" + _by_role(tables[name], columns, summary)

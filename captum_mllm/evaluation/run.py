@@ -27,6 +27,7 @@ from captum_mllm.evaluation.scores import (
     target_scores,
 )
 from captum_mllm.evaluation.settings import Scoring, Settings
+from captum_mllm.evaluation.text_truth import TextTruth
 
 # Scores of a method's maps (T, h, w).
 Further = Callable[[Case, Method, Tensor], Scores]
@@ -54,13 +55,14 @@ def score_case(case: Case, name: str, settings: Scoring, further: Further | None
     """
     example = case.example
     faithfulness = Faithfulness(case, settings.baseline, settings.steps)
+    truth = TextTruth(case)
     methods: dict[str, Scores] = {}
     with case.sharing():
         for method in (METHODS[name] for name in settings.methods):
             if example.number % method.every:
                 continue
             try:
-                methods[method.name] = _score(method, case, faithfulness, settings, further)
+                methods[method.name] = _score(method, case, faithfulness, truth, settings, further)
             except Exception as error:
                 raise RuntimeError(
                     f"{method.name} fails on {name}, {example.style} {example.id}: {error}"
@@ -77,24 +79,42 @@ def score_case(case: Case, name: str, settings: Scoring, further: Further | None
         )
 
 
-# Metrics that look at the maps of a method; the others look at the sample alone.
-_OF_MAPS = {"localization", "causal", "curves", "tam"}
+def prefetch(cases: Sequence[Case], settings: Scoring) -> None:
+    r"""
+    Make the passes that methods share with each other as batches of several samples.
+
+    Args:
+        cases (Sequence[Case]): Cases of one model, within its ``remember``.
+        settings (Scoring): The methods and metrics.
+
+    Raises:
+        ValueError: If the images do not go into one batch.
+    """
+    for method in (METHODS[name] for name in settings.methods):
+        method.prefetch([case for case in cases if not case.example.number % method.every])
+
+
+#: Metrics that look at the maps of a method; the others look at the sample alone.
+OF_MAPS = {"localization", "causal", "curves", "tam"}
 
 
 def _score(
     method: Method,
     case: Case,
     faithfulness: Faithfulness,
+    truth: TextTruth,
     settings: Scoring,
     further: Further | None,
 ) -> Scores:
-    wanted = set(settings.metrics) & _OF_MAPS
+    wanted = set(settings.metrics) & OF_MAPS
+    scores: Scores = {}
     if method.role == "sweep" or case.example.number % settings.curves_every:
         wanted.discard("curves")
-    if not wanted:
-        return {}
+    elif "text" in settings.metrics and (weights := method.weigh_text(case)) is not None:
+        scores |= truth.scores(weights)
+    if not wanted and further is None:
+        return scores
     maps = method.explain(case).detach().float().cpu().clamp_min(0)
-    scores: Scores = {}
     if "localization" in wanted:
         scores |= localization_scores(case, method, maps)
     if "causal" in wanted:

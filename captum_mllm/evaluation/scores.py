@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -17,10 +16,8 @@ from captum_mllm.evaluation.published import ATTENTION, LENS, ROLLOUT
 from captum_mllm.evaluation.records import NOTHING, Score, Scores
 from captum_mllm.metrics import (
     ExplainedCaption,
-    Word,
     causal_correlation,
     grey_levels,
-    interference_leakage,
     perturbation_curve,
     pointing_game,
     relevance_mass,
@@ -30,7 +27,8 @@ from captum_mllm.metrics import (
     token_iou,
 )
 from captum_mllm.metrics.aligned_maps import resize
-from captum_mllm.metrics.image_baselines import ImageBaseline
+from captum_mllm.metrics.image_baselines import PixelBaseline
+from captum_mllm.metrics.region_iou import region_iou
 from captum_mllm.metrics.token_iou import harmonic_mean
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.pixels import to_tensor
@@ -51,38 +49,28 @@ def localization_scores(case: Case, method: Method, maps: Tensor) -> Scores:
         dict[str, Score]: A score for each metric; over 0 words where no word can be scored.
     """
     scores = _iou(case, method, maps)
-    nouns = case.nouns
-    masks = _stack([case.example.region(place) for place in nouns], case)
+    masks = case.regions[:, 0]
     # Once for all metrics that would do it.
-    of_nouns = resize(case.of_words(maps, nouns), size_of(masks))
-    for name, metric in (
-        ("pointing", pointing_game),
-        ("mass", relevance_mass),
-        ("rank", relevance_rank),
-    ):
-        scores[name] = Score.of(metric(of_nouns, masks))
-    earlier = _stack([case.example.earlier_objects(place) for place in nouns], case)
-    others = earlier & ~masks
-    # Where no other object was named before, nothing can leak.
-    later = others.any(-1).any(-1)
-    leakage = interference_leakage(of_nouns[later], earlier[later], masks[later])
-    scores["leakage"] = Score.of(leakage)
-    return scores
+    of_nouns = resize(case.of_words(maps, case.nouns), size_of(masks))
+    mass, leakage = relevance_mass(of_nouns[:, None], case.regions).unbind(1)
+    return {
+        **scores,
+        "pointing": Score.of(pointing_game(of_nouns, masks)),
+        "mass": Score.of(mass),
+        "rank": Score.of(relevance_rank(of_nouns, masks)),
+        "leakage": Score.of(leakage[case.has_earlier]),
+    }
 
 
 def _iou(case: Case, method: Method, maps: Tensor) -> Scores:
     levels = grey_levels(maps, method.levels)
     labels = case.example.labels
-    captions = [ExplainedCaption(levels, case.words, _nothing(case) if labels is None else labels)]
     if labels is None:
-        # Objects that overlap have no common label image: each noun is scored by itself.
-        for place in case.nouns:
-            noun = Word("noun", case.words[place].tokens, 0)
-            mask = case.example.region(place).long() - 1
-            captions.append(ExplainedCaption(levels, (noun,), mask))
-    found = token_iou(captions)
-    objects = Score(float(found.objects.total.sum()), float(found.objects.n_words.sum()))
-    functions = Score(float(found.functions.total.sum()), float(found.functions.n_words.sum()))
+        found = region_iou(levels, case.words, case.example.masks)
+    else:
+        found = token_iou([ExplainedCaption(levels, case.words, labels)])
+    objects = Score(float(found.objects.total), float(found.objects.n_words))
+    functions = Score(float(found.functions.total), float(found.functions.n_words))
     both = float(objects.words > 0 and functions.words > 0)
     means = [torch.tensor(score.total / max(score.words, 1.0)) for score in (objects, functions)]
     return {
@@ -92,16 +80,7 @@ def _iou(case: Case, method: Method, maps: Tensor) -> Scores:
     }
 
 
-def _nothing(case: Case) -> Tensor:
-    """A label image without labels."""
-    return torch.full((case.example.image.height, case.example.image.width), -1)
-
-
-def _stack(masks: Sequence[Tensor], case: Case) -> Tensor:
-    return torch.stack(list(masks)) if masks else case.example.masks[:0]
-
-
-Baseline = Literal["blur", "mean", "black", "counterfactual"]
+Baseline = Literal["blur", "mean", "black", "road", "counterfactual"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +91,8 @@ class Faithfulness:
     Args:
         case (Case): The model and the captioned image.
         baseline (str): What replaces the pixels in insertion and deletion:
-            ``"blur"``, ``"mean"``, ``"black"``, or ``"counterfactual"``, the same scene without
-            the object that the word speaks of. Default: "counterfactual"
+            ``"blur"``, ``"mean"``, ``"black"``, ``"road"``, or ``"counterfactual"``, the same
+            scene without the object that the word speaks of. Default: "counterfactual"
         steps (int): Steps of the curves, of quadratically growing area. Default: 10
     """
 
@@ -203,7 +182,7 @@ class Faithfulness:
         drops = (likelihood[0] - likelihood[1:]).mT.cpu()
         return torch.stack([drops[list(case.words[place].tokens)].sum(0) for place in case.nouns])
 
-    def _image_without(self, place: int) -> ImageBaseline:
+    def _image_without(self, place: int) -> PixelBaseline:
         if self.baseline == "black":
             return 0.0
         if self.baseline != "counterfactual":

@@ -18,7 +18,7 @@ from captum_mllm.explain.result_file import write_file
 #: Groups of metrics that can be asked for, of scenes.
 METRICS = ("localization", "causal", "curves", "consistency")
 #: And of a data set.
-DATA_METRICS = ("localization", "curves", "consistency", "tam", "answers")
+DATA_METRICS = ("localization", "curves", "text", "consistency", "tam", "answers")
 
 Answers = Literal["auto", "model", "reference"]
 
@@ -33,7 +33,8 @@ class Scoring:
         metrics (tuple[str, ...]): Groups of metrics.
         baseline (str): What the curves of insertion and deletion start from or end with.
         steps (int): Steps of these curves.
-        curves_every (int): They are computed for one image of so many.
+        curves_every (int): They, and what earlier words are worth, are computed for one image of
+            so many.
 
     Raises:
         ValueError: If a value is unknown.
@@ -154,8 +155,10 @@ class DataSettings(Scoring):
             protocol.
         max_new_tokens (int): How long an own answer may be.
         prompt (str, optional): The question where rows have none.
+        system (str, optional): The system's message before the question.
         limit (int, optional): How many rows are read.
         threads (int): Threads of a process on the CPU.
+        batch_size (int): How many samples in a row share the model's passes.
         tags (str): What tells the tags of words for TAM's protocol: ``"nltk"``, or a digest of the
             file.
 
@@ -175,8 +178,10 @@ class DataSettings(Scoring):
     answers: Answers = "auto"
     max_new_tokens: int = 64
     prompt: str | None = None
+    system: str | None = None
     limit: int | None = None
     threads: int = 1
+    batch_size: int = 1
     tags: str = "nltk"
 
     def __post_init__(self) -> None:
@@ -184,8 +189,10 @@ class DataSettings(Scoring):
         self._check("format", (self.format,), FORMATS)
         self._check("answers", (self.answers,), get_args(Answers))
         if self.baseline == "counterfactual":
-            raise ValueError("baseline 'counterfactual' is of scenes; take mean, blur or black")
-        for name in ("max_new_tokens", "threads"):
+            raise ValueError(
+                "baseline 'counterfactual' is of scenes; take mean, blur, black or road"
+            )
+        for name in ("max_new_tokens", "threads", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_mllm.datasets import CAPTION_STYLES
-from captum_mllm.evaluation.answers import yes_no_scores
+from captum_mllm.evaluation.answers import auroc, yes_no_scores
 from captum_mllm.evaluation.records import NOTHING, Record, Scores
 from captum_mllm.metrics import paired_bootstrap
 from captum_mllm.metrics.aligned_maps import safe_ratio
@@ -73,6 +73,13 @@ FAITHFULNESS: tuple[Column, ...] = (
     Column("deletion", ("deletion",), higher_is_better=False),
     Column("insertion - deletion", ("difference",)),
     Column("causal correlation", ("causal",)),
+)
+
+#: Whether weights of earlier words match what removing each word costs.
+TEXT: tuple[Column, ...] = (
+    Column("text correlation", ("text_correlation",)),
+    Column("text hit", ("text_hit",)),
+    Column("text mass", ("text_mass",)),
 )
 
 #: Those on which methods are compared pair by pair.
@@ -200,9 +207,9 @@ class Summary:
         model (str): The model's name.
         style (str): The style of the captions, or :data:`ALL_STYLES`.
         images (int): How many there are.
-        tables (dict[str, dict]): ``"localization"``, ``"faithfulness"``, ``"targets"`` (a row for
-            each scale), ``"agreement"`` (a row for each base), and ``"comparison"``, how each
-            method differs from the reference.
+        tables (dict[str, dict]): ``"localization"``, ``"tam"``, ``"faithfulness"``, ``"text"``,
+            ``"targets"`` (a row for each scale), ``"agreement"`` (a row for each base), and
+            ``"comparison"``, how each method differs from the reference.
         reference (str): The method that the others are compared with.
         answers (dict[str, float]): Scores of the model's own answers. Default: none
         skipped (tuple[str, ...]): Why samples were not scored. Default: none
@@ -269,19 +276,39 @@ def summarize(
             "localization": _estimates(methods, LOCALIZATION, resamples),
             "tam": _estimates(methods, TAM, resamples),
             "faithfulness": _estimates(methods, FAITHFULNESS, resamples),
+            "text": _estimates(methods, TEXT, resamples),
             "comparison": _estimates(methods, COMPARED, resamples, reference),
             "targets": _estimates([record.targets for record in group], TARGETS, resamples),
             "agreement": _estimates([record.agreement for record in group], AGREEMENT, resamples),
         }
         of_all = group[0].model, group[0].style, len(group)
-        answers = _of_answers([record.facts for record in group])
+        answers = _of_answers(group)
         summaries.append(Summary(*of_all, tables, reference, answers, skipped))
     return summaries
 
 
-def _of_answers(facts: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _of_answers(records: Sequence[Record]) -> dict[str, float]:
+    facts = [record.facts for record in records]
     rouge = [row["rouge_l"] for row in facts if "rouge_l" in row]
-    return yes_no_scores(facts) | ({"rouge_l": sum(rouge) / len(rouge)} if rouge else {})
+    mean = {"rouge_l": sum(rouge) / len(rouge)} if rouge else {}
+    return yes_no_scores(facts) | _of_right_answers(records) | mean
+
+
+def _of_right_answers(records: Sequence[Record]) -> dict[str, float]:
+    """How well the model's certainty, and the strength of each method's map, tell right answers
+    from wrong ones."""
+    scores: dict[str, list[tuple[float, bool]]] = {}
+    for record in records:
+        facts = record.facts
+        if "probability" not in facts:
+            continue
+        is_right = facts["said"] == facts["label"]
+        scores.setdefault("probability", []).append((facts["probability"], is_right))
+        for name, found in record.methods.items():
+            if "strength" in found:
+                scores.setdefault(name, []).append((found["strength"].total, is_right))
+    areas = {name: auroc(*zip(*pairs)) for name, pairs in scores.items()}
+    return {f"auroc of {name}": area for name, area in areas.items() if area is not None}
 
 
 def _by_scene(records: Sequence[Record]) -> list[Record]:

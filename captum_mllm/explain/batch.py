@@ -18,15 +18,15 @@ from captum_mllm.models.decoding import answer_prompts, given_answer
 from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.prompt import open_query
-from captum_mllm.models.query import Prompt
+from captum_mllm.models.query import Answer, Prompt
 
-Answer = str | Sequence[int] | Tensor | None
+Target = str | Sequence[int] | Tensor | None
 
 
 def attribute_batch(
     method: Attribution,
     inputs: Sequence[ImageTextInput],
-    targets: Sequence[Answer] | None,
+    targets: Sequence[Target] | None,
     include_prompt: bool,
     top_predictions: int,
     options: dict[str, Any],
@@ -49,13 +49,10 @@ def attribute_batch(
         )
     mllm: MLLM = method.forward_func
     with mllm.remember():
-        opened = [open_query(mllm.processor, inp, mllm.device) for inp in inputs]
-        # Where the model makes some of the answers, the options are for these.
-        refused = {} if any(target is None for target in targets) else options
-        answers = [given_answer(mllm.backbone, target, refused) for target in targets]
+        opened, answers = open_prompts(mllm, inputs, targets, options)
         queries = [query for _, query in opened]
         kwargs = fit_to_context(method, queries, answers, options, max_image_tokens, kwargs)
-        prompts = _answered(mllm, opened, answers, options)
+        prompts = answered(mllm, opened, answers, options)
         if include_prompt:
             prompts = [(images, query.including_prompt()) for images, query in prompts]
         explained = token_attribution(method)
@@ -69,13 +66,48 @@ def attribute_batch(
         ]
 
 
-def _answered(
+def open_prompts(
+    mllm: MLLM,
+    inputs: Sequence[ImageTextInput],
+    targets: Sequence[Target],
+    options: dict[str, Any],
+) -> tuple[list[Prompt], list[Answer | None]]:
+    r"""
+    The prompt of each input, and the tokens of its answer if that is given.
+
+    Args:
+        mllm (MLLM): the model.
+        inputs (Sequence[ImageTextInput]): the images and the questions.
+        targets (Sequence): the answer of each, None for the model's own.
+        options (dict): arguments of ``generate``.
+
+    Raises:
+        ValueError: for an empty answer, and for options where all answers are given.
+    """
+    opened = [open_query(mllm.processor, inp, mllm.device) for inp in inputs]
+    # Where the model makes some of the answers, the options are for these.
+    refused = {} if any(target is None for target in targets) else options
+    return opened, [given_answer(mllm.backbone, target, refused) for target in targets]
+
+
+def answered(
     mllm: MLLM,
     opened: Sequence[Prompt],
-    answers: Sequence[tuple[int, ...] | None],
+    answers: Sequence[Answer | None],
     options: dict[str, Any],
 ) -> list[Prompt]:
-    """The prompts with their answers; those of the model's own are made together."""
+    r"""
+    The prompts with their answers; those of the model's own are made in one batch.
+
+    Args:
+        mllm (MLLM): the model.
+        opened (Sequence[tuple[tuple[Tensor, ...], Query]]): the prompts.
+        answers (Sequence): the tokens of each answer, None for the model's own.
+        options (dict): arguments of ``generate``.
+
+    Raises:
+        ValueError: for images that the model does not take in one batch.
+    """
     own = [prompt for prompt, answer in zip(opened, answers) if answer is None]
     said = iter(answer_prompts(mllm.backbone, own, options) if own else [])
     return [

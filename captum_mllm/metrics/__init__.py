@@ -22,6 +22,7 @@ from captum_mllm.metrics.faithfulness import (
     deletion_auc,
     insertion_auc,
 )
+from captum_mllm.metrics.imputation import impute_linearly
 from captum_mllm.metrics.localization import (
     grey_levels,
     interference_leakage,
@@ -79,6 +80,7 @@ __all__ = [
     "f1_iou",
     "function_iou",
     "grey_levels",
+    "impute_linearly",
     "insertion_auc",
     "interference_leakage",
     "intersection_over_union",

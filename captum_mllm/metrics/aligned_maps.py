@@ -178,13 +178,14 @@ def resize(maps: Tensor, size: Size, antialias: bool = True) -> Tensor:
     resized = F.interpolate(
         values, size=size, mode="bilinear", align_corners=False, antialias=antialias
     )
-    # Rounding would make a constant map uneven, and give it a maximum.
-    resized = resized.clamp(
-        values.amin((-2, -1), keepdim=True), values.amax((-2, -1), keepdim=True)
-    )
     if is_level:
         # Halfway values occur often; all are to go up, whatever the sum was rounded to.
-        resized = (resized + 0.5 + _HALFWAY).floor().to(torch.uint8)
+        resized = resized.add_(0.5 + _HALFWAY).to(torch.uint8)
+    else:
+        # Rounding would make a constant map uneven, and give it a maximum.
+        resized = resized.clamp_(
+            values.amin((-2, -1), keepdim=True), values.amax((-2, -1), keepdim=True)
+        )
     return resized.reshape(*maps.shape[:-2], *size)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_mllm._captum import TargetType
 from captum_mllm.metrics.consistency import spearman_correlation
-from captum_mllm.metrics.image_baselines import ImageBaseline
+from captum_mllm.metrics.image_baselines import PixelBaseline
 from captum_mllm.metrics.perturbation_curve import perturbation_curve
 
 
@@ -17,7 +17,7 @@ def insertion_auc(
     forward_func: Callable[..., Any],
     inputs: Tensor,
     attributions: Tensor,
-    baselines: ImageBaseline = "blur",
+    baselines: PixelBaseline = "blur",
     additional_forward_args: Any = None,
     target: TargetType = None,
     steps: int = 20,
@@ -36,8 +36,8 @@ def insertion_auc(
             :func:`~captum_mllm.metrics.perturbation_curve` for what it must return.
         inputs (Tensor): Images, of shape (B, C, H, W) and a floating-point dtype.
         attributions (Tensor): Of shape (B, c, h, w); summed over c and resized to the images.
-        baselines (Tensor, float or str, optional): ``"blur"``, ``"mean"``, a tensor that
-            broadcasts with ``inputs``, or a number; None is 0.
+        baselines (Tensor, float or str, optional): ``"blur"``, ``"mean"``, ``"road"``, a tensor
+            that broadcasts with ``inputs``, or a number; None is 0.
             Default: "blur"
         additional_forward_args (Any, optional): Further arguments of ``forward_func``.
             Default: None
@@ -96,7 +96,7 @@ def deletion_auc(
     forward_func: Callable[..., Any],
     inputs: Tensor,
     attributions: Tensor,
-    baselines: ImageBaseline = "blur",
+    baselines: PixelBaseline = "blur",
     additional_forward_args: Any = None,
     target: TargetType = None,
     steps: int = 20,
@@ -113,8 +113,8 @@ def deletion_auc(
         forward_func (Callable): As for :func:`insertion_auc`.
         inputs (Tensor): Images, of shape (B, C, H, W) and a floating-point dtype.
         attributions (Tensor): Of shape (B, c, h, w); summed over c and resized to the images.
-        baselines (Tensor, float or str, optional): ``"blur"``, ``"mean"``, a tensor that
-            broadcasts with ``inputs``, or a number; None is 0.
+        baselines (Tensor, float or str, optional): ``"blur"``, ``"mean"``, ``"road"``, a tensor
+            that broadcasts with ``inputs``, or a number; None is 0.
             Default: "blur"
         additional_forward_args (Any, optional): Further arguments of ``forward_func``.
             Default: None
@@ -163,7 +163,7 @@ def area_over_perturbation_curve(
     forward_func: Callable[..., Any],
     inputs: Tensor,
     attributions: Tensor,
-    baselines: ImageBaseline = "blur",
+    baselines: PixelBaseline = "blur",
     additional_forward_args: Any = None,
     target: TargetType = None,
     steps: int = 20,
@@ -185,8 +185,8 @@ def area_over_perturbation_curve(
         forward_func (Callable): As for :func:`insertion_auc`.
         inputs (Tensor): Images, of shape (B, C, H, W) and a floating-point dtype.
         attributions (Tensor): Of shape (B, c, h, w); summed over c and resized to the images.
-        baselines (Tensor, float or str, optional): ``"blur"``, ``"mean"``, a tensor that
-            broadcasts with ``inputs``, or a number; None is 0.
+        baselines (Tensor, float or str, optional): ``"blur"``, ``"mean"``, ``"road"``, a tensor
+            that broadcasts with ``inputs``, or a number; None is 0.
             Default: "blur"
         additional_forward_args (Any, optional): Further arguments of ``forward_func``.
             Default: None

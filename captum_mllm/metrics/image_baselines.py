@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 ImageBaseline = Tensor | float | Literal["blur", "mean"] | None
+#: And what depends on the pixels that are left.
+PixelBaseline = ImageBaseline | Literal["road"]
 
 # Standard deviation of the blur, as a share of the shorter side: of a tenth, no shape is left.
 BLUR = 0.1

@@ -121,7 +121,7 @@ def grey_levels(maps: Tensor, normalize: Literal["map", "caption"] | None = None
 def _best_bin(bins: Tensor) -> Tensor:
     """The lowest bin with the largest variance between the classes, for (N, cells) of uint8."""
     rows = max(1, min(_CELLS // bins.shape[1], _ROWS))
-    return torch.cat([_best_of(_histograms(chunk)) for chunk in bins.split(rows)])
+    return torch.cat([best_level(_histograms(chunk)) for chunk in bins.split(rows)])
 
 
 def _histograms(bins: Tensor) -> Tensor:
@@ -131,7 +131,16 @@ def _histograms(bins: Tensor) -> Tensor:
     return counts.reshape(len(bins), LEVELS)
 
 
-def _best_of(counts: Tensor) -> Tensor:
+def best_level(counts: Tensor) -> Tensor:
+    r"""
+    Otsu's threshold by how often each level occurs.
+
+    Args:
+        counts (Tensor): Of shape (N, 256), integers.
+
+    Returns:
+        Tensor: Of shape (N,), integers.
+    """
     levels = torch.arange(LEVELS, device=counts.device)
     below, sums = counts.cumsum(-1), (counts * levels).cumsum(-1)
     cells, total = below[:, -1:], sums[:, -1:]

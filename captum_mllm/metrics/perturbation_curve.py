@@ -11,7 +11,8 @@ from torch import Tensor
 from captum_mllm._captum import TargetType, format_additional_forward_args
 from captum_mllm._probability import target_probability
 from captum_mllm.metrics.aligned_maps import check_maps, in_double, resize
-from captum_mllm.metrics.image_baselines import ImageBaseline, image_baseline
+from captum_mllm.metrics.image_baselines import PixelBaseline, image_baseline
+from captum_mllm.metrics.imputation import impute_linearly
 
 # An image that is no likelier than its baseline by this much shows nothing to explain.
 _SMALLEST_DROP = 1e-6
@@ -64,7 +65,7 @@ def perturbation_curve(
     inputs: Tensor,
     attributions: Tensor,
     kind: Literal["insertion", "deletion"],
-    baselines: ImageBaseline = "blur",
+    baselines: PixelBaseline = "blur",
     additional_forward_args: Any = None,
     target: TargetType = None,
     steps: int = 20,
@@ -91,7 +92,8 @@ def perturbation_curve(
         kind (str): ``"insertion"`` or ``"deletion"``.
         baselines (Tensor, float or str, optional): What replaces the pixels:
             ``"blur"``, the image blurred by a Gaussian with a standard deviation of a tenth of
-            its shorter side; ``"mean"``, its mean colour; a tensor that broadcasts with
+            its shorter side; ``"mean"``, its mean colour; ``"road"``, noisy means of the pixels
+            around, see :func:`~captum_mllm.metrics.impute_linearly`; a tensor that broadcasts with
             ``inputs``, such as the same scene without an object; or a number. None is 0.
             Default: "blur"
         additional_forward_args (Any, optional): Further arguments of ``forward_func``, a tuple if
@@ -137,8 +139,9 @@ def perturbation_curve(
         raise ValueError(f'spacing must be "even" or "quadratic", got {spacing!r}')
     inputs = inputs.detach()
     ranks = _ranks(attributions, inputs)
-    baseline = image_baseline(inputs, baselines).detach()
-    before, after = (baseline, inputs) if kind == "insertion" else (inputs, baseline)
+    known = None
+    if not (isinstance(baselines, str) and baselines == "road"):
+        known = image_baseline(inputs, baselines).detach()
     cells = inputs.shape[-2] * inputs.shape[-1]
     done_steps, all_steps = torch.arange(steps + 1, device=inputs.device), steps
     if spacing == "quadratic":
@@ -147,8 +150,13 @@ def perturbation_curve(
     extra = format_additional_forward_args(additional_forward_args) or ()
     probabilities = []
     for chunk in counts.split(perturbations_per_eval):
-        done = ranks < chunk[:, None, None, None]
-        images = torch.where(done[:, :, None], after, before).flatten(0, 1)
+        done = (ranks < chunk[:, None, None, None])[:, :, None]
+        removed = done if kind == "deletion" else ~done
+        if known is None:
+            repeated = inputs.repeat(len(chunk), 1, 1, 1)
+            images = impute_linearly(repeated, removed.flatten(0, 1))
+        else:
+            images = torch.where(removed, known, inputs).flatten(0, 1)
         found = target_probability(
             forward_func,
             (images,),

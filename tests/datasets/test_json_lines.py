@@ -69,7 +69,7 @@ def test_words_are_a_text_or_a_range_of_characters(folder: Path) -> None:
     assert (second.regions[0].text, second.regions[0].start) == ("blue ring", 17)
 
 
-#: 24 kinds of damaged rows, and what is said of each.
+#: 26 kinds of damaged rows, and what is said of each.
 DAMAGED: list[tuple[Any, str]] = [
     ('{"image": ', "the line is not JSON"),
     ("[1, 2]", "expected a JSON object"),

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pytest
 
-from captum_mllm.evaluation.answers import rouge_l, said_yes, yes_no_scores
+from captum_mllm.evaluation.answers import auroc, rouge_l, said_yes, yes_no_scores
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,21 @@ from captum_mllm.evaluation.answers import rouge_l, said_yes, yes_no_scores
 )
 def test_the_rule_of_pope(answer: str, expected: bool) -> None:
     assert said_yes(answer) == expected
+
+
+def test_auroc_counts_pairs() -> None:
+    chance = random.Random(0)
+    for count in range(2, 40):
+        scores = [chance.choice([0.0, 0.25, 0.5, chance.random()]) for _ in range(count)]
+        is_right = [chance.random() < 0.6 for _ in range(count)]
+        pairs = [
+            (right > wrong) + (right == wrong) / 2
+            for right, first in zip(scores, is_right)
+            for wrong, second in zip(scores, is_right)
+            if first and not second
+        ]
+        expected = sum(pairs) / len(pairs) if pairs else None
+        assert auroc(scores, is_right) == pytest.approx(expected)
 
 
 def test_scores_of_yes_and_no_are_counted() -> None:

@@ -18,6 +18,7 @@ NAMES = [
     "05_trust",
     "06_hallucination",
     "07_your_own",
+    "08_many_images",
 ]
 REAL_MODELS = (
     "Qwen/Qwen2-VL-2B-Instruct",
