@@ -17,7 +17,9 @@ from captum_mllm.explain.batch import attribute_batch
 from captum_mllm.explain.explanation import check_input, explain
 from captum_mllm.explain.fitting import ImageTokens, fit_to_context
 from captum_mllm.explain.result import MLLMAttributionResult
+from captum_mllm.explain.selection import Selection
 from captum_mllm.explain.stream import stream_answer
+from captum_mllm.explain.what_if import WhatIf, what_if
 from captum_mllm.models.answers import generation_options
 from captum_mllm.models.decoding import answer_prompts, given_answer
 from captum_mllm.models.inputs import ImageTextInput
@@ -78,6 +80,8 @@ class MLLMAttribution(Attribution):
         segments: SegmentsLike | Sequence[SegmentsLike] | None = None,
         words: Literal["prompt", "earlier"] | None = None,
         max_image_tokens: ImageTokens | None = None,
+        reasons: Literal["exact", "estimate"] | None = None,
+        diagnosis: bool = False,
         **kwargs: Any,
     ) -> MLLMAttributionResult:
         r"""
@@ -111,6 +115,13 @@ class MLLMAttribution(Attribution):
                 most. Scales that make more, or more than the model's context has room for, are
                 lowered to fit, with a warning; ``"context"`` for this limit alone. Default: None,
                 a scale beyond the context is an error
+            reasons (str, optional): also tell what each token rests on: the image, the question,
+                the answer so far, or none of them. ``"exact"`` leaves each of them out, alone and
+                together, in a batch of 8 rows (see :func:`~captum_mllm.explain.exact_reasons`);
+                ``"estimate"`` reads it from one pass. Default: None
+            diagnosis (bool): also read the signals by which :meth:`MLLMAttributionResult.diagnosis`
+                tells words that the image does not show, from at most two rows of a batch more
+                than the explanation. Default: False
             **kwargs (Any): passed on to the attribution method: ``scales``, ``n_steps``,
                 ``n_samples``, ``perturbations_per_eval`` ... With segments or words,
                 ``baselines`` is (image, words): what replaces removed parts,
@@ -162,6 +173,8 @@ class MLLMAttribution(Attribution):
                 show_progress,
                 segments,
                 words,
+                reasons,
+                diagnosis,
                 **kwargs,
             )
 
@@ -230,6 +243,38 @@ class MLLMAttribution(Attribution):
             max_image_tokens,
             kwargs,
         )
+
+    def what_if(self, result: MLLMAttributionResult, remove: Selection, **options: Any) -> WhatIf:
+        r"""
+        Hide the region that explains a word, and look what the model then says.
+
+        Args:
+            result (MLLMAttributionResult): an explained answer of this model.
+            remove (optional): the word or the phrase, as in :meth:`MLLMAttributionResult.map`.
+            **options (Any): see :func:`~captum_mllm.explain.what_if`: ``by``, ``inp``, ``margin``,
+                ``answer`` and ``seed``.
+
+        Returns:
+            WhatIf: the probabilities of all words before and after, also with a region of the same
+            shape hidden elsewhere.
+
+        Raises:
+            ValueError: see :func:`~captum_mllm.explain.what_if`.
+
+        Examples::
+            >>> from PIL import Image
+            >>> from captum_mllm import ARC, MLLM, MSEA, AttendedLens, ImageTextInput
+            >>> from captum_mllm import MLLMAttribution
+            >>> from captum_mllm.demo import demo_image
+            >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
+            >>> explainer = MLLMAttribution(ARC(MSEA(AttendedLens(mllm))))
+            >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
+            >>> result = explainer.attribute(inp)
+            >>> found = explainer.what_if(result, remove="star", answer=False)
+            >>> found.changed, found.changed_elsewhere
+            (True, False)
+        """
+        return what_if(self.forward_func, result, remove, **options)
 
     def stream(
         self, inp: ImageTextInput, gen_args: dict[str, Any] | None = None, **kwargs: Any

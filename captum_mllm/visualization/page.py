@@ -18,9 +18,10 @@ from PIL import Image
 
 from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.visualization.page_data import ScaleView, page_data
+from captum_mllm.visualization.page_reasons import ReasonsView, RiskView, reasons_data
 from captum_mllm.visualization.plots import FADE, color_table
 
-__all__ = ["ScaleView", "embed_page", "render_page"]
+__all__ = ["ReasonsView", "RiskView", "ScaleView", "embed_page", "render_page"]
 
 _LONGEST_SIDE, _THUMBNAIL_SIDE = 1600, 192
 _STAGE = Template(
@@ -45,6 +46,8 @@ def render_page(
     output_probs: np.ndarray | None = None,
     top_predictions: Sequence[Sequence[tuple[str, float]]] | None = None,
     scales: Sequence[ScaleView] = (),
+    reasons: ReasonsView | None = None,
+    risks: Sequence[RiskView] | None = None,
     unit: str = "",
     finished: bool | None = None,
     method: str = "",
@@ -92,6 +95,10 @@ def render_page(
             tokens that the model found most probable and their probabilities, best first; the page
             shows up to 8. Default: None
         scales (Sequence[ScaleView]): Maps and probabilities at single scales. Default: ()
+        reasons (ReasonsView or None): What each answer token rests on, shown as shares.
+            Default: None
+        risks (Sequence[RiskView] or None): The risk that the image does not show a word; words of
+            some or high risk are marked. Default: None
         unit (str): What the values of the maps are counted in, such as "logits". Default: ""
         finished (bool or None): Whether the model ended its own answer. False makes a note that the
             answer is cut off. Default: None, the answer was given
@@ -146,6 +153,7 @@ def render_page(
         top_predictions=top_predictions,
         scales=scales,
     )
+    data |= reasons_data(reasons, risks, len(answer_tokens))
     data["colors"] = _base64(color_table(data["signed"]).tobytes())
     data["fade"] = FADE
     data["ratios"] = [images[index].width / images[index].height for index in shown]
@@ -156,8 +164,9 @@ def render_page(
     )
     data["unit"], data["method"], data["model"] = unit, method, model
     data["cut"] = finished is False
-    style = _asset("page.css")
-    script = "\n".join(_asset(name) for name in ("page_heatmap.js", "page_tokens.js", "page.js"))
+    style = "\n".join(map(_asset, ("page.css", "page_reasons.css")))
+    parts = ("page_heatmap.js", "page_tokens.js", "page_reasons.js", "page.js")
+    script = "\n".join(map(_asset, parts))
     return Template(_asset("page.html")).substitute(
         title=shown_text(title),
         policy=(
