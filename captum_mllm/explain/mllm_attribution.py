@@ -16,10 +16,10 @@ from captum_mllm.explain.answer_stream import AnswerStream
 from captum_mllm.explain.batch import attribute_batch
 from captum_mllm.explain.explanation import check_input, explain
 from captum_mllm.explain.fitting import ImageTokens, fit_to_context
+from captum_mllm.explain.intervention import WhatIf, what_if
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.selection import Selection
 from captum_mllm.explain.stream import stream_answer
-from captum_mllm.explain.what_if import WhatIf, what_if
 from captum_mllm.models.answers import generation_options
 from captum_mllm.models.decoding import answer_prompts, given_answer
 from captum_mllm.models.inputs import ImageTextInput

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_mllm import MLLM, AttendedLens, ImageTextInput, MLLMAttribution, MLLMAttributionResult
 from captum_mllm.demo import demo_image
-from captum_mllm.explain.what_if import (
+from captum_mllm.explain.intervention import (
     WhatIf,
     explained_region,
     filled,
