@@ -85,7 +85,6 @@ def test_signals_and_reasons_are_saved(result: MLLMAttributionResult, tmp_path: 
         assert found.reasons is not None and again.reasons is not None
         assert again.reasons.parts([2]) == found.reasons.parts([2])
         assert again.reasons.exact == (mode == "exact")
-        whole = math.log(float(found.output_probs[2]) * 68)
         vocabulary = explainer.forward_func.vocabulary.size
         whole = math.log(float(found.output_probs[2]) * vocabulary)
         assert sum(found.reasons.parts([2]).values()) == pytest.approx(whole, abs=1e-4)
