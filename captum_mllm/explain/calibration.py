@@ -17,7 +17,7 @@ from captum_mllm.explain.signals import SIGNALS
 _FORMAT = "captum_mllm calibration 1"
 # Weight of the squared weights of standardised signals, per example: it keeps few data from
 # making a signal decisive, and a separable set from infinite weights.
-_RIDGE = 1e-2
+_RIDGE = 1e-3
 _STEPS = 50
 
 

@@ -92,7 +92,7 @@ class WhatIf:
 
     @property
     def changed(self) -> bool:
-        """Whether the model says another word in the place of one that was asked for."""
+        """Whether the model says another word instead of one that was asked for."""
         return any(self.words[index].changed for index in self.selected)
 
     @property
@@ -142,8 +142,8 @@ def what_if(
             but let no token look at the image tokens in the region. Default: "fill"
         inp (ImageTextInput, optional): the input of a result that was loaded from a file.
             Default: None, that of the result
-        margin (float): by how much the region grows on each side, in cells of the map, since what
-            lies at the rim of an object still shows its shape. Default: 1.0
+        margin (float): by how much the region grows on each side, in cells of the map, since the
+            rim of an object still shows its shape. Default: 1.0
         answer (bool): also let the model answer anew. Default: True
         seed (int): of the place of the other region. Default: 0
         image (int, optional): which image of the prompt, where several are explained.
@@ -182,7 +182,7 @@ def what_if(
     said = ""
     if answer and by != "knockout":
         hidden = tuple(each[1:2] for each in shown)
-        ids = find_answer(mllm.backbone, hidden, query, None, {})
+        ids = find_answer(mllm.backbone, hidden, replace(query, answer_ids=()), None, {})
         said = mllm.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
     chosen = [index for index, word in enumerate(words) if set(word) & set(tokens)]
     return WhatIf(
