@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from captum.attr import Attribution
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.attr.text_attribution import text_attribution
 from captum_mllm.attr.token_maps import token_attribution, token_maps
-from captum_mllm.explain.estimate import check_reasons, find_reasons
+from captum_mllm.explain.estimate import Mode, find_reasons
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.result_parts import ScaleResult
 from captum_mllm.explain.signals import token_signals
@@ -41,7 +41,7 @@ def explain(
     show_progress: bool = False,
     segments: SegmentsLike | Sequence[SegmentsLike] | None = None,
     words: str | None = None,
-    reasons: Literal["exact", "estimate"] | None = None,
+    reasons: Mode | None = None,
     diagnosis: bool = False,
     **kwargs: Any,
 ) -> MLLMAttributionResult:
@@ -55,7 +55,6 @@ def explain(
         top_predictions (int): as for :meth:`MLLMAttribution.attribute`, like all that follow.
     """
     mllm: MLLM = method.forward_func
-    check_reasons(reasons)
     with mllm.remember():
         features = find_features(method, images, segments, words)
         weights = None

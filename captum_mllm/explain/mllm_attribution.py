@@ -14,6 +14,7 @@ from captum_mllm.attr.base import check_attribution
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.explain.answer_stream import AnswerStream
 from captum_mllm.explain.batch import attribute_batch
+from captum_mllm.explain.estimate import Mode, check_reasons
 from captum_mllm.explain.explanation import check_input, explain
 from captum_mllm.explain.fitting import ImageTokens, fit_to_context
 from captum_mllm.explain.intervention import WhatIf, what_if
@@ -80,7 +81,7 @@ class MLLMAttribution(Attribution):
         segments: SegmentsLike | Sequence[SegmentsLike] | None = None,
         words: Literal["prompt", "earlier"] | None = None,
         max_image_tokens: ImageTokens | None = None,
-        reasons: Literal["exact", "estimate"] | None = None,
+        reasons: Mode | None = None,
         diagnosis: bool = False,
         **kwargs: Any,
     ) -> MLLMAttributionResult:
@@ -150,6 +151,7 @@ class MLLMAttribution(Attribution):
                 has, or arguments that clash or that the method refuses.
         """
         check_input(inp, gen_args, top_predictions)
+        check_reasons(reasons)
         mllm: MLLM = self.forward_func
         # The states by which the model says an answer of its own are those of a pass with it.
         with mllm.remember():
@@ -186,6 +188,8 @@ class MLLMAttribution(Attribution):
         top_predictions: int = 5,
         gen_args: dict[str, Any] | None = None,
         max_image_tokens: ImageTokens | None = None,
+        reasons: Mode | None = None,
+        diagnosis: bool = False,
         **kwargs: Any,
     ) -> list[MLLMAttributionResult]:
         r"""
@@ -207,6 +211,8 @@ class MLLMAttribution(Attribution):
             gen_args (dict, optional): as in :meth:`attribute`, for all of them. Default: None
             max_image_tokens (int or "context", optional): as in :meth:`attribute`; scales are
                 lowered to fit all inputs. Default: None
+            reasons (str, optional): as in :meth:`attribute`, in turn. Default: None
+            diagnosis (bool): as in :meth:`attribute`, in turn. Default: False
             **kwargs (Any): passed on to the attribution method.
 
         Returns:
@@ -233,6 +239,7 @@ class MLLMAttribution(Attribution):
             raise TypeError("got one ImageTextInput, expected a list of them; see attribute()")
         for inp in inputs:
             check_input(inp, gen_args, top_predictions)
+        check_reasons(reasons)
         return attribute_batch(
             self.attribution_method,
             inputs,
@@ -242,6 +249,8 @@ class MLLMAttribution(Attribution):
             generation_options(gen_args),
             max_image_tokens,
             kwargs,
+            reasons,
+            diagnosis,
         )
 
     def what_if(self, result: MLLMAttributionResult, remove: Selection, **options: Any) -> WhatIf:
