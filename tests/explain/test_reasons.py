@@ -127,8 +127,8 @@ def test_a_blank_image_still_tells_how_bright_it_is() -> None:
     scene = Scene((SceneObject("star", "pink", x=0.5, y=0.5, radius=0.2),), "dark")
     inp = ImageTextInput(Image.fromarray(render(scene).image), "Describe the image.")
     image, query = mllm.prepare(inp, target="there is a pink star on a dark background .")
-    hidden = exact_reasons(mllm, (image,), query).parts([6])["image"]
-    blank = exact_reasons(mllm, (image,), query, absent_image="mean").parts([6])["image"]
+    hidden = exact_reasons(mllm, (image,), query).parts([7])["image"]
+    blank = exact_reasons(mllm, (image,), query, absent_image="mean").parts([7])["image"]
     assert hidden > blank + 2
 
 
