@@ -372,7 +372,8 @@ def test_a_bar_shows_the_progress(method: Any, capsys: pytest.CaptureFixture[str
     MLLMAttribution(method(mllm)).attribute(
         question(), target="a cat", segments=(1, 2), show_progress=True, **arguments
     )
-    assert capsys.readouterr().err.count("100%") == 1
+    # One bar, however often a slow machine draws it.
+    assert capsys.readouterr().err.count("\n") == 1
     MLLMAttribution(method(mllm)).attribute(
         question(), target="a cat", segments=(1, 2), **arguments
     )
