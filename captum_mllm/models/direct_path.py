@@ -25,7 +25,7 @@ class DirectParts(NamedTuple):
 
     Args:
         tokens (Tensor): what the attention of all layers takes from each of n states, (R, b, n).
-        embedding (Tensor): what stands at the row before the first layer, (R,).
+        embedding (Tensor): what is at the row before the first layer, (R,).
         mlp (Tensor): what the layers compute of the row's own state, (R,).
         rest (Tensor): biases, layers that mix tokens without softmax attention, and what the model
             adds between layers, (R,).
