@@ -202,7 +202,7 @@ class _Explainer:
                 return self.explainer.attribute_batch(
                     [inp for _, inp, _ in inputs], targets, gen_args=generation, **self.arguments
                 )
-            except ValueError:
+            except (ValueError, FloatingPointError):
                 # One of them cannot be explained, or not together with the others.
                 return [self._explain([each])[0] for each in inputs]
         ((sample, inp, target),) = inputs
@@ -210,7 +210,7 @@ class _Explainer:
             return [
                 self.explainer.attribute(inp, target=target, gen_args=generation, **self.arguments)
             ]
-        except ValueError as error:
+        except (ValueError, FloatingPointError) as error:
             return [sample.error(str(error))]
 
     def _write(self, sample: Sample, result: MLLMAttributionResult) -> Explained:
