@@ -24,7 +24,7 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
-from captum_mllm.attr import AttendedLens, AttentionMaps, TokenCam
+from captum_mllm.attr import AttendedLens, AttentionMaps, LogitDecomposition, TokenCam
 from captum_mllm.attr.context_suppression import suppress_together
 from captum_mllm.attr.features import for_each_image
 from captum_mllm.attr.image_shares import image_shares, image_units
@@ -86,6 +86,7 @@ TOKEN_ROWS: dict[str, Callable[[MLLM], Attribution]] = {
     "AttendedLens": AttendedLens,
     "TokenCam": TokenCam,
     "AttentionMaps": AttentionMaps,
+    "LogitDecomposition": LogitDecomposition,
     "AttentionMaps, gradient": lambda mllm: AttentionMaps(mllm, mode="gradient"),
     "TAM": lambda mllm: TAM(LogitLens(mllm), filter_size=None),
     "ARC(MSEA(AttendedLens))": lambda mllm: ARC(MSEA(AttendedLens(mllm), scales=(1.0, 1.5))),
