@@ -91,7 +91,9 @@ def process(
     """
     recorder = _Recorder(processor.image_processor, options)
     processor = _with_image_processor(processor, recorder)
-    images = [list(row) for row in rows]
+    images: Any = [list(row) for row in rows]
+    if _takes_pages(processor):
+        images = [image for row in rows for image in row]
     output = dict(
         processor(
             images=images,
@@ -109,7 +111,11 @@ def process(
             "`padding` and `max_length` out of the arguments that it is loaded with"
         )
     replacements = output.pop("text_replacement_offsets", None)
-    if not replacements or len(replacements[0]) != len(options):
+    own = output["input_ids"][0] == image_token_id
+    if replacements is None and int(own.sum()) == len(options):
+        # Where images are seen by cross-attention nothing is put there.
+        replacements = [[]]
+    elif not replacements or len(replacements[0]) != len(options):
         raise RuntimeError(
             f"{type(processor).__name__} does not tell what it puts instead of each "
             "placeholder (`return_text_replacement_offsets`), which is needed to find the tokens "
@@ -122,6 +128,8 @@ def process(
     }
     ids = inputs["input_ids"][0]
     image = torch.full_like(ids, -1)
+    if not replacements[0]:
+        image[own] = torch.arange(len(options))
     start, end = offsets[offsets[:, 0] < offsets[:, 1]].unbind(1)
     seen = int(start.amin()), int(end.amax())
     shift, length = torch.zeros_like(offsets), 0
@@ -134,7 +142,7 @@ def process(
         length += grown
         offsets[inside] = start
     offsets = offsets - shift
-    written = _written(processor, prompt, images[0])
+    written = prompt if _takes_pages(processor) else _written(processor, prompt, list(rows[0]))
     _warn_of_cut_text(written, seen, len(written) + length)
     if written != prompt:
         offsets = _in_prompt(prompt, written)[offsets]
@@ -159,6 +167,11 @@ def _with_image_processor(processor: Any, image_processor: Any) -> Any:
     copied.__dict__.update(processor.__dict__)
     copied.image_processor = image_processor
     return copied
+
+
+def _takes_pages(processor: Any) -> bool:
+    """Whether lists of images are the pages of one document (GOT-OCR), and no rows of a batch."""
+    return hasattr(processor, "multi_page")
 
 
 def _written(processor: Any, prompt: str, images: list[Image.Image]) -> str:
