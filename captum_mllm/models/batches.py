@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.encoding import CROSS_MASK, Encoding
+from captum_mllm.models.processing import image_axis
 from captum_mllm.models.query import Prompt
 from captum_mllm.models.states import States, gather_states
 
@@ -45,16 +46,17 @@ def join(
         fills |= encodings[0].fills
     joined = {}
     for name in encodings[0].inputs:
+        images = image_axis(name, encodings[0].inputs)
         parts = [encoding.inputs[name] for encoding in encodings]
         if name in fills:
             axis = 1 if name == CROSS_MASK else -1
             parts = [_pad(part, longest, fills[name], side, axis) for part in parts]
-        elif len({part.shape[1:] for part in parts}) > 1:
+        elif images == 0 and len({part.shape[1:] for part in parts}) > 1:
             raise ValueError(
                 f"the prompts have {name} of shapes {[tuple(part.shape) for part in parts]}, which "
                 "do not go into one batch; explain them one at a time"
             )
-        joined[name] = torch.cat(parts, dim=1 if name == POSITIONS else 0)
+        joined[name] = torch.cat(parts, dim=1 if name == POSITIONS else images)
     return joined
 
 

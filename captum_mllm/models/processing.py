@@ -61,7 +61,12 @@ class _Recorder:
                 self.image_processor([[image]] if nested else [image], **{**kwargs, **options})
                 for image, options in zip(flat, cycle(self.options))
             ]
-            made = BatchFeature({name: _join([part[name] for part in parts]) for name in parts[0]})
+            made = BatchFeature(
+                {
+                    name: _join([part[name] for part in parts], image_axis(name, parts[0]))
+                    for name in parts[0]
+                }
+            )
         self.output = {name: made[name] for name in made if name != "pixel_values"}
         return made
 
@@ -201,13 +206,21 @@ def _n_common(one: str, other: str) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _join(parts: list[Any]) -> Any:
+def image_axis(name: str, inputs: Any) -> int:
+    r"""The dimension in which an input has its images one after the other.
+
+    MiniCPM-V lays the patches of all images of a batch beside each other.
+    """
+    return -1 if name == "pixel_values" and "target_sizes" in inputs else 0
+
+
+def _join(parts: list[Any], axis: int) -> Any:
     if not isinstance(parts[0], Tensor):
         return [item for part in parts for item in part]
-    if len({part.shape[1:] for part in parts}) > 1:
+    if axis == 0 and len({part.shape[1:] for part in parts}) > 1:
         raise ValueError(
             f"the image processor makes inputs of shapes {[tuple(part.shape) for part in parts]} "
             "of the images at their scales, which do not fit together; explain this prompt at "
             "scale 1 alone"
         )
-    return torch.cat(parts)
+    return torch.cat(parts, dim=axis)

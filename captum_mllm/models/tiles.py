@@ -276,22 +276,33 @@ class CrossTiles(PaddedTiles):
         return {}
 
     def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
-        patches = self.vision.image_size // self.vision.patch_size
         rows, columns = self._arrangement(size, inputs, index)
-        height, width = self._canvas(size, (rows, columns))
-        down, across = height / rows, width / columns
-        starts = [(row * down, column * across) for row in range(rows) for column in range(columns)]
-        pieces = [Piece(patches, patches, (x, y, x + across, y + down)) for y, x in starts]
+        canvas = self._canvas(size, (rows, columns))
+        down, across = (
+            length / count / self._patches for length, count in zip(canvas, (rows, columns))
+        )
+        # Patches of padding are left out: beside a window there may be more of the image.
+        heights = [self._filled(size[0], row, down) for row in range(rows)]
+        widths = [self._filled(size[1], column, across) for column in range(columns)]
+        pieces = []
+        for row, tall in enumerate(heights):
+            for column, wide in enumerate(widths):
+                x, y = column * self._patches * across, row * self._patches * down
+                pieces.append(Piece(tall, wide, (x, y, x + wide * across, y + tall * down)))
         return Layout(size, tuple(pieces))
 
     def drawn(self, layout: Layout, n_tokens: int) -> Tensor:
         return torch.arange(layout.n_tokens)
 
     def positions(self, placeholders: Tensor, layout: Layout, index: int) -> Tensor:
+        patches, first = self._patches**2, index * self._most
         # Each tile has a class token first.
-        tile = layout.pieces[0].n_tokens + 1
-        places = torch.arange(len(layout.pieces) * tile).unflatten(0, (-1, tile))[:, 1:]
-        return places.flatten() + index * self._most * tile
+        grid = torch.arange(1, patches + 1).unflatten(0, (self._patches, -1))
+        found = [
+            grid[: piece.rows, : piece.columns].flatten() + (first + tile) * (patches + 1)
+            for tile, piece in enumerate(layout.pieces)
+        ]
+        return torch.cat(found)
 
     def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
         tile = self._tile
@@ -321,6 +332,16 @@ class CrossTiles(PaddedTiles):
             seen, counts, max_num_tiles=shown.shape[-1], length=ids.shape[1]
         )
         return torch.as_tensor(mask, device=ids.device)
+
+    @property
+    def _patches(self) -> int:
+        """Patches of a tile along a side."""
+        return self.vision.image_size // self.vision.patch_size
+
+    def _filled(self, length: int, tile: int, pitch: float) -> int:
+        """Patches of a tile along a side that show a part of the image, at least one."""
+        shown = math.ceil(length / pitch - tile * self._patches - 1e-6)
+        return min(max(shown, 1), self._patches)
 
     @property
     def _most(self) -> int:
