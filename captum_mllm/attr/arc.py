@@ -9,6 +9,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
+from captum_mllm.attr.base import check_image_tokens
 from captum_mllm.attr.context_suppression import ContextSuppression
 from captum_mllm.attr.functional import rank_biased_overlap
 from captum_mllm.attr.text_attribution import context_scores, explained_rows
@@ -153,6 +154,7 @@ class ARC(ContextSuppression):
     def refine(self, maps: Tensor, states: States, rows: Tensor, image: int = 0) -> Tensor:
         if not self.image_agreement:
             return maps
+        check_image_tokens(self.forward_func, "image_agreement")
         key = ("rankings of the image", self._length, image)
         if key not in states.of_prompt:
             ranked = self.forward_func.vocabulary.rankings(states.image[image][0], self._length)

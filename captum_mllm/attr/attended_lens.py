@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_mllm.attr.attention_maps import TEXT_RESIDUAL, AttentionMaps
-from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps
+from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps, check_image_tokens
 from captum_mllm.attr.logit_lens import LogitLens
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Prompt, Query
@@ -69,6 +69,7 @@ class AttendedLens(TokenAttribution):
         text_residual: float = TEXT_RESIDUAL,
     ) -> None:
         super().__init__(forward_func)
+        check_image_tokens(forward_func, self.get_name())
         self.lens = LogitLens(forward_func)
         self.attention = AttentionMaps(
             forward_func, mode="raw", layers=layers, relative=True, text_residual=text_residual

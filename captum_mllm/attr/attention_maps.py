@@ -36,6 +36,7 @@ from captum_mllm.models.states import gather_states
 from captum_mllm.models.towers import (
     Tower,
     attention_layers,
+    cross_layers,
     decoder_layers,
     pick_layers,
     vision_layers,
@@ -77,6 +78,9 @@ class AttentionMaps(TokenAttribution):
     chunks from queries and keys, so that memory grows linearly with the length of the sequence. The
     raw attention of the decoder is added up while the layers run, so that it takes hardly any.
     The model may be loaded with any attention implementation, which is put back.
+
+    Where the decoder looks at images by cross-attention (Llama 3.2 Vision), maps are the raw
+    attention of the layers that do, and text weights that of the others.
 
     Args:
         forward_func (MLLM): the multimodal model.
@@ -145,6 +149,10 @@ class AttentionMaps(TokenAttribution):
         self.text_residual = text_residual
         self.decoder_layers = decoder_layers(forward_func.model)
         attentive = attention_layers(forward_func.model)
+        self.cross_layers = cross_layers(forward_func.model)
+        if self.cross_layers:
+            self._check_crossing(layers)
+            layers = None
         if layers is None and mode == "raw":
             self.decoder_layers = attentive
         elif layers is None and len(attentive) < len(self.decoder_layers):
@@ -186,7 +194,7 @@ class AttentionMaps(TokenAttribution):
                 "and not another; take mode='gradient', AttendedLens or LogitDecomposition"
             )
         with torch.no_grad():
-            rows = self._rows(images, query, target, self.vision_layers)
+            rows = self._rows(images, query, target, self.vision_layers, self._raw)
             encoding = rows.encoding
             maps = []
             for part, index in zip(rows.tokens, query.explained, strict=True):
@@ -215,7 +223,7 @@ class AttentionMaps(TokenAttribution):
         """
         query = only_query(additional_forward_args)
         images = format_tensor_into_tuples(inputs)
-        rows = self._rows(images, query, None, [])
+        rows = self._rows(images, query, None, [], self._raw_of_text)
         weights = rows.weights
         if self.mode == "raw" and self.text_residual:
             weights = weights + self.text_residual * predicting_rows(rows.encoding, query, None)
@@ -237,12 +245,45 @@ class AttentionMaps(TokenAttribution):
 
     @property
     def _raw(self) -> RawAttention:
+        """The attention to images."""
+        if not self.cross_layers:
+            return self._raw_of_text
         return RawAttention(
-            self.forward_func, self.decoder_layers, self._fuse, name=self.head_fusion
+            self.forward_func, self.cross_layers, self._fuse, self.head_fusion, crosses=True
         )
 
+    @property
+    def _raw_of_text(self) -> RawAttention:
+        return RawAttention(self.forward_func, self.decoder_layers, self._fuse, self.head_fusion)
+
+    def _check_crossing(self, layers: Sequence[int] | None) -> None:
+        """Refuse what is not defined by cross-attention alone, and pick the layers."""
+        every = self.decoder_layers
+        kind = self.forward_func.model.config.model_type
+        if self.mode != "raw" or self.tower == "vision":
+            raise ValueError(
+                f"mode={self.mode!r} with tower={self.tower!r} follows weights through layers that "
+                f"attend to image tokens, but the decoder of a {kind!r} looks at images by "
+                "cross-attention alone; use mode='raw' and tower='decoder'"
+            )
+        if layers is None:
+            return
+        picked = pick_layers(every, layers, "language model")
+        if not all(layer in self.cross_layers for layer in picked):
+            known = [every.index(layer) for layer in self.cross_layers]
+            raise ValueError(
+                f"layers={list(layers)}, expected some of {known}, the layers of a {kind!r} that "
+                "look at the image by cross-attention"
+            )
+        self.cross_layers = picked
+
     def _rows(
-        self, images: tuple[Tensor, ...], query: Query, target: Any, vision: Sequence[nn.Module]
+        self,
+        images: tuple[Tensor, ...],
+        query: Query,
+        target: Any,
+        vision: Sequence[nn.Module],
+        raw: RawAttention,
     ) -> AttentionRows:
         """What the rows that predict attend to."""
         check_inference_mode(self)
@@ -250,7 +291,7 @@ class AttentionMaps(TokenAttribution):
         if target is None:
             check_one_example(len(images[0]))
         if self.mode == "raw" and not vision:
-            return self._raw.of_prompt((images, query), target)
+            return raw.of_prompt((images, query), target)
         return self._roll_out(images, query, target, vision)
 
     def _roll_out(

@@ -14,7 +14,7 @@ from captum_mllm.models.attentions import Attention, Fusion, has_softmax_attenti
 from captum_mllm.models.backbone import last_states
 from captum_mllm.models.batches import join, split_states
 from captum_mllm.models.encoding import Encoding
-from captum_mllm.models.image_tokens import ImageTokens, decoder_tokens
+from captum_mllm.models.image_tokens import ImageTokens, cross_tokens, decoder_tokens
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Prompt, Query, split_target
@@ -71,14 +71,21 @@ class RawAttention:
         layers (Sequence[nn.Module]): the layers of the language model that count.
         fuse (Callable): from the attention of all heads, (b, H, m, n), to (b, m, n).
         name (Hashable): tells the fusion apart from others.
+        crosses (bool): whether the layers look at images by cross-attention. Default: False
     """
 
     def __init__(
-        self, mllm: MLLM, layers: Sequence[nn.Module], fuse: Fusion, name: Hashable
+        self,
+        mllm: MLLM,
+        layers: Sequence[nn.Module],
+        fuse: Fusion,
+        name: Hashable,
+        crosses: bool = False,
     ) -> None:
         self.mllm = mllm
         self.layers = layers
         self.fuse = fuse
+        self.crosses = crosses
         self._name = (RawAttention, name, tuple(map(id, layers)))
 
     def of_prompt(self, prompt: Prompt, target: Any = None) -> AttentionRows:
@@ -124,15 +131,15 @@ class RawAttention:
         for encoding, (_, query) in zip(encodings, prompts):
             start = predicting_rows(encoding, query, target).to(dtype)
             starts.append(start.unflatten(1, encoding.inputs["input_ids"].shape))
-        totals = [torch.zeros_like(start) for start in starts]
+        totals: list[Tensor | float] = [0.0 for _ in starts]
 
         def add(call: Attention) -> None:
             first = 0
-            for start, total in zip(starts, totals):
+            for index, start in enumerate(starts):
                 # Each by itself, for its rows lie elsewhere than those of the others.
                 _, count, length = start.shape
-                own = call.part(slice(first, first + count), length)
-                total += own.pass_down(start, self.fuse)
+                own = call.part(slice(first, first + count), length, self.crosses)
+                totals[index] = totals[index] + own.pass_down(start, self.fuse)
                 first += count
 
         inputs = join(encodings, mllm.tokenizer, "right")
@@ -140,8 +147,15 @@ class RawAttention:
             hidden = last_states(mllm.model, inputs)
         found = []
         for total, encoding, (_, query) in zip(totals, encodings, prompts):
-            weights: Tensor = total.flatten(1) / len(self.layers)
-            found.append(AttentionRows(encoding, weights, decoder_tokens(encoding, query)))
+            weights = torch.as_tensor(total) / len(self.layers)
+            tokens = (
+                cross_tokens(encoding, query, weights.shape[-1])
+                if self.crosses
+                else ()
+                if encoding.crosses
+                else decoder_tokens(encoding, query)
+            )
+            found.append(AttentionRows(encoding, weights.flatten(1), tokens))
         if mllm.remembers:
             all_states = split_states(hidden, encodings, prompts)
             for prompt, rows, states in zip(prompts, found, all_states):

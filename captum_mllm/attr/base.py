@@ -275,6 +275,25 @@ def multimodal_model(forward_func: Any) -> MLLM:
     return forward_func
 
 
+def check_image_tokens(mllm: MLLM, what: str) -> None:
+    r"""Refuse a model whose decoder has no image tokens.
+
+    Args:
+        mllm (MLLM): the model.
+        what (str): what reads their states.
+
+    Raises:
+        ValueError: which names what to use instead.
+    """
+    if mllm.geometry.crosses:
+        raise ValueError(
+            f"{what} reads the states of image tokens, but the decoder of a "
+            f"{mllm.model.config.model_type!r} has none: it looks at images by cross-attention. "
+            "Use AttentionMaps(mllm, mode='raw'), which shows that attention, or a gradient or "
+            "perturbation method of Captum, such as Saliency(mllm) or Occlusion(mllm)"
+        )
+
+
 def check_attribution(method: Any) -> Attribution:
     r"""An attribution method, checked to explain a multimodal model.
 

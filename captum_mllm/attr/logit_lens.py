@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from captum_mllm._captum import format_tensor_into_tuples
-from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps, only_query
+from captum_mllm.attr.base import (
+    Target,
+    TokenAttribution,
+    TokenMaps,
+    check_image_tokens,
+    only_query,
+)
 from captum_mllm.attr.text_attribution import context_scores, explained_rows
 from captum_mllm.models.batches import make_passes
 from captum_mllm.models.contrasts import alternatives
@@ -66,6 +72,7 @@ class LogitLens(TokenAttribution):
 
     def __init__(self, forward_func: MLLM, layer: int | None = None) -> None:
         super().__init__(forward_func)
+        check_image_tokens(forward_func, self.get_name())
         if layer is not None:
             if isinstance(layer, bool) or not isinstance(layer, int):
                 raise TypeError(f"got layer={layer!r}, expected the index of a layer")

@@ -14,6 +14,7 @@ from captum_mllm.attr.base import (
     Target,
     TokenAttribution,
     TokenMaps,
+    check_image_tokens,
     check_inference_mode,
     multimodal_model,
     target_logits,
@@ -114,6 +115,7 @@ class TokenCam(TokenAttribution, LayerAttribution):
         tower: Tower = "vision",
     ) -> None:
         mllm = multimodal_model(forward_func)
+        check_image_tokens(mllm, self.get_name())
         known = get_args(Variant)
         if variant not in known:
             expected = ", ".join(map(repr, known))

@@ -63,11 +63,13 @@ class Attention:
         states = {name: getattr(self, name).detach() for name in ("query", "key", "value")}
         return replace(self, **states)
 
-    def part(self, sequences: slice, length: int) -> Attention:
-        """That of some of the sequences, up to a length, in a pass where no token looks ahead."""
-        states = {
-            name: getattr(self, name)[sequences, :, :length] for name in ("query", "key", "value")
-        }
+    def part(self, sequences: slice, length: int, crosses: bool = False) -> Attention:
+        """That of some of the sequences, up to a length, in a pass where no token looks ahead;
+        ``crosses`` where the keys are others than the tokens."""
+        ends = dict.fromkeys(("query", "key", "value"), length)
+        if crosses:
+            ends |= dict.fromkeys(("key", "value"), self.key.shape[2])
+        states = {name: getattr(self, name)[sequences, :, :end] for name, end in ends.items()}
         mask = self.mask
         if mask is not None and len(mask) > 1:
             mask = mask[sequences]
@@ -143,10 +145,10 @@ class Attention:
         Returns:
             Tensor: :math:`w A`, shape (R, b, n), on the device of ``weights``.
         """
-        batch, heads, length = self.query.shape[:3]
+        batch, heads, length = self.key.shape[0], self.query.shape[1], self.key.shape[2]
         device = weights.device
         weights = weights.to(self.query.device)
-        passed = torch.zeros_like(weights)
+        passed = weights.new_zeros((*weights.shape[:2], length))
         rows = weights.flatten(0, 1).any(0).nonzero()[:, 0]
         for chunk in rows.split(max(CHUNK // (batch * heads * length), 1)):
             attention = self.weights(chunk)

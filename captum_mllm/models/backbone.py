@@ -156,11 +156,19 @@ class Backbone(PassMemory):
         self.model: Any = model
         self.processor = processor
         self.family = family
-        self.geometry = family.make_geometry(model.config, processor)
         self.image_token_id: int = model.config.image_token_id
         self._tokens = TokenCache()
         self._checked_options = ""
-        self._check_options()
+        try:
+            self.geometry = family.make_geometry(model.config, processor)
+            self._check_options()
+        except (AttributeError, LookupError, TypeError, ZeroDivisionError) as error:
+            raise ValueError(
+                f"the geometry {family.geometry.__name__} does not fit a "
+                f"{model.config.model_type!r} and its {type(processor).__name__} "
+                f"({type(error).__name__}: {error}); MLLM(model, processor, geometry='probe') "
+                "finds the one that does"
+            ) from error
 
     @property
     def device(self) -> torch.device:
@@ -310,6 +318,19 @@ class Backbone(PassMemory):
         known = {name: value for name, value in inputs.items() if "pixel" not in name}
         positions: Tensor = count(**known)[0]
         return positions
+
+
+def logits_at(model: Any, inputs: dict[str, Tensor], rows: Tensor) -> Tensor:
+    r"""Logits of a pass at some positions, (B, rows, V).
+
+    Args:
+        model (PreTrainedModel): the model.
+        inputs (dict[str, Tensor]): its inputs.
+        rows (Tensor): the positions.
+    """
+    logits: Tensor = model(**inputs, logits_to_keep=rows, use_cache=False).logits
+    # Some models (MiniCPM-V) give those of every token, whatever is asked.
+    return logits if logits.shape[1] == len(rows) else logits[:, rows.to(logits.device)]
 
 
 def last_states(model: Any, inputs: dict[str, Tensor]) -> Tensor:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mllm.models.backbone import Backbone
-from captum_mllm.models.encoding import Encoding
+from captum_mllm.models.encoding import CROSS_MASK, Encoding
+from captum_mllm.models.processing import image_axis
 from captum_mllm.models.query import Prompt
 from captum_mllm.models.states import States, gather_states
 
@@ -40,21 +40,23 @@ def join(
         return dict(encodings[0].inputs)
     longest = max(lengths(encodings))
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    fills = dict.fromkeys((*PER_TOKEN, POSITIONS), 0)
+    fills = dict.fromkeys((*PER_TOKEN, POSITIONS, CROSS_MASK), 0)
     fills["input_ids"] = next(token for token in ids if token is not None)
     if side == "right":
         fills |= encodings[0].fills
     joined = {}
     for name in encodings[0].inputs:
+        images = image_axis(name, encodings[0].inputs)
         parts = [encoding.inputs[name] for encoding in encodings]
         if name in fills:
-            parts = [_pad(part, longest - part.shape[-1], fills[name], side) for part in parts]
-        elif len({part.shape[1:] for part in parts}) > 1:
+            axis = 1 if name == CROSS_MASK else -1
+            parts = [_pad(part, longest, fills[name], side, axis) for part in parts]
+        elif images == 0 and len({part.shape[1:] for part in parts}) > 1:
             raise ValueError(
                 f"the prompts have {name} of shapes {[tuple(part.shape) for part in parts]}, which "
                 "do not go into one batch; explain them one at a time"
             )
-        joined[name] = torch.cat(parts, dim=1 if name == POSITIONS else 0)
+        joined[name] = torch.cat(parts, dim=1 if name == POSITIONS else images)
     return joined
 
 
@@ -63,8 +65,11 @@ def lengths(encodings: Sequence[Encoding]) -> list[int]:
     return [encoding.inputs["input_ids"].shape[1] for encoding in encodings]
 
 
-def _pad(rows: Tensor, count: int, fill: int, side: str) -> Tensor:
-    return F.pad(rows, (count, 0) if side == "left" else (0, count), value=fill)
+def _pad(rows: Tensor, length: int, fill: int, side: str, axis: int) -> Tensor:
+    shape = list(rows.shape)
+    shape[axis] = length - shape[axis]
+    padding = rows.new_full(shape, fill)
+    return torch.cat([padding, rows] if side == "left" else [rows, padding], dim=axis)
 
 
 def split_states(

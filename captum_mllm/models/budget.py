@@ -244,7 +244,8 @@ def _n_text(mllm: MLLM, query: Query) -> int:
     encoding = mllm.backbone.encode(
         tuple(_blank(mllm, size) for size in small), _at(query, small), False
     )
-    n_image = sum(len(encoding.image_positions[index]) for index in query.explained)
+    own = [] if encoding.crosses else query.explained
+    n_image = sum(len(encoding.image_positions[index]) for index in own)
     return encoding.inputs["input_ids"].shape[1] - n_image
 
 

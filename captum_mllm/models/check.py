@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mllm.models.attentions import has_softmax_attention
-from captum_mllm.models.backbone import Backbone
+from captum_mllm.models.backbone import Backbone, logits_at
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.layout import size_of
@@ -20,7 +20,7 @@ from captum_mllm.models.locate import locate
 from captum_mllm.models.parity import check_parity, noise
 from captum_mllm.models.prompt import open_query
 from captum_mllm.models.query import Query
-from captum_mllm.models.towers import attention_layers, decoder_layers
+from captum_mllm.models.towers import attention_layers, cross_layers, decoder_layers
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 QUESTION = "Describe the image."
@@ -168,6 +168,12 @@ def _check_tokens(backbone: Backbone, image: Tensor, query: Query) -> str:
 def _check_options(backbone: Backbone) -> str:
     backbone.geometry.verify_options()
     check_parity(backbone.processor, backbone.geometry, backbone.image_token_id)
+    frozen = backbone.geometry.frozen()
+    if frozen:
+        raise _Wrong(
+            f"the image processor has {frozen}, which freezes the scale: images of every size get "
+            "the same number of tokens. Remove one of the limits, or set them apart"
+        )
     return f"{type(backbone.geometry.image_processor).__name__}, size={backbone.geometry.size}"
 
 
@@ -255,6 +261,12 @@ def _check_attention(backbone: Backbone) -> str:
         raise _Absent("the model's attention is not a softmax; attention methods are refused")
     layers, attentive = decoder_layers(backbone.model), attention_layers(backbone.model)
     count = len(layers)
+    crossing = [layers.index(layer) for layer in cross_layers(backbone.model)]
+    if crossing:
+        raise _Absent(
+            f"layers {crossing} of {count} look at the image by cross-attention, so there is no "
+            "lens and no rollout; AttentionMaps(mllm, mode='raw') shows what they look at"
+        )
     if len(attentive) < count:
         kept = [layers.index(layer) for layer in attentive]
         raise _Absent(
@@ -268,7 +280,7 @@ def _logits(backbone: Backbone, image: Tensor, query: Query) -> Tensor:
     encoding = backbone.encode((image,), query)
     with backbone.evaluating(encoding):
         rows = encoding.explained_rows(query)
-        found = backbone.model(**encoding.inputs, logits_to_keep=rows, use_cache=False).logits
+        found = logits_at(backbone.model, encoding.inputs, rows)
     return found[0]
 
 

@@ -19,6 +19,9 @@ from captum_mllm.models.pixels import saturate, to_pil
 from captum_mllm.models.processing import Processed, process
 from captum_mllm.models.query import Query
 
+# Which tiles each token sees by cross-attention, (rows, tokens, images, tiles).
+CROSS_MASK = "cross_attention_mask"
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -30,7 +33,8 @@ class Encoding:
     Args:
         inputs (dict[str, Tensor]): keyword arguments of the model.
         windows (int): rows of each image.
-        image_positions (tuple[Tensor, ...]): positions of each image's tokens.
+        image_positions (tuple[Tensor, ...]): positions of each image's tokens; where the decoder
+            looks at images by cross-attention, of their states among those that it looks at.
         layouts (tuple[Layout, ...]): layout of each image, over all its windows.
         text_positions (Tensor): positions of the tokens of the prompt, shape (P,). Each has a
             token before it, by which it is predicted.
@@ -39,6 +43,8 @@ class Encoding:
             :class:`Query`. Default: None
         fills (dict[str, int]): what inputs that have a value for each token have for what follows
             the prompt. Default: {}
+        crosses (bool): whether the decoder looks at images by cross-attention, so that it has no
+            image tokens. Default: False
     """
 
     inputs: dict[str, Tensor]
@@ -49,6 +55,7 @@ class Encoding:
     answer_rows: Tensor
     word_embeddings: Tensor | None = None
     fills: dict[str, int] = field(default_factory=dict)
+    crosses: bool = False
 
     @property
     def earlier_positions(self) -> Tensor:
@@ -182,7 +189,8 @@ def encode(
         if len(box) == 1:
             geometry.check_scale(size_of(image), native, layout)
     positions = [
-        found[geometry.drawn(layout, len(found))] for found, layout in zip(positions, layouts)
+        geometry.positions(found, layout, index)
+        for index, (found, layout) in enumerate(zip(positions, layouts))
     ]
     if cache is not None:
         inputs["pixel_values"] = _pixel_values(cut, layouts, geometry, inputs["pixel_values"])
@@ -201,6 +209,7 @@ def encode(
         answer_rows=torch.arange(length - 1, length - 1 + n_answer, device=device),
         word_embeddings=query.word_embeddings,
         fills=geometry.answer_fills,
+        crosses=geometry.crosses,
     )
 
 
@@ -277,6 +286,11 @@ def _append(
         if name in extended:
             tail = torch.full_like(answer, fill, dtype=extended[name].dtype)
             extended[name] = torch.cat([extended[name], tail], dim=1)
+    seen = extended.get(CROSS_MASK)
+    if seen is not None:
+        # The answer sees what the end of the prompt sees.
+        tail = seen[:, -1:].expand(-1, answer.shape[1], -1, -1)
+        extended[CROSS_MASK] = torch.cat([seen, tail], dim=1)
     return extended
 
 

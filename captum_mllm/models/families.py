@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from captum_mllm.models.geometry import Geometry
-from captum_mllm.models.grids import NativeGrid, NewlineGrid, PooledGrid, RowGrid
+from captum_mllm.models.grids import NativeGrid, NewlineGrid, PaddedGrid, PooledGrid, RowGrid
+from captum_mllm.models.slices import Slices, ThumbnailTiles
 from captum_mllm.models.squares import FixedSquare, PaddedSquare
-from captum_mllm.models.tiles import PaddedTiles, SplitTiles, Tiles
+from captum_mllm.models.tiles import CrossTiles, PaddedTiles, SplitTiles, Tiles
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,14 @@ for _family in (
     Family("glm46v", NativeGrid, {"frames_count": True}, **_NATIVE),
     Family("glm_ocr", NativeGrid, {"frames_count": True}, **_NATIVE),
     Family("paddleocr_vl", NativeGrid, {"blocks": False}, merge=_MERGED),
+    Family("exaone4_5", NativeGrid, **_NATIVE),
+    Family("hyperclovax_vision_v2", NativeGrid, **_NATIVE),
+    Family("kimi_k25", PaddedGrid),
     Family("llava", RowGrid, vision_type="pixtral"),
     Family("mistral3", RowGrid, merge="spatial_merge_size"),
     Family("lighton_ocr", RowGrid, merge="spatial_merge_size"),
     Family("llava_next", NewlineGrid),
+    Family("llava_next_video", NewlineGrid),
     Family("llava_onevision", NewlineGrid),
     Family("gemma4", PooledGrid, capped=True),
     Family("llava", FixedSquare, vision_type="clip_vision_model", tower=True),
@@ -117,13 +122,18 @@ for _family in (
     Family("gemma3", FixedSquare),
     Family("paligemma", FixedSquare, answer_fills={"token_type_ids": 1}, prefix=True, capped=True),
     Family("deepseek_vl", PaddedSquare),
+    Family("janus", PaddedSquare),
     Family("internvl", Tiles, merge="downsample_ratio", tower=True),
+    Family("got_ocr2", Tiles),
     Family("aya_vision", Tiles, merge="downsample_factor"),
     Family("cohere2_vision", Tiles, {"exact": False}, merge="downsample_factor"),
     Family("ovis2", Tiles, {"exact": False, "whole_first": True}),
     Family("idefics3", SplitTiles, merge="scale_factor"),
     Family("smolvlm", SplitTiles, merge="scale_factor"),
     Family("llama4", PaddedTiles, {"exact": False}),
+    Family("minicpmv4_6", Slices),
+    Family("lfm2_vl", ThumbnailTiles),
+    Family("mllama", CrossTiles, {"exact": False}),
 ):
     register_family(_family)
 

@@ -30,6 +30,8 @@ class Geometry(ABC):
 
     # Values of the image processor's options without which tokens lie in another way.
     required: ClassVar[dict[str, tuple[Any, ...]]] = {"do_resize": (True,)}
+    # Whether the decoder looks at images by cross-attention, so that no token stands for them.
+    crosses: ClassVar[bool] = False
 
     def __init__(self, config: PretrainedConfig, processor: Any) -> None:
         self.config: Any = config
@@ -120,6 +122,11 @@ class Geometry(ABC):
         own = getattr(self.processor, "images_kwargs", {})
         return f"{self.image_processor.to_json_string()}{own}{before}"
 
+    def frozen(self) -> str | None:
+        """The options that give images of every size the same number of tokens; None if none do,
+        or if the encoder has no other number."""
+        return None
+
     def windows(self, size: Size, native: Size) -> list[Box]:
         """The boxes of the image that the model sees in a pass each; by default all of it."""
         return [(0, 0, size[1], size[0])]
@@ -154,6 +161,16 @@ class Geometry(ABC):
     def drawn(self, layout: Layout, n_tokens: int) -> Tensor:
         """Indices of the image tokens that lie on the image, (layout.n_tokens,); by default all."""
         return torch.arange(n_tokens)
+
+    def positions(self, placeholders: Tensor, layout: Layout, index: int) -> Tensor:
+        r"""Where the states of an image's tokens are among those that the decoder looks at.
+
+        Args:
+            placeholders (Tensor): positions of the image's placeholders in the prompt, (N,).
+            layout (Layout): the image's layout.
+            index (int): which image of the prompt.
+        """
+        return placeholders[self.drawn(layout, len(placeholders))]
 
     @abstractmethod
     def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:

@@ -1,4 +1,5 @@
-"""Encoders whose grid of tokens follows the image: NativeGrid, RowGrid, PooledGrid, NewlineGrid."""
+"""Encoders whose grid of tokens follows the image: NativeGrid, PaddedGrid, RowGrid, PooledGrid,
+NewlineGrid."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from captum_mllm.models.pixels import normalize, pad, pad_square, resize
 
 # How far a side of a grid may be from the one that was asked for: roundings differ by family.
 _SLACK = 0.1
+# Limits on pixels that are nearer to each other leave an image no size of its own.
+_FROZEN = 1.1
 # What Gemma 4 allows as `max_soft_tokens`.
 _BUDGETS = (70, 140, 280, 560, 1120)
 
@@ -59,6 +62,14 @@ class NativeGrid(Geometry):
                 )
 
         self._limits(1)
+
+    def frozen(self) -> str | None:
+        lowest, highest = self._limits(1)
+        if highest > _FROZEN * lowest:
+            return None
+        names = [name for name in ("min_pixels", "max_pixels") if self.option(name) is not None]
+        given = {name: self.option(name) for name in names} or self.size
+        return f"{given}, between {lowest} and {highest} pixels"
 
     def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
         if size == native:
@@ -115,6 +126,54 @@ class NativeGrid(Geometry):
         lowest = self.option("min_pixels") or size["shortest_edge"]
         highest = self.option("max_pixels") or size["longest_edge"]
         return max(round(lowest * zoom), 1), max(round(highest * zoom), self.cell**2)
+
+
+class PaddedGrid(NativeGrid):
+    """Such a grid of an image that is padded to whole tokens at its right and bottom: Kimi-VL."""
+
+    def __init__(self, config: Any, processor: Any) -> None:
+        super().__init__(config, processor, blocks=False)
+
+    @property
+    def merge(self) -> int:
+        return self.vision.merge_kernel_size[0]
+
+    def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
+        return {}
+
+    def check_scale(self, size: Size, native: Size, layout: Layout) -> None:
+        height, width = self._shown(size)
+        if size not in (native, (height, width)):
+            self._refuse_scale(f"{size[0]} x {size[1]}", f"an image of {height} x {width} pixels")
+
+    def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
+        _, rows, columns = (int(count) // self.merge for count in inputs["image_grid_thw"][index])
+        shown = self._shown(size)
+        right, bottom = (
+            length * count * self.cell / kept
+            for length, count, kept in zip(size[::-1], (columns, rows), shown[::-1])
+        )
+        return Layout(size, (Piece(rows, columns, (0, 0, right, bottom)),))
+
+    def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
+        patch, piece = self.vision.patch_size, layout.pieces[0]
+        canvas = (piece.rows * self.cell, piece.columns * self.cell)
+        shown = resize(images, self._shown(size_of(images)), self.option("resample"))
+        laid = normalize(pad(shown, canvas, (0, 0)), self.option)
+        patches = laid.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+    def _limits(self, zoom: float) -> tuple[int, int]:
+        return 1, self.option("max_patches") * self.vision.patch_size**2
+
+    def _shown(self, size: Size) -> Size:
+        """The image's height and width before it is padded."""
+        patch = self.vision.patch_size
+        longest = self.size["max_height"] * patch
+        patches = max(size[0] // patch, 1) * max(size[1] // patch, 1)
+        zoom = min(1.0, math.sqrt(self.option("max_patches") / patches), longest / max(size))
+        height, width = (min(max(int(length * zoom), 1), longest) for length in size)
+        return height, width
 
 
 class RowGrid(Geometry):

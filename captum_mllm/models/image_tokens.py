@@ -34,6 +34,17 @@ class ImageTokens:
         return states.flatten(0, -2)[self.positions.to(states.device)]
 
 
+def cross_tokens(encoding: Encoding, query: Query, n_states: int) -> tuple[ImageTokens, ...]:
+    r"""The states of each explained image among those that the decoder looks at by cross-attention.
+
+    Args:
+        encoding (Encoding): the pass.
+        query (Query): the question and the answer.
+        n_states (int): how many there are for each row of the pass.
+    """
+    return _among(encoding, query, n_states)
+
+
 def decoder_tokens(
     encoding: Encoding, query: Query, n_states: int | None = None
 ) -> tuple[ImageTokens, ...]:
@@ -53,6 +64,12 @@ def decoder_tokens(
             f"the layer makes {n_states} states for {count * length} tokens, expected one for "
             "each; give a layer of the language model"
         )
+    return _among(encoding, query, length)
+
+
+def _among(encoding: Encoding, query: Query, length: int) -> tuple[ImageTokens, ...]:
+    """The images among rows of a length."""
+    count = len(encoding.inputs["input_ids"])
     found = []
     for index in query.explained:
         positions = encoding.image_positions[index]

@@ -151,6 +151,11 @@ def _check_part(part: Any) -> None:
     """Refuse a part that is neither text nor image, and what a part would silently not show."""
     kind = part.get("type") if isinstance(part, dict) else None
     is_text = kind == "text" and isinstance(part.get("text"), str)
+    if kind == "video":
+        raise ValueError(
+            "got a part of type 'video'; give its frames as images, one part {'type': 'image'} for "
+            "each frame that the model shall see"
+        )
     if not is_text and kind != "image":
         raise ValueError(
             f"got the part {part!r} of a message, expected {{'type': 'image'}} or "

@@ -12,13 +12,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_mllm.models.backbone import Backbone
+from captum_mllm.models.encoding import CROSS_MASK
 from captum_mllm.models.images import ImageLike, read_image
 from captum_mllm.models.pixels import to_pil
+from captum_mllm.models.tiles import CrossTiles
 
 # What belongs to the tokens of a text; all else that a processor gives belongs to its images.
-_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", CROSS_MASK)
 # What does not grow along with the tokens, and is computed anew.
-_STALE = ("mm_token_type_ids", "position_ids", "cache_position")
+_STALE = ("mm_token_type_ids", "position_ids", "cache_position", CROSS_MASK)
 
 
 class LanguageModel(nn.Module):
@@ -183,6 +185,8 @@ class LanguageModel(nn.Module):
 
     def _tokens_of(self, image: Image.Image) -> list[int]:
         """The tokens that the processor writes instead of an image's placeholder."""
+        if self.backbone.geometry.crosses:
+            return [self.backbone.image_token_id]
         placeholder = self.backbone.processor.image_token
         around = self.backbone.tokenizer(placeholder)["input_ids"]
         before = around.index(self.backbone.tokenizer.convert_tokens_to_ids(placeholder))
@@ -211,6 +215,9 @@ class LanguageModel(nn.Module):
         types = (ids == self.backbone.image_token_id).to(ids.dtype)
         if self._takes_types:
             arguments["mm_token_type_ids"] = types
+        if isinstance(self.backbone.geometry, CrossTiles):
+            shown = arguments["aspect_ratio_mask"]
+            arguments[CROSS_MASK] = self.backbone.geometry.visible(ids, shown)
         if "token_type_ids" in arguments:
             arguments["token_type_ids"] = _extend(arguments["token_type_ids"], ids.shape[1], 0)
         arguments["position_ids"] = self._positions(

@@ -55,6 +55,14 @@ def image_only(processor_class: ProcessorClass) -> ProcessorClass:
     def get_attributes(cls: type[ProcessorMixin]) -> list[str]:
         return [name for name in processor_class.get_attributes() if name != "video_processor"]
 
+    class WithoutVideo(ProcessorMixin):
+        """What the original class initialises last, with its parts in the original order."""
+
+        def __init__(self, *parts: Any, **named: Any) -> None:
+            named |= dict(zip(processor_class.get_attributes(), parts))
+            named.pop("video_processor", None)
+            super().__init__(**named)
+
     init: Any = processor_class.__init__
     # The same code, which transformers inspects, but no argument has to be given (SmolVLM).
     optional = FunctionType(
@@ -73,10 +81,14 @@ def image_only(processor_class: ProcessorClass) -> ProcessorClass:
         # The name is that of the original class, so that pickle would not find this one.
         "__reduce__": lambda self: (_restore, (processor_class, self.__dict__)),
     }
-    if inspect.signature(init).parameters["video_processor"].default is inspect.Parameter.empty:
-        # SmolVLM cannot be without one: its chat template asks for these, also without a video.
-        members["video_processor"] = SimpleNamespace(num_frames=None, fps=None)
-    return type(processor_class.__name__, (processor_class,), members)  # type: ignore[return-value]
+    needed = inspect.signature(init).parameters["video_processor"].default
+    if needed is inspect.Parameter.empty or "video_processor" in init.__code__.co_names:
+        # SmolVLM's chat template and MiniCPM-V ask for these, also without a video.
+        members["video_processor"] = SimpleNamespace(
+            num_frames=None, fps=None, slice_mode=None, downsample_mode=None
+        )
+    bases = (processor_class, WithoutVideo)
+    return type(processor_class.__name__, bases, members)  # type: ignore[return-value]
 
 
 def _restore(processor_class: type[ProcessorMixin], state: dict[str, Any]) -> ProcessorMixin:

@@ -100,7 +100,11 @@ def image_features(backbone: Backbone, encoding: Encoding) -> Tensor:
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
+        if encoding.crosses:
+            states = kwargs["cross_attention_states"]
+            seen.append(states.reshape(len(encoding.inputs["input_ids"]), -1, states.shape[-1]))
+        else:
+            seen.append(args[0] if args else kwargs["hidden_states"])
         raise _Enough
 
     first = decoder_layers(backbone.model)[0]

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from captum_mllm._captum import format_output, runs_deep_lift
 from captum_mllm.models import contrasts, word_embeddings
-from captum_mllm.models.backbone import Backbone
+from captum_mllm.models.backbone import Backbone, logits_at
 from captum_mllm.models.check import SCALES, Report, check
 from captum_mllm.models.decoding import find_answer
 from captum_mllm.models.encoding import Encoding
@@ -173,7 +173,7 @@ class MLLM(nn.Module):
         r"""Logits of the explained tokens, (B, T, V), with the graph of the pass where there is
         one."""
         rows = encoding.explained_rows(query)
-        logits = self.model(**encoding.inputs, logits_to_keep=rows, use_cache=False).logits
+        logits = logits_at(self.model, encoding.inputs, rows)
         logits = logits.unflatten(0, (-1, encoding.windows)).mean(1)
         return contrasts.subtract_alternatives(logits, query)
 

@@ -61,7 +61,12 @@ class _Recorder:
                 self.image_processor([[image]] if nested else [image], **{**kwargs, **options})
                 for image, options in zip(flat, cycle(self.options))
             ]
-            made = BatchFeature({name: _join([part[name] for part in parts]) for name in parts[0]})
+            made = BatchFeature(
+                {
+                    name: _join([part[name] for part in parts], image_axis(name, parts[0]))
+                    for name in parts[0]
+                }
+            )
         self.output = {name: made[name] for name in made if name != "pixel_values"}
         return made
 
@@ -91,7 +96,9 @@ def process(
     """
     recorder = _Recorder(processor.image_processor, options)
     processor = _with_image_processor(processor, recorder)
-    images = [list(row) for row in rows]
+    images: Any = [list(row) for row in rows]
+    if _takes_pages(processor):
+        images = [image for row in rows for image in row]
     output = dict(
         processor(
             images=images,
@@ -109,7 +116,11 @@ def process(
             "`padding` and `max_length` out of the arguments that it is loaded with"
         )
     replacements = output.pop("text_replacement_offsets", None)
-    if not replacements or len(replacements[0]) != len(options):
+    own = output["input_ids"][0] == image_token_id
+    if replacements is None and int(own.sum()) == len(options):
+        # Where images are seen by cross-attention nothing is put there.
+        replacements = [[]]
+    elif not replacements or len(replacements[0]) != len(options):
         raise RuntimeError(
             f"{type(processor).__name__} does not tell what it puts instead of each "
             "placeholder (`return_text_replacement_offsets`), which is needed to find the tokens "
@@ -122,6 +133,8 @@ def process(
     }
     ids = inputs["input_ids"][0]
     image = torch.full_like(ids, -1)
+    if not replacements[0]:
+        image[own] = torch.arange(len(options))
     start, end = offsets[offsets[:, 0] < offsets[:, 1]].unbind(1)
     seen = int(start.amin()), int(end.amax())
     shift, length = torch.zeros_like(offsets), 0
@@ -134,7 +147,7 @@ def process(
         length += grown
         offsets[inside] = start
     offsets = offsets - shift
-    written = _written(processor, prompt, images[0])
+    written = prompt if _takes_pages(processor) else _written(processor, prompt, list(rows[0]))
     _warn_of_cut_text(written, seen, len(written) + length)
     if written != prompt:
         offsets = _in_prompt(prompt, written)[offsets]
@@ -159,6 +172,11 @@ def _with_image_processor(processor: Any, image_processor: Any) -> Any:
     copied.__dict__.update(processor.__dict__)
     copied.image_processor = image_processor
     return copied
+
+
+def _takes_pages(processor: Any) -> bool:
+    """Whether lists of images are the pages of one document (GOT-OCR), and no rows of a batch."""
+    return hasattr(processor, "multi_page")
 
 
 def _written(processor: Any, prompt: str, images: list[Image.Image]) -> str:
@@ -188,13 +206,21 @@ def _n_common(one: str, other: str) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _join(parts: list[Any]) -> Any:
+def image_axis(name: str, inputs: Any) -> int:
+    r"""The dimension in which an input has its images one after the other.
+
+    MiniCPM-V lays the patches of all images of a batch beside each other.
+    """
+    return -1 if name == "pixel_values" and "target_sizes" in inputs else 0
+
+
+def _join(parts: list[Any], axis: int) -> Any:
     if not isinstance(parts[0], Tensor):
         return [item for part in parts for item in part]
-    if len({part.shape[1:] for part in parts}) > 1:
+    if axis == 0 and len({part.shape[1:] for part in parts}) > 1:
         raise ValueError(
             f"the image processor makes inputs of shapes {[tuple(part.shape) for part in parts]} "
             "of the images at their scales, which do not fit together; explain this prompt at "
             "scale 1 alone"
         )
-    return torch.cat(parts)
+    return torch.cat(parts, dim=axis)

@@ -26,7 +26,8 @@ class States:
     r"""Hidden states of one pass, after the final norm, for B images.
 
     Args:
-        image (tuple[Tensor, ...]): the tokens of each explained image, shape (B, N, d).
+        image (tuple[Tensor, ...]): the tokens of each explained image, shape (B, N, d); none where
+            the decoder looks at images by cross-attention.
         layouts (tuple[Layout, ...]): where they lie.
         text (Tensor): the tokens of the prompt's text at their own positions, shape (B, P, d).
         predicting (Tensor): the rows that predict the tokens of the prompt, then those that
@@ -112,7 +113,8 @@ def gather_states(hidden: Tensor, encoding: Encoding, query: Query) -> States:
     answer = torch.tensor(query.answer_ids, device=hidden.device)
     return States(
         image=tuple(
-            hidden[:, :, encoding.image_positions[index]].flatten(1, 2) for index in query.explained
+            hidden[:, :, encoding.image_positions[index]].flatten(1, 2)
+            for index in ([] if encoding.crosses else query.explained)
         ),
         layouts=tuple(encoding.layouts[index] for index in query.explained),
         text=text[:, encoding.text_positions],

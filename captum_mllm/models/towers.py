@@ -37,12 +37,21 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     return list(decoder_of(model).layers)
 
 
-def attention_layers(model: PreTrainedModel) -> list[nn.Module]:
-    r"""The layers of the language model that have attention, first to last.
-
-    Hybrid models (Qwen3.5) have layers of linear attention between them, others convolutions.
-    """
+def cross_layers(model: PreTrainedModel) -> list[nn.Module]:
+    r"""The layers of the language model that look at images by cross-attention, first to last."""
     layers = decoder_layers(model)
+    places = getattr(model.config.get_text_config(), "cross_attention_layers", None) or ()
+    return [layers[place] for place in places]
+
+
+def attention_layers(model: PreTrainedModel) -> list[nn.Module]:
+    r"""The layers of the language model in which tokens attend to each other, first to last.
+
+    Hybrid models (Qwen3.5) have layers of linear attention between them, others convolutions or
+    cross-attention.
+    """
+    crossing = cross_layers(model)
+    layers = [layer for layer in decoder_layers(model) if layer not in crossing]
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
     if len(kinds) != len(layers):
         return layers

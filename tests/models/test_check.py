@@ -17,8 +17,10 @@ from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.cli import main
 from captum_mllm.models import Family, families
 from captum_mllm.models.check import Verdict
+from captum_mllm.models.grids import NativeGrid, NewlineGrid
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.squares import FixedSquare
+from captum_mllm.models.tiles import SplitTiles, Tiles
 from tests.models.tiny_families import FAMILIES, build, shared
 from tests.models.tiny_models import chat_template, save
 
@@ -68,6 +70,10 @@ def frozen_scale(model: Any, processor: Any) -> None:
     processor.image_processor = Frozen(**processor.image_processor.to_dict())
 
 
+def equal_limits(model: Any, processor: Any) -> None:
+    processor.image_processor.min_pixels = processor.image_processor.max_pixels = 28 * 28 * 24
+
+
 def no_resizing(model: Any, processor: Any) -> None:
     processor.image_processor.do_resize = False
 
@@ -89,6 +95,7 @@ def weights_that_are_not_numbers(model: Any, processor: Any) -> None:
 
 FAULTS: dict[Callable[[Any, Any], None], tuple[str, str]] = {
     frozen_scale: ("scales", "expected"),
+    equal_limits: ("options", "freezes the scale"),
     no_resizing: ("options", "do_resize=False"),
     other_template: ("prompt", "placeholder"),
     template_without_text: ("prompt", "what is it"),
@@ -119,6 +126,13 @@ def test_a_wrong_geometry_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     row = replace(families.family_of(model.config), geometry=Mirrored)
     (places,) = failed(MLLM(model, processor, geometry=row))
     assert places.name == "places" and "Mirrored is not that of this model" in places.detail
+
+
+@pytest.mark.parametrize("geometry", [NativeGrid, Tiles, SplitTiles, NewlineGrid], ids=str)
+def test_a_geometry_that_cannot_be_is_refused_by_name(geometry: Any) -> None:
+    model, processor = shared("llava")
+    with pytest.raises(ValueError, match=f"{geometry.__name__} |image processor has"):
+        MLLM(model, processor, geometry=Family("llava", geometry))
 
 
 def test_the_command_tells_by_its_status(

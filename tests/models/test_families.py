@@ -93,6 +93,9 @@ def test_every_row_of_the_table_has_a_tiny_model() -> None:
     names = {name.removesuffix("2").removeprefix("llava_") for name in FAMILIES} | set(FAMILIES)
     for model_type, vision_type in ROWS:
         tower = (vision_type or "").removesuffix("_vision_model")
+        # That which looks by cross-attention has tests of its own.
+        if model_type == "mllama":
+            continue
         assert model_type in names and (tower in names or tower in ("", "clip")), model_type
 
 
@@ -241,11 +244,11 @@ def test_hybrid_models_say_why_there_is_no_rollout() -> None:
 
 def test_the_page_on_families_names_every_row() -> None:
     page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
-    table = page.partition("What each of them allows")[0]
+    table = page.partition("What each of them allows, tried")[0]
     for model_type, vision_type in ROWS:
         assert f"`{model_type}`" in table, model_type
         assert vision_type is None or f"`{vision_type}`" in table, vision_type
-    assert len({model_type for model_type, _ in ROWS}) == 28
+    assert len({model_type for model_type, _ in ROWS}) == 37
 
 
 @pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.slow), 1])

@@ -13,6 +13,7 @@ import transformers as T
 from transformers import PreTrainedTokenizerFast
 
 from captum_mllm.models.loading import image_only
+from tests.models import tiny_later_families as later
 from tests.models import tiny_models
 from tests.models.tiny_models import (
     QWEN_SPECIAL,
@@ -30,6 +31,7 @@ from tests.models.tiny_models import (
 # What the processors of some families need of packages that are not installed with this one.
 NEEDS = {
     **dict.fromkeys(("pixtral", "mistral3", "llama4", "cohere2_vision", "gemma4"), "torchvision"),
+    **dict.fromkeys(("kimi_k25", "lfm2_vl"), "torchvision"),
     "smolvlm": "num2words",
 }
 PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 1280}
@@ -716,6 +718,14 @@ FAMILIES: dict[str, Callable[[], TinyModel]] = {
             aya_vision,
             cohere2_vision,
             llama4,
+            later.exaone4_5,
+            later.hyperclovax_vision_v2,
+            later.kimi_k25,
+            later.llava_next_video,
+            later.janus,
+            later.got_ocr2,
+            later.minicpmv4_6,
+            later.lfm2_vl,
         )
     },
 }
