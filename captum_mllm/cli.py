@@ -16,6 +16,11 @@ from captum_mllm.commands.console import escaping, say
 COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("captum_mllm.commands.explain", "explain an answer about one or more images"),
     "check": ("captum_mllm.commands.check", "prove that a model of yours is explained rightly"),
+    "diagnose": (
+        "captum_mllm.commands.diagnose",
+        "find words of an answer that the image does not show",
+    ),
+    "calibrate": ("captum_mllm.commands.calibrate", "fit the risks of diagnose to a model"),
     "evaluate": (
         "captum_mllm.commands.evaluate",
         "measure methods on a data set, by one process or many",

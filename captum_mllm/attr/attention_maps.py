@@ -223,6 +223,11 @@ class AttentionMaps(TokenAttribution):
         earlier = text[:, rows.encoding.earlier_positions.to(text.device)]
         return to_earlier(earlier, earlier.shape[1] + 1)
 
+    def rows(self, images: tuple[Tensor, ...], query: Query) -> AttentionRows:
+        r"""What the rows that predict each explained token attend to in the decoder, with the
+        positions of all inputs."""
+        return self._rows(images, query, None, [])
+
     def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
         r"""Share the passes of raw attention in the decoder, in a model whose attention is known.
         Other modes keep the layers of each pass, and take the prompts in turn."""

@@ -17,17 +17,7 @@ from captum_mllm.datasets import Sample
 from captum_mllm.datasets.entries import find_phrase
 from captum_mllm.evaluation.samples import Example
 from captum_mllm.metrics import Word
-from captum_mllm.models.words import group_words, token_texts
-
-# The closed classes of English: conjunctions, determiners, pronouns, modal verbs, "there" and
-# words of questions. No part of an image shows what they say.
-_CLOSED_CLASSES = (
-    "a an the this that these those each every either neither some any no another and or but nor "
-    "yet so both i me my mine myself you your yours yourself he him his himself she her hers "
-    "herself it its itself we us our ours ourselves they them their theirs themselves can could "
-    "may might must shall should will would there who whom whose which what when where why how 's"
-)
-FUNCTION_WORDS = frozenset(_CLOSED_CLASSES.split())
+from captum_mllm.models.words import FUNCTION_WORDS, group_words, token_texts
 
 
 def ask(sample: Sample, system: str | None = None) -> ImageTextInput:

@@ -1,15 +1,28 @@
 """Explanations of whole answers: from an input to a result."""
 
+from captum_mllm.explain.ablation import exact_reasons
 from captum_mllm.explain.answer_stream import AnswerStream, AnswerWord
+from captum_mllm.explain.calibration import Calibration, calibration_error
+from captum_mllm.explain.diagnosis import WordRisk
+from captum_mllm.explain.intervention import WhatIf, WordChange, what_if
 from captum_mllm.explain.mllm_attribution import MLLMAttribution
+from captum_mllm.explain.reasons import Reasons
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.result_parts import ScaleResult, WordWeight
 
 __all__ = [
     "AnswerStream",
     "AnswerWord",
+    "Calibration",
     "MLLMAttribution",
     "MLLMAttributionResult",
+    "Reasons",
     "ScaleResult",
+    "WhatIf",
+    "WordChange",
+    "WordRisk",
     "WordWeight",
+    "calibration_error",
+    "exact_reasons",
+    "what_if",
 ]

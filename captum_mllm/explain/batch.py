@@ -10,6 +10,7 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm.attr.token_maps import token_attribution
+from captum_mllm.explain.estimate import Mode
 from captum_mllm.explain.explanation import explain
 from captum_mllm.explain.fitting import ImageTokens, fit_to_context
 from captum_mllm.explain.result import MLLMAttributionResult
@@ -32,6 +33,8 @@ def attribute_batch(
     options: dict[str, Any],
     max_image_tokens: ImageTokens | None,
     kwargs: dict[str, Any],
+    reasons: Mode | None = None,
+    diagnosis: bool = False,
 ) -> list[MLLMAttributionResult]:
     r"""One result for each input; arguments as of :meth:`MLLMAttribution.attribute_batch`.
 
@@ -61,7 +64,16 @@ def attribute_batch(
         if not explained.leaves_states(**kwargs):
             make_passes(mllm.backbone, prompts)
         return [
-            explain(method, inp, images, query, top_predictions, **kwargs)
+            explain(
+                method,
+                inp,
+                images,
+                query,
+                top_predictions,
+                reasons=reasons,
+                diagnosis=diagnosis,
+                **kwargs,
+            )
             for inp, (images, query) in zip(inputs, prompts)
         ]
 

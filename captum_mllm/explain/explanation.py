@@ -17,8 +17,10 @@ from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.attr.text_attribution import text_attribution
 from captum_mllm.attr.token_maps import token_attribution, token_maps
 from captum_mllm.explain.contrast_words import Contrast, contrast_words
+from captum_mllm.explain.estimate import Mode, find_reasons
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.result_parts import ScaleResult
+from captum_mllm.explain.signals import token_signals
 from captum_mllm.models.answers import generation_options
 from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.loading import model_name
@@ -41,6 +43,8 @@ def explain(
     segments: SegmentsLike | Sequence[SegmentsLike] | None = None,
     words: str | None = None,
     contrast: Contrast | None = None,
+    reasons: Mode | None = None,
+    diagnosis: bool = False,
     **kwargs: Any,
 ) -> MLLMAttributionResult:
     r"""The result for what :meth:`MLLM.prepare` made of an input.
@@ -69,6 +73,8 @@ def explain(
         elif weights is None:
             weights = text_attribution(method, images, query)
         scales = _scale_results(found.scales, len(images))
+        found_reasons = find_reasons(mllm, images, query, reasons)
+        signals = token_signals(mllm, images, query, found_reasons) if diagnosis else None
     units = image_units(method, images, states.layouts, features)
     start = 0 if query.with_prompt else states.n_prompt
     predicted = states.predictions(mllm.vocabulary, max(top_predictions, 1), query.with_prompt)
@@ -83,6 +89,8 @@ def explain(
         words=_words(texts, states, query.with_prompt),
         top_predictions=_rankings(mllm.tokenizer, predicted, top_predictions),
         scales=scales,
+        reasons=found_reasons,
+        signals=signals,
         images=[to_pil(each) for each in inp.images],
         explained=inp.explained,
         image_shares=image_shares(found.maps, units),

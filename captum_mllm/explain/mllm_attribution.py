@@ -15,9 +15,12 @@ from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.explain.answer_stream import AnswerStream
 from captum_mllm.explain.batch import attribute_batch
 from captum_mllm.explain.contrast_words import Contrast
+from captum_mllm.explain.estimate import Mode, check_reasons
 from captum_mllm.explain.explanation import check_input, explain
 from captum_mllm.explain.fitting import ImageTokens, fit_to_context
+from captum_mllm.explain.intervention import WhatIf, what_if
 from captum_mllm.explain.result import MLLMAttributionResult
+from captum_mllm.explain.selection import Selection
 from captum_mllm.explain.stream import stream_answer
 from captum_mllm.models.answers import generation_options
 from captum_mllm.models.decoding import answer_prompts, given_answer
@@ -80,6 +83,8 @@ class MLLMAttribution(Attribution):
         words: Literal["prompt", "earlier"] | None = None,
         max_image_tokens: ImageTokens | None = None,
         contrast: Contrast | None = None,
+        reasons: Mode | None = None,
+        diagnosis: bool = False,
         **kwargs: Any,
     ) -> MLLMAttributionResult:
         r"""
@@ -118,6 +123,13 @@ class MLLMAttribution(Attribution):
                 weights of that word then tell why it was said and not the other. Of words of
                 several tokens the first that differs is in contrast, and the result's ``method``
                 names it. Other words are explained as ever. Default: None
+            reasons (str, optional): also tell what each token rests on: the image, the question,
+                the answer so far, or none of them. ``"exact"`` leaves each of them out, alone and
+                together, in a batch of 8 rows (see :func:`~captum_mllm.explain.exact_reasons`);
+                ``"estimate"`` reads it from one pass. Default: None
+            diagnosis (bool): also read the signals by which :meth:`MLLMAttributionResult.diagnosis`
+                tells words that the image does not show, from at most two rows of a batch more
+                than the explanation. Default: False
             **kwargs (Any): passed on to the attribution method: ``scales``, ``n_steps``,
                 ``n_samples``, ``perturbations_per_eval`` ... With segments or words,
                 ``baselines`` is (image, words): what replaces removed parts,
@@ -146,6 +158,7 @@ class MLLMAttribution(Attribution):
                 has, or arguments that clash or that the method refuses.
         """
         check_input(inp, gen_args, top_predictions)
+        check_reasons(reasons)
         mllm: MLLM = self.forward_func
         # The states by which the model says an answer of its own are those of a pass with it.
         with mllm.remember():
@@ -170,6 +183,8 @@ class MLLMAttribution(Attribution):
                 segments,
                 words,
                 contrast,
+                reasons,
+                diagnosis,
                 **kwargs,
             )
 
@@ -181,6 +196,8 @@ class MLLMAttribution(Attribution):
         top_predictions: int = 5,
         gen_args: dict[str, Any] | None = None,
         max_image_tokens: ImageTokens | None = None,
+        reasons: Mode | None = None,
+        diagnosis: bool = False,
         **kwargs: Any,
     ) -> list[MLLMAttributionResult]:
         r"""
@@ -202,6 +219,8 @@ class MLLMAttribution(Attribution):
             gen_args (dict, optional): as in :meth:`attribute`, for all of them. Default: None
             max_image_tokens (int or "context", optional): as in :meth:`attribute`; scales are
                 lowered to fit all inputs. Default: None
+            reasons (str, optional): as in :meth:`attribute`, in turn. Default: None
+            diagnosis (bool): as in :meth:`attribute`, in turn. Default: False
             **kwargs (Any): passed on to the attribution method.
 
         Returns:
@@ -228,6 +247,7 @@ class MLLMAttribution(Attribution):
             raise TypeError("got one ImageTextInput, expected a list of them; see attribute()")
         for inp in inputs:
             check_input(inp, gen_args, top_predictions)
+        check_reasons(reasons)
         return attribute_batch(
             self.attribution_method,
             inputs,
@@ -237,7 +257,41 @@ class MLLMAttribution(Attribution):
             generation_options(gen_args),
             max_image_tokens,
             kwargs,
+            reasons,
+            diagnosis,
         )
+
+    def what_if(self, result: MLLMAttributionResult, remove: Selection, **options: Any) -> WhatIf:
+        r"""
+        Hide the region that explains a word, and look what the model then says.
+
+        Args:
+            result (MLLMAttributionResult): an explained answer of this model.
+            remove (optional): the word or the phrase, as in :meth:`MLLMAttributionResult.map`.
+            **options (Any): see :func:`~captum_mllm.explain.what_if`: ``by``, ``inp``, ``margin``,
+                ``answer`` and ``seed``.
+
+        Returns:
+            WhatIf: the probabilities of all words before and after, also with a region of the same
+            shape hidden elsewhere.
+
+        Raises:
+            ValueError: see :func:`~captum_mllm.explain.what_if`.
+
+        Examples::
+            >>> from PIL import Image
+            >>> from captum_mllm import ARC, MLLM, MSEA, AttendedLens, ImageTextInput
+            >>> from captum_mllm import MLLMAttribution
+            >>> from captum_mllm.demo import demo_image
+            >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
+            >>> explainer = MLLMAttribution(ARC(MSEA(AttendedLens(mllm))))
+            >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
+            >>> result = explainer.attribute(inp)
+            >>> found = explainer.what_if(result, remove="star", answer=False)
+            >>> found.changed, found.changed_elsewhere
+            (True, False)
+        """
+        return what_if(self.forward_func, result, remove, **options)
 
     def stream(
         self, inp: ImageTextInput, gen_args: dict[str, Any] | None = None, **kwargs: Any

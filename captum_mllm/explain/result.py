@@ -15,6 +15,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from captum_mllm.explain.calibration import Calibration
+from captum_mllm.explain.diagnosis import WordRisk, diagnose
+from captum_mllm.explain.reasons import Reasons
 from captum_mllm.explain.result_file import read_result, write_file, write_result
 from captum_mllm.explain.result_page import result_page
 from captum_mllm.explain.result_parts import ScaleResult
@@ -63,6 +66,10 @@ class MLLMAttributionResult(ResultValues):
             where the image was explained in segments; one for each of several images.
             Default: None
         scales (Sequence[ScaleResult]): what each scale saw, where MSEA ran. Default: ()
+        reasons (Reasons, optional): what each explained token rests on: the image, the question,
+            the answer so far, or none of them. Default: None, it was not asked for.
+        signals (Tensor, optional): what :meth:`diagnosis` judges tokens by, see
+            :data:`~captum_mllm.explain.signals.SIGNALS`. Default: None, it was not asked for.
         unit (str): what the values of the maps are counted in, such as ``"logits"``. Default: ""
         finished (bool, optional): whether the model ended its own answer, or was cut off. Default:
             None, the answer was given
@@ -133,7 +140,7 @@ class MLLMAttributionResult(ResultValues):
             TypeError: as in :meth:`map`.
             ValueError: as in :meth:`map`, and for an opacity outside of [0, 1].
         """
-        tokens = self._tokens(target_token_pos)
+        tokens = self.tokens_of(target_token_pos)
         title, label = None, self._label
         if target_token_pos is not None:
             title = "".join(self.output_tokens[token] for token in tokens).strip()
@@ -234,6 +241,40 @@ class MLLMAttributionResult(ResultValues):
         weights = self.seq_attr.detach().float().cpu().numpy()
         return text_plots.token_sums(weights, self.input_tokens, show=show)
 
+    def diagnosis(
+        self, calibration: Calibration | None = None, words: Selection | None = None
+    ) -> list[WordRisk]:
+        r"""
+        The risk that the image does not show what each content word names, with its reasons.
+
+        The answer has to be explained with ``attribute(..., diagnosis=True)``. Without a
+        calibration for the model (``captum-mllm calibrate``) risks rank words and are no
+        probabilities.
+
+        Args:
+            calibration (Calibration, optional): how signals combine to a risk. Default: None, the
+                one of the bundled models.
+            words (optional): the words to judge, as in :meth:`map`. Default: None, all of the
+                answer except function words of English and punctuation.
+
+        Returns:
+            list[WordRisk]: in the order of the answer.
+
+        Raises:
+            ValueError: for a result without signals, and words that are not there.
+
+        Examples::
+            >>> from PIL import Image
+            >>> from captum_mllm import MLLM, AttendedLens, ImageTextInput, MLLMAttribution
+            >>> from captum_mllm.demo import demo_image
+            >>> explainer = MLLMAttribution(AttendedLens(MLLM.from_pretrained("demo/qwen2-vl")))
+            >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
+            >>> result = explainer.attribute(inp, target="a striped red cross", diagnosis=True)
+            >>> {each.word: each.level for each in result.diagnosis()}
+            {'striped': 'low', 'red': 'low', 'cross': 'high'}
+        """
+        return diagnose(self, calibration, words)
+
     def text_records(self) -> list[captum_visualization.VisualizationDataRecord]:
         r"""
         A record for each explained token, for Captum's ``visualize_text``.
@@ -259,8 +300,9 @@ class MLLMAttributionResult(ResultValues):
             dict[str, Any]: ``method``, ``model``, ``prompt``, the ``unit`` of the maps, ``answer``,
             whether the model ``finished`` it, the ``image``'s size, and ``words``. Each word has
             its text, the positions of its tokens, its probability (the product over its tokens),
-            the predictions for its first token, the weights of the earlier words, and its map (the
-            mean over its tokens).
+            the predictions for its first token, the weights of the earlier words, its reasons where
+            they were asked for (in nats, as of :meth:`Reasons.parts`), and its map (the mean over
+            its tokens).
         """
         return result_dict(self, maps)
 
@@ -329,6 +371,8 @@ class MLLMAttributionResult(ResultValues):
         for index, image in enumerate(self.images):
             tensors[f"image.{index}"] = torch.from_numpy(np.array(image.convert("RGB")))
         tensors |= _numbered("segments", self._labels or ())
+        if self.signals is not None:
+            tensors["signals"] = self.signals
         for index, scale in enumerate(self.scales):
             tensors |= _numbered(f"scale.{index}.image_attr", scale.image_attrs)
             if scale.output_probs is not None:
@@ -337,6 +381,10 @@ class MLLMAttributionResult(ResultValues):
         facts["finished"] = self.finished
         facts["prompt_parts"] = [vars(part) for part in self.prompt_parts]
         facts["scales"] = [scale.scale for scale in self.scales]
+        facts["reasons"] = None
+        if self.reasons is not None:
+            reasons_tensors, facts["reasons"] = self.reasons.to_parts()
+            tensors |= reasons_tensors
         write_result(path, tensors, facts)
 
     @classmethod
@@ -370,6 +418,7 @@ class MLLMAttributionResult(ResultValues):
                 segments=[tensors[f"segments.{number}"] for number in numbers]
                 if "segments.0" in tensors
                 else None,
+                signals=tensors.get("signals"),
                 scales=[
                     ScaleResult(
                         scale,
@@ -378,6 +427,7 @@ class MLLMAttributionResult(ResultValues):
                     )
                     for index, scale in enumerate(facts["scales"])
                 ],
+                reasons=Reasons.from_parts(tensors, facts.get("reasons")),
             )
         except KeyError as error:
             raise ValueError(f"{str(path)!r} lacks a part of a result: {error}") from error

@@ -7,10 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from captum_mllm.explain.diagnosis import diagnose
+from captum_mllm.explain.reasons import PRIOR
 from captum_mllm.explain.result_values import ResultValues
 from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.models.words import group_runs
-from captum_mllm.visualization.page import ScaleView, render_page
+from captum_mllm.visualization.page import ReasonsView, RiskView, ScaleView, render_page
 
 
 def result_page(result: ResultValues) -> str:
@@ -43,11 +45,37 @@ def result_page(result: ResultValues) -> str:
         output_probs=result.output_probs[skipped:].numpy(),
         top_predictions=result.top_predictions[skipped:],
         scales=scales,
+        reasons=_reasons(result, skipped),
+        risks=_risks(result, skipped),
         unit=result.unit,
         finished=result.finished,
         method=result.method,
         model=result.model,
     )
+
+
+def _reasons(result: ResultValues, skipped: int) -> ReasonsView | None:
+    """The reasons of the tokens of the answer."""
+    found = result.reasons
+    if found is None:
+        return None
+    return ReasonsView((*found.groups, PRIOR), found.values[skipped:].numpy(), found.exact)
+
+
+def _risks(result: ResultValues, skipped: int) -> list[RiskView] | None:
+    """The risks of the words of the answer, by the calibration of the package."""
+    if result.signals is None:
+        return None
+    return [
+        RiskView(
+            tokens=[token - skipped for token in each.tokens],
+            risk=each.risk,
+            level=each.level,
+            calibrated=each.calibrated,
+            why=each.why,
+        )
+        for each in diagnose(result)
+    ]
 
 
 def _by_words(result: ResultValues, weights: Tensor) -> tuple[list[str], list[PromptPart], Tensor]:

@@ -25,6 +25,8 @@ def result_dict(result: ResultValues, maps: bool) -> dict[str, Any]:
         }
         if several:
             entry["image_shares"] = result.image_shares[tokens].mean(0).tolist()
+        if result.reasons is not None:
+            entry["reasons"] = result.reasons.parts(tokens)
         if maps:
             drawn = [each[tokens].mean(0).tolist() for each in result.image_attrs]
             entry |= {"maps": drawn} if several else {"map": drawn[0]}

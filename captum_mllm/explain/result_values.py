@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_mllm.attr.image_shares import image_shares as shares_of
+from captum_mllm.explain.reasons import Reasons
 from captum_mllm.explain.result_parts import (
     ScaleResult,
     WordWeight,
@@ -28,6 +29,7 @@ from captum_mllm.explain.result_parts import (
     only,
 )
 from captum_mllm.explain.selection import Selection, select_tokens
+from captum_mllm.explain.signals import check_signals
 from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.models.words import Word, group_runs
 
@@ -56,6 +58,8 @@ class ResultValues(LLMAttributionResult):
         prompt_parts: Sequence[PromptPart] = (),
         segments: Tensor | Sequence[Tensor] | None = None,
         scales: Sequence[ScaleResult] = (),
+        reasons: Reasons | None = None,
+        signals: Tensor | None = None,
         unit: str = "",
         finished: bool | None = None,
         prompt: str = "",
@@ -104,6 +108,8 @@ class ResultValues(LLMAttributionResult):
             labels = tuple(each.detach().cpu().to(torch.int32) for each in as_tuple(segments))
         self._labels = labels
         self.scales = list(scales)
+        self.reasons = reasons
+        self.signals = None if signals is None else signals.detach().float().cpu()
         self.unit = unit
         self.finished = finished
         self.prompt = prompt
@@ -126,6 +132,13 @@ class ResultValues(LLMAttributionResult):
         numbers["image_shares"] = self.image_shares
         numbers |= named("image_attr", image_attrs)
         check_numbers(numbers, self.scales)
+        if reasons is not None and len(reasons.values) != len(self.output_tokens):
+            raise ValueError(
+                f"reasons are of {len(reasons.values)} tokens, expected "
+                f"{len(self.output_tokens)}, the explained ones"
+            )
+        if self.signals is not None:
+            check_signals(self.signals, len(self.output_tokens))
 
     def __repr__(self) -> str:
         sizes = " and ".join("{} x {}".format(*maps.shape[1:]) for maps in self.image_attrs)
@@ -200,7 +213,7 @@ class ResultValues(LLMAttributionResult):
         """
         place = self._place(image)
         width, height = self.images[self.explained[place]].size
-        return self._map(place, self._tokens(selection), reduce, (height, width))
+        return self._map(place, self.tokens_of(selection), reduce, (height, width))
 
     def text_weights(
         self, selection: Selection | None = None, *, reduce: Literal["mean", "sum"] = "mean"
@@ -222,7 +235,7 @@ class ResultValues(LLMAttributionResult):
             TypeError: as in :meth:`map`.
             ValueError: as in :meth:`map`.
         """
-        tokens = self._tokens(selection)
+        tokens = self.tokens_of(selection)
         weights = _reduced(self.token_attr[tokens].double(), reduce)
         selected = {self._first + token for token in tokens}
         roles = [role for run, role in self._runs for role in [role] * run]
@@ -256,7 +269,9 @@ class ResultValues(LLMAttributionResult):
     def _prompt_runs(self) -> list[int]:
         return [n_tokens for n_tokens, _ in self._runs]
 
-    def _tokens(self, selection: Selection | None) -> list[int]:
+    def tokens_of(self, selection: Selection | None) -> list[int]:
+        r"""The positions of the selected tokens among the explained ones; arguments as of
+        :meth:`map`."""
         runs = [len(self.input_tokens) - self.n_prompt]
         if self._first == 0:
             runs = self._prompt_runs + runs

@@ -1,8 +1,8 @@
-"""Hiding words from all later tokens: :func:`hidden_words`, for attention knock-out."""
+"""Hiding tokens from all later ones, for attention knock-out: :func:`hidden_words` and
+:func:`hidden_columns`."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -10,12 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_mllm.models.backbone import hook
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Query
 from captum_mllm.models.towers import decoder_layers
 
 # Kernels that take no mask of rows and columns.
 _MASKLESS = ("flash", "flex", "paged")
+
+
+class TakesNoMask(ValueError):
+    """A layer takes no mask of rows and columns, so tokens cannot be hidden from others in it."""
 
 
 def hidden_words(
@@ -63,8 +68,7 @@ def hidden_words(
     """
     encoding = mllm.encode((image,), query)
     positions, length = encoding.earlier_positions, encoding.inputs["input_ids"].shape[1]
-    layers = decoder_layers(mllm.model)
-    _check_implementation(mllm.model)
+    check_takes_mask(mllm)
 
     @contextmanager
     def hide(hidden: Tensor) -> Iterator[None]:
@@ -75,22 +79,35 @@ def hidden_words(
             )
         columns = torch.zeros(len(hidden), length, dtype=torch.bool, device=positions.device)
         columns[:, positions] = hidden.to(positions.device)
-        columns = columns.repeat_interleave(encoding.windows, 0)
-        with ExitStack() as stack:
-            for layer in layers:
-                handle = layer.register_forward_pre_hook(_masking(columns), with_kwargs=True)
-                stack.callback(handle.remove)
+        with hidden_columns(mllm, columns.repeat_interleave(encoding.windows, 0)):
             yield
 
     return hide
 
 
-def _masking(columns: Tensor) -> Callable[..., tuple[Any, Any] | None]:
-    thread = threading.get_ident()
+@contextmanager
+def hidden_columns(mllm: MLLM, columns: Tensor) -> Iterator[None]:
+    r"""
+    Within it, in passes of this thread, no token looks at some others, in any layer.
 
+    Args:
+        mllm (MLLM): The model.
+        columns (Tensor): The tokens to hide in each row of the model's inputs, bool, (rows, S). A
+            hidden token still looks at itself.
+
+    Raises:
+        TakesNoMask: If the attention implementation takes no mask; on a pass, if a layer does not.
+        ValueError: On a pass of another number of rows or tokens.
+    """
+    check_takes_mask(mllm)
+    with ExitStack() as stack:
+        for layer in decoder_layers(mllm.model):
+            stack.enter_context(hook(layer, _masking(columns), before=True))
+        yield
+
+
+def _masking(columns: Tensor) -> Callable[..., tuple[Any, Any]]:
     def mask_columns(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if threading.get_ident() != thread:
-            return None
         states = args[0] if args else kwargs["hidden_states"]
         if states.shape[:2] != columns.shape:
             raise ValueError(
@@ -124,18 +141,23 @@ def _hide(mask: Any, columns: Tensor, layer: nn.Module) -> Tensor:
     return mask.masked_fill(blocked, torch.finfo(mask.dtype).min)
 
 
-def _refusal(layer: nn.Module) -> ValueError:
-    return ValueError(
+def _refusal(layer: nn.Module) -> TakesNoMask:
+    return TakesNoMask(
         f"a {type(layer).__name__} takes no mask of rows and columns, so words cannot be hidden in "
         "it; remove words by leave_one_out instead"
     )
 
 
-def _check_implementation(model: Any) -> None:
-    config = model.get_decoder().config
+def check_takes_mask(mllm: MLLM) -> None:
+    r"""Refuse a model whose attention takes no mask of rows and columns.
+
+    Raises:
+        TakesNoMask: If it does not.
+    """
+    config = mllm.model.get_decoder().config
     name = getattr(config, "_attn_implementation", None) or ""
     if any(kind in name for kind in _MASKLESS):
-        raise ValueError(
+        raise TakesNoMask(
             f"attention {name!r} takes no mask of rows and columns, so words cannot be hidden; "
             'load the model with attn_implementation="sdpa", or remove words by leave_one_out'
         )

@@ -139,6 +139,26 @@ class Vocabulary:
                 place.copy_(value)
         return found
 
+    @torch.no_grad()
+    def log_probability(self, states: Tensor, ids: Tensor) -> Tensor:
+        r"""
+        The logarithm of the probability of tokens, which does not underflow.
+
+        Args:
+            states (Tensor): hidden states after the final norm, shape (..., T, d).
+            ids (Tensor): the token of each place, shape (T,).
+
+        Returns:
+            Tensor: float32, or float64 if the states are, shape (..., T).
+        """
+        rows = states.flatten(0, -2)
+        wanted = ids.to(rows.device).expand(states.shape[:-1]).flatten()
+        dtype = torch.promote_types(states.dtype, torch.float32)
+        found = torch.empty(len(rows), dtype=dtype, device=rows.device)
+        for block, own, place in zip(*map(self._blocks, (rows, wanted, found))):
+            place.copy_(log_predict(self._logits(block), own, 0)[0])
+        return found.unflatten(0, states.shape[:-1])
+
     def _blocks(self, rows: Tensor) -> tuple[Tensor, ...]:
         return rows.split(BLOCK if self._has_rows else max(CHUNK // self.size, 1))
 
@@ -192,7 +212,15 @@ class Best:
 
 
 def predict(chunks: Iterator[tuple[int, Tensor]], ids: Tensor, k: int) -> Predictions:
-    r"""Predictions from all logits of R states.
+    r"""Predictions from all logits of R states; arguments as of :func:`log_predict`."""
+    log_chosen, top_ids, log_top = log_predict(chunks, ids, k)
+    return Predictions(log_chosen.exp(), top_ids, log_top.exp())
+
+
+def log_predict(
+    chunks: Iterator[tuple[int, Tensor]], ids: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Predictions with the logarithms of the probabilities, from all logits of R states.
 
     Args:
         chunks (Iterator[tuple[int, Tensor]]): the first token of each chunk of the vocabulary, and
@@ -212,7 +240,7 @@ def predict(chunks: Iterator[tuple[int, Tensor]], ids: Tensor, k: int) -> Predic
         largest = logits.amax(1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
         chunk_total = logits.sub_(largest).exp_().sum(1).log() + largest[:, 0]
         total = torch.logaddexp(total, chunk_total)
-    return Predictions((chosen - total).exp(), best.ids, (best.values - total[:, None]).exp())
+    return chosen - total, best.ids, best.values - total[:, None]
 
 
 def _has_rows(head: Any) -> bool:

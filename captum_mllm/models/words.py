@@ -11,6 +11,17 @@ from tokenizers.decoders import DecodeStream
 
 Word = tuple[int, ...]
 
+# The closed classes of English: conjunctions, determiners, pronouns, modal verbs, "there" and
+# words of questions. No part of an image shows what they say.
+_CLOSED_CLASSES = (
+    "a an the this that these those each every either neither some any no another and or but nor "
+    "yet so both i me my mine myself you your yours yourself he him his himself she her hers "
+    "herself it its itself we us our ours ourselves they them their theirs themselves can could "
+    "may might must shall should will would there who whom whose which what when where why how 's"
+)
+#: Function words of English, in lower case.
+FUNCTION_WORDS = frozenset(_CLOSED_CLASSES.split())
+
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     r"""The text that each token adds to those before it.

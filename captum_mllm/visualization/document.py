@@ -14,7 +14,9 @@ from typing import Any
 _UNSEEN = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def fill_document(name: str, scripts: Sequence[str], title: str, **parts: Any) -> str:
+def fill_document(
+    name: str, scripts: Sequence[str], title: str, styles: Sequence[str] = (), **parts: Any
+) -> str:
     r"""
     Fill a template of this package.
 
@@ -24,12 +26,13 @@ def fill_document(name: str, scripts: Sequence[str], title: str, **parts: Any) -
         name (str): The template and its style.
         scripts (Sequence[str]): Files that make its script.
         title (str): The title, as text.
+        styles (Sequence[str]): Files of more styles. Default: ()
         **parts (Any): HTML for the other places of the template.
 
     Returns:
         str: An HTML document.
     """
-    style = _asset("document.css") + _asset(f"{name}.css")
+    style = "".join(map(_asset, ("document.css", f"{name}.css", *styles)))
     script = "\n".join(map(_asset, scripts))
     shown = shown_text(title)
     return Template(_asset("document.html")).substitute(

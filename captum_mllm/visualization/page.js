@@ -88,6 +88,7 @@
       const span = tokens.appendTo(list, "unit", text(unit));
       span.setAttribute("role", "option");
       span.setAttribute("aria-label", tokens.spoken(text(unit)));
+      reasons.mark(data, unit, span);
       return span;
     });
     const peaks = (images) => units.map((unit) => peakOf(mapsOf(images, unit)));
@@ -205,6 +206,10 @@
         ? `The product of the probabilities of its ${unit.length} tokens`
         : "The probability that the model gave this token";
     }
+    if (data.reasons) fillBars(element("reasons"), reasons.rows(data, unit));
+    const risk = reasons.sentence(data, unit);
+    element("risk").hidden = !risk;
+    element("risk").textContent = risk;
     if (data.predictions) {
       element("predictions-heading").textContent =
         `Top predictions${many ? `, first of ${unit.length} tokens` : ""}`;
@@ -245,6 +250,7 @@
       ...(data.shares && highestOf(maps) > 0
         ? sharesOf(unit).map((share, i) => `${images[i].name} ${wholePercent.format(share)}`)
         : []),
+      reasons.sentence(data, unit),
       pinned && "pinned",
     ]
       .filter(Boolean)
@@ -368,8 +374,11 @@
   if (data.words.length === data.answer.length) element("units").remove();
   if (!data.predictions) element("predictions").remove();
   if (!weights) element("earlier").remove();
+  if (!data.reasons) element("reasons").remove();
+  else element("reasons-heading").textContent += data.reasons.exact ? "" : " (weak estimate)";
   if (!data.probs) element("probability").remove();
-  if (!data.probs && !data.predictions && !weights) element("detail").remove();
+  if (!["probs", "predictions", "weights", "reasons", "risks"].some((name) => data[name]))
+    element("detail").remove();
   if (scales.length === 0) element("scales").remove();
 
   element("no-evidence").textContent = `no evidence in the ${shownImages}`;

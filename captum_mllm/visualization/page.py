@@ -17,8 +17,9 @@ from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.visualization.colors import FADE, color_table
 from captum_mllm.visualization.document import fill_document
 from captum_mllm.visualization.page_data import ScaleView, page_data
+from captum_mllm.visualization.page_reasons import ReasonsView, RiskView, reasons_data
 
-__all__ = ["ScaleView", "embed_page", "render_page"]
+__all__ = ["ReasonsView", "RiskView", "ScaleView", "embed_page", "render_page"]
 
 _LONGEST_SIDE, _THUMBNAIL_SIDE = 1600, 192
 _STAGE = Template(
@@ -42,6 +43,8 @@ def render_page(
     output_probs: np.ndarray | None = None,
     top_predictions: Sequence[Sequence[tuple[str, float]]] | None = None,
     scales: Sequence[ScaleView] = (),
+    reasons: ReasonsView | None = None,
+    risks: Sequence[RiskView] | None = None,
     unit: str = "",
     finished: bool | None = None,
     method: str = "",
@@ -89,6 +92,10 @@ def render_page(
             tokens that the model found most probable and their probabilities, best first; the page
             shows up to 8. Default: None
         scales (Sequence[ScaleView]): Maps and probabilities at single scales. Default: ()
+        reasons (ReasonsView or None): What each answer token rests on, shown as shares.
+            Default: None
+        risks (Sequence[RiskView] or None): The risk that the image does not show a word; words of
+            some or high risk are marked. Default: None
         unit (str): What the values of the maps are counted in, such as "logits". Default: ""
         finished (bool or None): Whether the model ended its own answer. False makes a note that the
             answer is cut off. Default: None, the answer was given
@@ -143,6 +150,7 @@ def render_page(
         top_predictions=top_predictions,
         scales=scales,
     )
+    data |= reasons_data(reasons, risks, len(answer_tokens))
     data["colors"] = _base64(color_table(data["signed"]).tobytes())
     data["fade"] = FADE
     data["ratios"] = [images[index].width / images[index].height for index in shown]
@@ -155,8 +163,9 @@ def render_page(
     data["cut"] = finished is False
     return fill_document(
         "page",
-        ("page_heatmap.js", "page_tokens.js", "page.js"),
+        ("page_heatmap.js", "page_tokens.js", "page_reasons.js", "page.js"),
         title,
+        styles=("page_reasons.css",),
         stages="".join(
             _STAGE.substitute(
                 source=_data_uri(images[index], _LONGEST_SIDE),

@@ -93,3 +93,11 @@ def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
     exact = states.double() @ head.weight.double().T
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("_chunks")
+def test_log_probabilities_do_not_underflow(head: nn.Linear) -> None:
+    states, ids = 100 * torch.randn(2, 13, 8), torch.randint(0, 101, (13,))
+    expected = head(states).log_softmax(-1)[:, torch.arange(13), ids]
+    assert expected.min() < -110
+    torch.testing.assert_close(Vocabulary(head).log_probability(states, ids), expected)

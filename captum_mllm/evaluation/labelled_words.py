@@ -1,0 +1,144 @@
+"""``LabelledAnswer`` and ``read_words``: words of which it is known whether their images show them,
+with the signals by which a diagnosis judges them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captum_mllm.datasets.rows import json_rows
+from captum_mllm.evaluation.temptation import TemptedCaption
+from captum_mllm.explain.signals import SIGNALS, token_signals
+from captum_mllm.models import MLLM, ImageTextInput
+from captum_mllm.models.words import token_texts
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledAnswer:
+    r"""
+    An answer some of whose words are labelled.
+
+    Args:
+        group (str): what belongs together, such as one scene: intervals resample groups.
+        image (PIL.Image.Image): the image.
+        prompt (str): the question.
+        answer (str): the answer.
+        spans (Sequence[tuple[int, int, bool]]): for each labelled word its first character in the
+            answer, the one after its last, and whether the image shows what it names.
+    """
+
+    group: str
+    image: Image.Image
+    prompt: str
+    answer: str
+    spans: Sequence[tuple[int, int, bool]]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledWords:
+    r"""
+    N words with their signals.
+
+    Args:
+        signals (Tensor): of shape (N, len(SIGNALS)).
+        absent (Tensor): whether the image does not show what the word names, bool, (N,).
+        groups (Sequence[str]): of each word.
+    """
+
+    signals: Tensor
+    absent: Tensor
+    groups: Sequence[str]
+
+    @property
+    def probability(self) -> Tensor:
+        """Of each word at the token where the model was least sure, (N,)."""
+        return self.signals[:, SIGNALS.index("probability")].exp()
+
+
+def of_scenes(captions: Iterable[TemptedCaption]) -> Iterator[LabelledAnswer]:
+    r"""Captions that tempt a model, see
+    :func:`~captum_mllm.evaluation.temptation.tempted_captions`, as labelled answers."""
+    for each in captions:
+        ends = list(accumulate(len(word) + 1 for word in each.caption.words))
+        spans = [
+            (ends[place] - 1 - len(each.caption.words[place]), ends[place] - 1, shown)
+            for place, shown in each.labels.items()
+        ]
+        yield LabelledAnswer(str(each.number), each.image, each.prompt, each.answer, spans)
+
+
+def of_file(path: str | Path) -> Iterator[LabelledAnswer]:
+    r"""
+    Labelled answers of a file of JSON lines.
+
+    Each line is ``{"image": file, "prompt": text, "answer": text, "present": [words], "absent":
+    [words]}``; images are named relative to the file. An answer to a question of yes or no, as in
+    POPE, has "yes" among the absent words where the right answer is no.
+
+    Raises:
+        ValueError: for a line that lacks a part, and a word that the answer does not have.
+    """
+    path = Path(path)
+    for row in json_rows(path):
+        line: Any = row.value
+        try:
+            answer, prompt, name = (str(line[key]) for key in ("answer", "prompt", "image"))
+            labels = [(word, True) for word in line.get("present", ())]
+            labels += [(word, False) for word in line.get("absent", ())]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{row.source} lacks {error}") from error
+        spans = []
+        for word, shown in labels:
+            match = re.search(rf"(?<!\w){re.escape(str(word))}(?!\w)", answer, re.IGNORECASE)
+            if match is None:
+                raise ValueError(f"{row.source}: {answer!r} has no word {word!r}")
+            spans.append((*match.span(), shown))
+        with Image.open(path.parent / name) as image:
+            yield LabelledAnswer(name, image.convert("RGB"), prompt, answer, spans)
+
+
+@torch.no_grad()
+def read_words(mllm: MLLM, answers: Iterable[LabelledAnswer]) -> LabelledWords:
+    r"""
+    The signals of all labelled words, each at the token where the model was least sure.
+
+    Args:
+        mllm (MLLM): the model.
+        answers (Iterable[LabelledAnswer]): the answers, in turn.
+
+    Raises:
+        ValueError: if no answer has a labelled word.
+    """
+    rows: list[Tensor] = []
+    absent: list[bool] = []
+    groups: list[str] = []
+    for answer in answers:
+        with mllm.remember():
+            image, query = mllm.prepare(
+                ImageTextInput(answer.image, answer.prompt), target=answer.answer
+            )
+            signals = token_signals(mllm, (image,), query)
+        for start, end, shown in answer.spans:
+            tokens = _tokens_of(mllm.tokenizer, query.answer_ids, start, end)
+            rows.append(signals[min(tokens, key=lambda token: float(signals[token, 0]))])
+            absent.append(not shown)
+            groups.append(answer.group)
+    if not rows:
+        raise ValueError("no answer has a labelled word")
+    return LabelledWords(torch.stack(rows), torch.tensor(absent), groups)
+
+
+def _tokens_of(tokenizer: Any, ids: Sequence[int], start: int, end: int) -> list[int]:
+    """The tokens that overlap some characters of an answer."""
+    ends = list(accumulate(map(len, token_texts(tokenizer, ids))))
+    starts = [0, *ends[:-1]]
+    found = [i for i, (first, last) in enumerate(zip(starts, ends)) if first < end and last > start]
+    return found or [len(ids) - 1]

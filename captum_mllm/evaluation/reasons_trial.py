@@ -1,0 +1,88 @@
+"""``compare_reasons``: how near estimated reasons of words come to exact ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_mllm.explain.reasons import PRIOR, Reasons
+
+
+class Agreement(NamedTuple):
+    r"""
+    How near an estimate of the shares of one group comes to the exact ones.
+
+    Args:
+        group (str): the group, such as ``"image"``.
+        n_tokens (int): how many tokens were compared.
+        mean_share (float): the mean of the exact shares, in [0, 1].
+        correlation (float): Pearson's correlation of the shares; 0 where one is constant.
+        mean_error (float): mean absolute difference of the shares, in [0, 1].
+    """
+
+    group: str
+    n_tokens: int
+    mean_share: float
+    correlation: float
+    mean_error: float
+
+
+def compare_reasons(exact: Sequence[Reasons], estimates: Sequence[Reasons]) -> list[Agreement]:
+    r"""
+    Compare estimated shares of tokens with exact ones.
+
+    Args:
+        exact (Sequence[Reasons]): of some answers, with the same groups.
+        estimates (Sequence[Reasons]): of the same answers.
+
+    Returns:
+        list[Agreement]: of each group and of the prior.
+
+    Raises:
+        ValueError: for no answers, other groups, or another number of tokens.
+
+    Examples::
+
+        >>> import torch
+        >>> exact = Reasons(("image", "answer"), torch.tensor([[3.0, 1, 0], [0, 1, 1]]), "shapley")
+        >>> estimate = Reasons(("image", "answer"), torch.tensor([[1.0, 1, 0], [0, 1, 0]]), "?")
+        >>> compare_reasons([exact], [estimate])[0].mean_error
+        0.125
+    """
+    pairs = list(zip(exact, estimates, strict=True))
+    if not pairs:
+        raise ValueError("there are no answers to compare")
+    for found, estimate in pairs:
+        if found.groups != exact[0].groups or estimate.groups != found.groups:
+            raise ValueError(f"got groups {estimate.groups}, expected {exact[0].groups}")
+        if found.values.shape != estimate.values.shape:
+            raise ValueError("the reasons of an answer differ in their number of tokens")
+    truth = torch.cat([_shares(found.values) for found, _ in pairs])
+    guess = torch.cat([_shares(estimate.values) for _, estimate in pairs])
+    return [
+        Agreement(
+            group=name,
+            n_tokens=len(truth),
+            mean_share=float(truth[:, column].mean()),
+            correlation=_correlation(truth[:, column], guess[:, column]),
+            mean_error=float((truth[:, column] - guess[:, column]).abs().mean()),
+        )
+        for column, name in enumerate((*exact[0].groups, PRIOR))
+    ]
+
+
+def _shares(values: Tensor) -> Tensor:
+    """As :meth:`Reasons.shares` of each token."""
+    positive = values.double().clamp(min=0)
+    total = positive.sum(1, keepdim=True)
+    return positive / torch.where(total > 0, total, 1.0)
+
+
+def _correlation(first: Tensor, second: Tensor) -> float:
+    if first.std() == 0 or second.std() == 0:
+        return 0.0
+    return float(np.corrcoef(first.numpy(), second.numpy())[0, 1])

@@ -1,0 +1,377 @@
+"""``what_if``: what the model says once the region that explains a word is hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from captum_mllm.explain.result import MLLMAttributionResult
+from captum_mllm.explain.selection import Selection
+from captum_mllm.metrics.image_baselines import image_baseline
+from captum_mllm.metrics.localization import otsu_threshold
+from captum_mllm.models.decoding import find_answer
+from captum_mllm.models.inputs import ImageTextInput
+from captum_mllm.models.knockout import hidden_columns
+from captum_mllm.models.layout import Layout, size_of
+from captum_mllm.models.mllm import MLLM
+from captum_mllm.models.pixels import to_pil
+from captum_mllm.models.precision import full_precision
+from captum_mllm.models.prompt import open_query
+from captum_mllm.models.query import Query
+from captum_mllm.models.states import States
+from captum_mllm.models.words import token_texts
+
+Hiding = Literal["fill", "mean", "blur", "knockout"]
+
+_TOP = 5
+# Places that are tried for a region elsewhere.
+_TRIES = 200
+
+
+class WordChange(NamedTuple):
+    r"""
+    A word before and after something was hidden.
+
+    Args:
+        word (str): the word, without the spaces around it.
+        before (float): its probability, the product over its tokens.
+        after (float): its probability with the region hidden.
+        elsewhere (float): its probability with a region of the same shape hidden elsewhere.
+        changed (bool): whether another token is the most probable one with the region hidden.
+        changed_elsewhere (bool): the same with the other region hidden.
+        top_after (list[tuple[str, float]]): the most probable tokens with the region hidden, best
+            first, at the first token of the word that is no longer the most probable one, or else
+            at its first token.
+    """
+
+    word: str
+    before: float
+    after: float
+    elsewhere: float
+    changed: bool
+    changed_elsewhere: bool
+    top_after: list[tuple[str, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class WhatIf:
+    r"""
+    What a model says once a region is hidden.
+
+    Args:
+        removed (str): the words whose region was hidden.
+        region (numpy.ndarray): the hidden pixels, bool, (H, W).
+        control (numpy.ndarray): the pixels of the region elsewhere, bool, (H, W).
+        image (PIL.Image.Image): the image without the region; the image itself where attention to
+            the region was knocked out.
+        words (list[WordChange]): the words of the answer, in their order.
+        selected (list[int]): which of them were asked for.
+        answer (str): what the model answers of its own with the region hidden; empty where it was
+            not asked.
+    """
+
+    removed: str
+    region: np.ndarray
+    control: np.ndarray
+    image: Image.Image
+    words: list[WordChange]
+    selected: list[int]
+    answer: str = ""
+
+    @property
+    def area(self) -> float:
+        """The share of the image that was hidden, in [0, 1]."""
+        return float(self.region.mean())
+
+    @property
+    def changed(self) -> bool:
+        """Whether the model says another word instead of one that was asked for."""
+        return any(self.words[index].changed for index in self.selected)
+
+    @property
+    def changed_elsewhere(self) -> bool:
+        """The same with a region of the same shape hidden elsewhere."""
+        return any(self.words[index].changed_elsewhere for index in self.selected)
+
+    def __str__(self) -> str:
+        lines = [f"without {self.removed!r} ({self.area:.0%} of the image hidden)"]
+        for index, word in enumerate(self.words):
+            mark = "*" if index in self.selected else " "
+            says = word.top_after[0][0].strip() if word.changed and word.top_after else ""
+            lines.append(
+                f"{mark} {word.word:<14} {word.before:.2f} -> {word.after:.2f} {says:<14} "
+                f"(elsewhere {word.elsewhere:.2f})"
+            )
+        if self.answer:
+            lines.append(f"the model now answers: {self.answer}")
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def what_if(
+    mllm: MLLM,
+    result: MLLMAttributionResult,
+    remove: Selection,
+    by: Hiding = "fill",
+    inp: ImageTextInput | None = None,
+    margin: float = 1.0,
+    answer: bool = True,
+    seed: int = 0,
+    image: int | None = None,
+) -> WhatIf:
+    r"""
+    Hide the region that explains a word, and look what the model then says.
+
+    The region is what the word's map has above Otsu's threshold. The answer stays as it was up to
+    each word, so that its probabilities compare. A region of the same shape elsewhere is the
+    control: where it changes as much, the map does not tell what the word rests on.
+
+    Args:
+        mllm (MLLM): the model that gave the result.
+        result (MLLMAttributionResult): the explained answer.
+        remove (optional): the word or the phrase, as in :meth:`MLLMAttributionResult.map`.
+        by (str): ``"fill"``, fill the region from what surrounds it; ``"mean"`` or ``"blur"``, as
+            in :func:`~captum_mllm.metrics.deletion_auc`; ``"knockout"``, leave the image as it is,
+            but let no token look at the image tokens in the region. Default: "fill"
+        inp (ImageTextInput, optional): the input of a result that was loaded from a file.
+            Default: None, that of the result
+        margin (float): by how much the region grows on each side, in cells of the map, since the
+            rim of an object still shows its shape. Default: 1.0
+        answer (bool): also let the model answer anew. Default: True
+        seed (int): of the place of the other region. Default: 0
+        image (int, optional): which image of the prompt, where several are explained.
+            Default: None, the only one
+
+    Returns:
+        WhatIf: the probabilities before and after.
+
+    Raises:
+        ValueError: for words that are not there, a flat map, a result without its input, a result
+            of another answer's tokens, or an option outside of its range.
+    """
+    if by not in get_args(Hiding):
+        raise ValueError(f"by={by!r}, expected one of {', '.join(map(repr, get_args(Hiding)))}")
+    if not 0 <= margin < float("inf"):
+        raise ValueError(f"margin={margin}, expected a finite number of at least 0")
+    inp = result.inp if inp is None else inp
+    if not isinstance(inp, ImageTextInput):
+        raise ValueError(
+            "the result has no input, as it was loaded from a file; give it as inp=ImageTextInput("
+            "image, text)"
+        )
+    opened, query = open_query(mllm.processor, inp, mllm.device)
+    query = replace(query, answer_ids=tuple(_answer_ids(mllm, result)))
+    start = len(result.input_tokens) - len(result.output_tokens)
+    tokens = result.tokens_of(remove)
+    region = explained_region(result, tokens, margin, image)
+    control = moved_elsewhere(region, seed)
+    regions = torch.stack([torch.zeros_like(region), region, control]).to(mllm.device)
+    place = 0 if image is None else result.explained.index(image)
+    states, shown = _hidden_states(mllm, opened, place, query, regions, by)
+    texts = "".join(result.output_tokens[token] for token in tokens).strip()
+    skipped = result.n_prompt - start
+    words = [word for word in result.words if word[0] >= skipped]
+    changes = _changes(mllm, states, result, [[t - skipped for t in word] for word in words])
+    said = ""
+    if answer and by != "knockout":
+        hidden = tuple(each[1:2] for each in shown)
+        ids = find_answer(mllm.backbone, hidden, replace(query, answer_ids=()), None, {})
+        said = mllm.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+    chosen = [index for index, word in enumerate(words) if set(word) & set(tokens)]
+    return WhatIf(
+        removed=texts,
+        region=region.numpy(),
+        control=control.numpy(),
+        image=to_pil(shown[place][1]),
+        words=changes,
+        selected=chosen,
+        answer=said,
+    )
+
+
+def explained_region(
+    result: MLLMAttributionResult,
+    tokens: Sequence[int],
+    margin: float = 1.0,
+    image: int | None = None,
+) -> Tensor:
+    r"""
+    The pixels where the map of some tokens is above Otsu's threshold.
+
+    Args:
+        result (MLLMAttributionResult): the explained answer.
+        tokens (Sequence[int]): the tokens, whose maps are averaged.
+        margin (float): by how much it grows on each side, in cells of the map. Default: 1.0
+        image (int, optional): which image, where several are explained. Default: None
+
+    Returns:
+        Tensor: bool, (H, W).
+
+    Raises:
+        ValueError: for a map that is the same everywhere.
+    """
+    map_ = torch.from_numpy(result.map(list(tokens), image=image)).clamp(min=0)
+    place = 0 if image is None else result.explained.index(image)
+    region = map_ > otsu_threshold(map_[None])[0]
+    if not region.any():
+        raise ValueError(
+            f"the map of {''.join(result.output_tokens[token] for token in tokens).strip()!r} is "
+            "the same everywhere, so no region explains it"
+        )
+    rows, columns = (
+        round(margin * pixels / cells)
+        for pixels, cells in zip(map_.shape, result.image_attrs[place].shape[1:])
+    )
+    size = (2 * rows + 1, 2 * columns + 1)
+    return F.max_pool2d(region[None].float(), size, 1, (rows, columns))[0] > 0
+
+
+def moved_elsewhere(region: Tensor, seed: int = 0) -> Tensor:
+    r"""
+    A region moved to a random place where it overlaps itself least; beyond an edge it goes on at
+    the other.
+
+    Args:
+        region (Tensor): bool, (H, W).
+        seed (int): which place. Default: 0
+    """
+    generator = torch.Generator().manual_seed(seed)
+    best, least = region, int(region.sum()) + 1
+    for _ in range(_TRIES):
+        shift = [int(torch.randint(side, (), generator=generator)) for side in region.shape]
+        moved = region.roll(shift, (0, 1))
+        overlap = int((moved & region).sum())
+        if overlap < least:
+            best, least = moved, overlap
+        if not overlap:
+            break
+    return best
+
+
+@full_precision()
+def filled(image: Tensor, region: Tensor) -> Tensor:
+    r"""
+    An image whose region is filled smoothly from what surrounds it.
+
+    Coarser and coarser means of the pixels outside are taken, and each pixel of the region has
+    that of the finest level that knows one (pull-push, Gortler et al., SIGGRAPH 1996).
+
+    Args:
+        image (Tensor): of shape (1, C, H, W), floating point.
+        region (Tensor): bool, (H, W).
+
+    Returns:
+        Tensor: of the shape of the image; one that is hidden whole has its mean colour.
+    """
+    values = image.to(torch.promote_types(image.dtype, torch.float32))
+    known = (~region).to(values)[None, None]
+    if not known.any():
+        return image_baseline(image, "mean").clone()
+    levels = [(values * known, known)]
+    while levels[-1][1].shape[-2:] != (1, 1):
+        summed, weight = (
+            F.avg_pool2d(part, 2, ceil_mode=True, count_include_pad=False) for part in levels[-1]
+        )
+        # A cell that knows enough counts as one that knows all.
+        full = weight.clamp(max=0.25) * 4
+        levels.append((summed / weight.clamp(min=1e-6) * full, full))
+    found, weight = levels[-1]
+    found = found / weight.clamp(min=1e-6)
+    for summed, weight in reversed(levels[:-1]):
+        coarse = F.interpolate(found, weight.shape[-2:], mode="bilinear")
+        found = summed + (1 - weight) * coarse
+    return torch.where(region, found, values).to(image.dtype)
+
+
+def _hidden_states(
+    mllm: MLLM,
+    images: tuple[Tensor, ...],
+    place: int,
+    query: Query,
+    regions: Tensor,
+    by: Hiding,
+) -> tuple[States, tuple[Tensor, ...]]:
+    """The states with each region of one of the images hidden, from one pass, and the images."""
+    image = images[place]
+    batch = [each.expand(len(regions), -1, -1, -1) for each in images]
+    if by == "fill":
+        batch[place] = torch.cat([filled(image, region) for region in regions])
+    elif by != "knockout":
+        batch[place] = torch.where(regions[:, None], image_baseline(image, by), image)
+    shown = tuple(batch)
+    if by != "knockout":
+        return mllm.backbone.new_states(shown, query)[None], shown
+    encoding = mllm.encode(images, query)
+    if encoding.windows > 1:
+        raise ValueError("by='knockout' takes images that are seen at once; take by='fill'")
+    index = query.explained[place]
+    positions, layout = encoding.image_positions[index], encoding.layouts[index]
+    columns = regions.new_zeros(len(regions), encoding.inputs["input_ids"].shape[1])
+    columns[:, positions] = torch.stack([tokens_in(layout, region) for region in regions])
+    with hidden_columns(mllm, columns):
+        return mllm.backbone.new_states(shown, query)[None], shown
+
+
+def tokens_in(layout: Layout, region: Tensor) -> Tensor:
+    r"""Which image tokens have their centre in a region (H, W), bool, (N,)."""
+    height, width = size_of(region)
+    found = []
+    for piece in layout.pieces:
+        left, top, right, bottom = piece.box
+        down = top + (torch.arange(piece.rows) + 0.5) * (bottom - top) / piece.rows
+        across = left + (torch.arange(piece.columns) + 0.5) * (right - left) / piece.columns
+        y, x = down.floor().long(), across.floor().long()
+        inside = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))
+        cells = region[y.clamp(0, height - 1).to(region.device)][:, x.clamp(0, width - 1)]
+        found.append((cells & inside.to(region.device)).flatten())
+    return torch.cat(found)
+
+
+def _changes(
+    mllm: MLLM, states: States, result: MLLMAttributionResult, words: Sequence[Sequence[int]]
+) -> list[WordChange]:
+    """Each word, its tokens counted from the beginning of the answer, in the three images."""
+    ids = states.ids[states.n_prompt :]
+    rows = states.predicting[:, states.n_prompt :].flatten(0, 1)
+    found = mllm.vocabulary.predictions(rows, ids.repeat(3), _TOP)
+    probability = found.probability.unflatten(0, (3, -1)).double().cpu()
+    top_ids = found.top_ids.unflatten(0, (3, -1)).cpu()
+    top_probability = found.top_probability.unflatten(0, (3, -1)).cpu()
+    other = top_ids[..., 0] != ids.cpu()
+    texts = result.input_tokens[result.n_prompt :]
+    changes = []
+    for word in words:
+        place = next((token for token in word if other[1, token]), word[0])
+        before, after, elsewhere = probability[:, list(word)].prod(1).tolist()
+        ranked = zip(top_ids[1, place].tolist(), top_probability[1, place].tolist())
+        changes.append(
+            WordChange(
+                word="".join(texts[token] for token in word).strip(),
+                before=before,
+                after=after,
+                elsewhere=elsewhere,
+                changed=bool(other[1, list(word)].any()),
+                changed_elsewhere=bool(other[2, list(word)].any()),
+                top_after=[(mllm.tokenizer.decode([token]), value) for token, value in ranked],
+            )
+        )
+    return changes
+
+
+def _answer_ids(mllm: MLLM, result: MLLMAttributionResult) -> list[int]:
+    """The tokens of the answer, from their texts."""
+    texts = result.input_tokens[result.n_prompt :]
+    ids = mllm.tokenizer("".join(texts), add_special_tokens=False)["input_ids"]
+    if token_texts(mllm.tokenizer, ids) != texts:
+        raise ValueError(
+            "the answer is not made of the tokens that this model's tokenizer makes of its text; "
+            "give the model that gave the result, or explain the answer anew by its text"
+        )
+    return list(ids)

@@ -1,0 +1,149 @@
+"""Labelled words, and how well risks tell those that their images do not show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from captum_mllm import MLLM
+from captum_mllm.datasets import BACKGROUND
+from captum_mllm.evaluation.diagnosis_trial import auroc, diagnosis_report, match_probabilities
+from captum_mllm.evaluation.labelled_words import (
+    LabelledWords,
+    of_file,
+    of_scenes,
+    read_words,
+)
+from captum_mllm.evaluation.reasons_trial import compare_reasons
+from captum_mllm.evaluation.temptation import tempted_captions
+from captum_mllm.explain import Calibration, Reasons
+from captum_mllm.explain.signals import SIGNALS
+from tests.models.tiny_models import shared
+
+
+def test_captions_tempt_with_an_object_that_is_removed_or_exchanged() -> None:
+    found = tempted_captions(range(6))
+    assert len({each.number for each in found}) * 3 == len(found)
+    for whole, removed, exchanged in zip(found[::3], found[1::3], found[2::3]):
+        assert [each.change for each in (whole, removed, exchanged)] == [
+            "none",
+            "removed",
+            "exchanged",
+        ]
+        assert whole.answer == removed.answer == exchanged.answer
+        assert all(whole.labels.values())
+        gone = whole.scene.reading_order()[1]
+        shape = whole.scene.objects[gone].shape
+        assert len(removed.scene.objects) == len(whole.scene.objects) - 1
+        for each in (removed, exchanged):
+            places = [i for i, word in enumerate(each.caption.words) if word == shape]
+            # The caption comes back to what the image does not show.
+            assert len(places) == 2 and not any(each.labels[place] for place in places)
+            shown = {thing.shape for thing in each.scene.objects}
+            for place, label in each.labels.items():
+                assert each.caption.objects[place] != (BACKGROUND,)
+                word = each.caption.words[place]
+                colors = {thing.color for thing in each.scene.objects}
+                assert label == (word in shown | colors)
+    numbers = [each.number for each in tempted_captions(range(6), "test")]
+    assert [str(each.scene) for each in tempted_captions(range(6), "test")][:1] != [
+        str(found[0].scene)
+    ]
+    assert numbers
+    with pytest.raises(ValueError, match="split='train'"):
+        tempted_captions(range(1), "train")
+
+
+def test_labels_lie_on_their_words() -> None:
+    captions = tempted_captions(range(3))
+    for answer, each in zip(of_scenes(captions), captions):
+        words = [answer.answer[start:end] for start, end, _ in answer.spans]
+        assert words == [each.caption.words[place] for place in each.labels]
+
+
+def test_words_of_a_file_are_read_with_their_signals(tmp_path: Path) -> None:
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    line = {"image": "a.png", "prompt": "what ?", "answer": "a cat and a dog", "present": ["Cat"]}
+    path = tmp_path / "labels.jsonl"
+    path.write_text(json.dumps({**line, "absent": ["dog"]}) + "\n")
+    (answer,) = of_file(path)
+    assert answer.spans == [(2, 5, True), (12, 15, False)]
+    words = read_words(MLLM(*shared("llava")), [answer])
+    assert words.signals.shape == (2, len(SIGNALS)) and words.absent.tolist() == [False, True]
+    assert list(words.groups) == ["a.png"] * 2
+    path.write_text(json.dumps({**line, "absent": ["do"]}))
+    with pytest.raises(ValueError, match="has no word 'do'"):
+        list(of_file(path))
+    path.write_text('{"image": "a.png"}')
+    with pytest.raises(ValueError, match="lacks 'answer'"):
+        list(of_file(path))
+    with pytest.raises(ValueError, match="no answer has"):
+        read_words(MLLM(*shared("llava")), [])
+
+
+def test_auroc_is_the_share_of_pairs() -> None:
+    torch.manual_seed(0)
+    scores = torch.randint(0, 6, (40,)).double()
+    absent, weights = torch.rand(40) < 0.4, torch.rand(40, dtype=torch.float64)
+    above = total = 0.0
+    for i in range(40):
+        for j in range(40):
+            if absent[i] and not absent[j]:
+                pair = float(weights[i] * weights[j])
+                total += pair
+                above += pair * (float(scores[i] > scores[j]) + 0.5 * float(scores[i] == scores[j]))
+    assert auroc(scores, absent, weights) == pytest.approx(above / total)
+
+
+def test_matched_words_have_the_same_probabilities() -> None:
+    torch.manual_seed(0)
+    absent = torch.rand(4000) < 0.3
+    probability = torch.where(absent, torch.rand(4000) ** 0.5, torch.rand(4000) ** 0.1)
+    chosen, weights = match_probabilities(probability, absent)
+    assert probability[chosen].min() >= 0.5 and not weights[~chosen].any()
+    ones = torch.ones(4000, dtype=torch.float64)
+    assert auroc(-probability, absent, ones) > 0.7
+    # What is left of it is within the bins.
+    assert auroc(-probability, absent, weights) == pytest.approx(0.5, abs=0.06)
+    nothing = torch.zeros(4000, dtype=torch.bool)
+    assert not match_probabilities(probability, nothing)[0].any()
+
+
+def test_a_report_finds_the_signal_that_tells() -> None:
+    torch.manual_seed(0)
+    absent = torch.rand(600) < 0.4
+    signals = torch.randn(600, len(SIGNALS))
+    signals[:, 0] = torch.rand(600).log()
+    signals[:, SIGNALS.index("image gain")] -= 3 * absent
+    words = LabelledWords(signals, absent, [str(index // 4) for index in range(600)])
+    fitted = Calibration.fit(signals, absent)
+    report = diagnosis_report(words, fitted, resamples=50)
+    scores = {score.name: score for score in report.matched}
+    assert scores["diagnosis"].auroc > 0.95
+    assert scores["diagnosis"].low <= scores["diagnosis"].auroc <= scores["diagnosis"].high
+    assert abs(scores["internal confidence"].auroc - 0.5) < 0.15
+    assert report.calibration_error < 0.1
+    assert report.easy_counts == (int((~absent).sum()), int(absent.sum()))
+    assert "diagnosis" in str(report)
+
+
+def test_shares_are_compared_token_by_token() -> None:
+    names = ("image", "question", "answer")
+    exact = Reasons(names, torch.tensor([[1.0, 0, 1, 0], [0, 0, 2, 0], [3, 0, 1, 0]]), "shapley")
+    same = compare_reasons([exact, exact], [exact, exact])
+    assert [each.group for each in same] == [*names, "prior"]
+    assert same[0].correlation == pytest.approx(1) and same[0].mean_error == 0
+    assert same[0].n_tokens == 6 and same[0].mean_share == pytest.approx(1.25 / 3)
+    assert same[1].correlation == 0
+    other = Reasons(names, torch.tensor([[0.0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 1, 0]]), "?")
+    found = compare_reasons([exact], [other])
+    assert found[0].mean_error == pytest.approx((0.5 + 1 + 0.75) / 3)
+    assert found[0].correlation < 0
+    with pytest.raises(ValueError, match="no answers"):
+        compare_reasons([], [])
+    with pytest.raises(ValueError, match="groups"):
+        compare_reasons([exact], [Reasons(("image",), torch.zeros(3, 2), "?")])
