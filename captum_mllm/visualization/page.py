@@ -165,7 +165,7 @@ def render_page(
         "page",
         ("page_heatmap.js", "page_tokens.js", "page_reasons.js", "page.js"),
         title,
-        ("page_reasons.css",),
+        styles=("page_reasons.css",),
         stages="".join(
             _STAGE.substitute(
                 source=_data_uri(images[index], _LONGEST_SIDE),
