@@ -117,7 +117,8 @@ class MLLMAttribution(Attribution):
                 of a word, ``{"dog": "cat"}``, or ``"cat"`` for an answer of one word: the maps and
                 weights of that word then tell why it was said and not the other. Of words of
                 several tokens the first that differs is in contrast, and the result's ``method``
-                names it. Other words are explained as ever. Default: None
+                names it. Other words are explained without it; around them, ARC and TAM suppress
+                this map as that of an earlier word. Default: None
             **kwargs (Any): passed on to the attribution method: ``scales``, ``n_steps``,
                 ``n_samples``, ``perturbations_per_eval`` ... With segments or words,
                 ``baselines`` is (image, words): what replaces removed parts,
