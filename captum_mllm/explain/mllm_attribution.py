@@ -122,7 +122,8 @@ class MLLMAttribution(Attribution):
                 of a word, ``{"dog": "cat"}``, or ``"cat"`` for an answer of one word: the maps and
                 weights of that word then tell why it was said and not the other. Of words of
                 several tokens the first that differs is in contrast, and the result's ``method``
-                names it. Other words are explained as ever. Default: None
+                names it. Other words are explained without it; around them, ARC and TAM suppress
+                this map as that of an earlier word. Default: None
             reasons (str, optional): also tell what each token rests on: the image, the question,
                 the answer so far, or none of them. ``"exact"`` leaves each of them out, alone and
                 together, in a batch of 8 rows (see :func:`~captum_mllm.explain.exact_reasons`);
