@@ -111,7 +111,7 @@ def _maps(method: Attribution, case: Case, query: Any, pairs: Sequence[Pair]) ->
     steps = [pair.step for pair in pairs]
     if isinstance(method, FeatureAblation):
         features = Features(segments=(image_segments((GRID, GRID), case.image),))
-        options = {"baselines": "mean", "perturbations_per_eval": 16}
+        options: dict[str, Any] = {"baselines": "mean", "perturbations_per_eval": 16}
         found = token_maps(method, (case.image,), query, None, features, **options)
         return found.maps[0][steps, 0].relu()
     targets = [(step, query.answer_ids[step]) for step in steps]
