@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from captum_mllm.commands.console import say, show
-from captum_mllm.commands.diagnose import add_model_arguments
+from captum_mllm.commands.options import add_model_arguments
 
 EXAMPLES = """examples:
   captum-mllm calibrate labels.jsonl --model Qwen/Qwen2-VL-2B-Instruct --output qwen.json

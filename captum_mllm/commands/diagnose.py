@@ -7,40 +7,13 @@ import json
 from pathlib import Path
 
 from captum_mllm.commands.console import say, show
+from captum_mllm.commands.options import add_model_arguments
 
 EXAMPLES = """examples:
   captum-mllm diagnose
   captum-mllm diagnose street.jpg --model Qwen/Qwen2-VL-2B-Instruct --answer "A red bus."
   captum-mllm diagnose street.jpg --model ./my-llava --calibration my-llava.json --output page.html
 """
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    r"""
-    Add the options that say which model runs, and where.
-
-    Args:
-        parser (argparse.ArgumentParser): A command's parser.
-    """
-    add = parser.add_argument
-    add(
-        "--model",
-        default="demo/qwen2-vl",
-        help="a name on the Hugging Face hub, a folder, or demo/NAME (default: %(default)s)",
-    )
-    add("--processor", metavar="NAME", help="where its processor is, if not with the model")
-    add(
-        "--trust-remote-code",
-        action="store_true",
-        help="run the Python code that comes with the model; read it first",
-    )
-    add("--device", default="auto", metavar="NAME", help="such as cpu or cuda:1 (default: auto)")
-    add(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="auto is the checkpoint's own (default: %(default)s)",
-    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   captum-mllm explain street.jpg --model ./my-finetuned-llava --answer "A red bus."
   captum-mllm explain before.jpg after.jpg --prompt "What has changed?"
   captum-mllm explain page1.png page2.png --prompt "What is the total?" --explained 1
+  captum-mllm explain --contrast heart=star --reasons exact
   captum-mllm explain photos/ --batch-size 8 --on-error skip
   captum-mllm explain --messages chat.json --system "Answer in one word." --device cuda:1
 """
@@ -79,6 +80,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens of the image at one scale, at most; larger scales are lowered to fit "
         "(default: as many as the model has room for; with --scales, an error instead)",
+    )
+    add(
+        "--contrast",
+        action="append",
+        default=[],
+        metavar="WORD=OTHER",
+        type=_contrast,
+        help="also say why a word of the answer was said and not another, such as dog=cat; may be "
+        "given several times",
+    )
+    add(
+        "--reasons",
+        choices=("estimate", "exact"),
+        help="also say how much each word rests on the image, the question and the words before "
+        "it: by leaving them out (exact, a batch of 8 rows more), or from one pass",
     )
     add(
         "--stream",
@@ -162,6 +178,8 @@ def run(options: argparse.Namespace) -> None:
             gen_args=generation,
             show_progress=not options.quiet,
             max_image_tokens=image_tokens(options),
+            contrast=dict(options.contrast) or None,
+            reasons=options.reasons,
             **arguments,
         )
     _write(result, Path(options.output))
@@ -188,6 +206,10 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--stream cannot go with --method {options.method}, which needs more than a model "
             "keeps while it answers; leave out one of them, or pass --method msea"
+        )
+    if options.contrast or options.reasons:
+        raise ValueError(
+            "--contrast and --reasons need the whole answer; leave them out, or leave out --stream"
         )
     if options.scales not in (None, ONE_SCALE):
         raise ValueError(
@@ -234,6 +256,16 @@ def _report(result: captum_mllm.MLLMAttributionResult, folder: Path) -> None:
 def _progress(options: argparse.Namespace, text: str) -> None:
     if not options.quiet:
         say(text)
+
+
+def _contrast(text: str) -> tuple[str, str]:
+    word, _, other = text.partition("=")
+    if not word.strip() or not other.strip():
+        raise argparse.ArgumentTypeError(
+            f"{text!r}, expected a word of the answer, an equals sign and another word, such as "
+            "dog=cat"
+        )
+    return word, other
 
 
 def _scales(text: str) -> tuple[float, ...]:

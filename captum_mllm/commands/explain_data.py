@@ -27,7 +27,7 @@ from captum_mllm.visualization.index_page import Entry, render_index
 
 _PER_PAGE = 1000
 _THUMBNAIL = 128
-_REFUSED = ("messages", "answer", "stream")
+_REFUSED = ("messages", "answer", "stream", "contrast", "reasons")
 
 
 @dataclass(frozen=True)

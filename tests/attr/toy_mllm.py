@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -49,6 +50,10 @@ class ToyMLLM(MLLM):
         self.words, self.predicting, self.ids = words, predicting, ids
         self.backbone = StatesAtHand(self.parameters)
         self.passes = 0
+
+    @property
+    def geometry(self) -> Any:
+        return SimpleNamespace(crosses=False)
 
     @property
     def vocabulary(self) -> Vocabulary:
