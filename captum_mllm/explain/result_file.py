@@ -6,6 +6,7 @@ file whole or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -13,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -33,7 +35,8 @@ def write_result(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, 
         OSError: as :func:`write_file` has it.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"format": FORMAT, "facts": json.dumps(facts, ensure_ascii=True, allow_nan=False)}
+    text = json.dumps(facts, ensure_ascii=True, allow_nan=False)
+    header = {"format": FORMAT, "facts": text, "digest": _digest(tensors, text)}
     write_file(path, save(tensors, metadata=header))
 
 
@@ -72,7 +75,19 @@ def read_result(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{str(path)!r} has no readable facts of a result: {error}") from error
     if not isinstance(facts, dict):
         raise ValueError(f"{str(path)!r} has facts of type {type(facts).__name__}, expected dict")
+    if "digest" in header and header["digest"] != _digest(tensors, header["facts"]):
+        raise ValueError(f"{str(path)!r} is damaged: its content is not what was written")
     return tensors, facts
+
+
+def _digest(tensors: dict[str, Tensor], facts: str) -> str:
+    found = hashlib.sha256(facts.encode("utf-8", "surrogatepass"))
+    for name, tensor in sorted(tensors.items()):
+        found.update(
+            f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode("utf-8", "surrogatepass")
+        )
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def write_file(path: str | Path, content: bytes) -> None:

@@ -138,3 +138,13 @@ def test_a_pipe_takes_the_bytes(tmp_path: Path) -> None:
     write_file(tmp_path / "pipe", b"content")
     reader.join()
     assert got == [b"content"]
+
+
+def test_a_file_with_another_byte_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    write_result(path, TENSORS, FACTS)
+    whole = path.read_bytes()
+    # The last bytes are those of a tensor.
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="is damaged"):
+        read_result(path)

@@ -72,6 +72,8 @@ FROZEN = [
     ("llava", "crop_size", {"height": 56, "width": 84}),
     ("llava", "crop_size", {"height": 168, "width": 168}),
     ("deepseek_vl", "do_pad", False),
+    ("deepseek_vl", "size", 14),
+    ("paligemma", "size", {"height": 14, "width": 14}),
     ("qwen2_vl", "merge_size", 1),
     ("qwen2_vl", "patch_size", 16),
     ("qwen2_vl", "temporal_patch_size", 1),
