@@ -234,7 +234,7 @@ class AttentionMaps(TokenAttribution):
     def rows(self, images: tuple[Tensor, ...], query: Query) -> AttentionRows:
         r"""What the rows that predict each explained token attend to in the decoder, with the
         positions of all inputs."""
-        return self._rows(images, query, None, [])
+        return self._rows(images, query, None, [], self._raw_of_text)
 
     def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
         r"""Share the passes of raw attention in the decoder, in a model whose attention is known.
