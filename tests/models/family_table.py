@@ -39,6 +39,12 @@ def _maps(method: Any, image: Any, query: Query, **options: Any) -> bool:
     return all(bool(each.isfinite().all() and each.abs().sum() > 0) for each in maps)
 
 
+def _refuses_not(method: TokenCam, image: Tensor, query: Query) -> bool:
+    """Without a sum above 0: of random weights all may be negative."""
+    maps = method.attribute(image, additional_forward_args=(query,))
+    return bool(maps.isfinite().all())
+
+
 def _more_tokens(mllm: MLLM, image: Tensor, query: Query) -> bool:
     native, larger = (mllm.layouts(each, query)[0].n_tokens for each in (image, scaled(image, 2.0)))
     return larger > native
@@ -66,10 +72,12 @@ COLUMNS: dict[str, Try] = {
     "lens": lambda mllm, image, query: _maps(LogitLens(mllm), image, query),
     "attention": lambda mllm, image, query: _maps(AttentionMaps(mllm, mode="raw"), image, query),
     "rollout": lambda mllm, image, query: _maps(AttentionMaps(mllm), image, query),
-    "CAM, decoder": lambda mllm, image, query: _maps(
-        TokenCam(mllm, 0, tower="decoder"), image, query
+    "Grad-CAM, decoder": lambda mllm, image, query: _refuses_not(
+        TokenCam(mllm, 0, "grad_cam", tower="decoder"), image, query
     ),
-    "CAM, vision tower": lambda mllm, image, query: _maps(TokenCam(mllm), image, query),
+    "Grad-CAM, vision tower": lambda mllm, image, query: _refuses_not(
+        TokenCam(mllm, variant="grad_cam"), image, query
+    ),
     "gradients of pixels": lambda mllm, image, query: _maps(
         Saliency(mllm), image.clone().requires_grad_(), query, target=(1, query.answer_ids[1])
     ),
