@@ -86,7 +86,7 @@ def _digest(tensors: dict[str, Tensor], facts: str) -> str:
         found.update(
             f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode("utf-8", "surrogatepass")
         )
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
