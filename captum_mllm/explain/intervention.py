@@ -121,7 +121,7 @@ def what_if(
     remove: Selection,
     by: Hiding = "fill",
     inp: ImageTextInput | None = None,
-    margin: float = 1.0,
+    margin: float = 2.0,
     answer: bool = True,
     seed: int = 0,
     image: int | None = None,
@@ -143,7 +143,7 @@ def what_if(
         inp (ImageTextInput, optional): the input of a result that was loaded from a file.
             Default: None, that of the result
         margin (float): by how much the region grows on each side, in cells of the map, since the
-            rim of an object still shows its shape. Default: 1.0
+            rim of an object still shows its shape. Default: 2.0
         answer (bool): also let the model answer anew. Default: True
         seed (int): of the place of the other region. Default: 0
         image (int, optional): which image of the prompt, where several are explained.
@@ -199,7 +199,7 @@ def what_if(
 def explained_region(
     result: MLLMAttributionResult,
     tokens: Sequence[int],
-    margin: float = 1.0,
+    margin: float = 2.0,
     image: int | None = None,
 ) -> Tensor:
     r"""
@@ -208,7 +208,7 @@ def explained_region(
     Args:
         result (MLLMAttributionResult): the explained answer.
         tokens (Sequence[int]): the tokens, whose maps are averaged.
-        margin (float): by how much it grows on each side, in cells of the map. Default: 1.0
+        margin (float): by how much it grows on each side, in cells of the map. Default: 2.0
         image (int, optional): which image, where several are explained. Default: None
 
     Returns:

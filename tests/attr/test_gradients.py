@@ -67,7 +67,7 @@ def test_other_methods_run_under_inference_mode_and_leave_nothing_behind() -> No
 @pytest.mark.parametrize("wrapper", [ARC, TAM, MLLMAttribution, MSEA, lambda m: ARC(MSEA(m))])
 @pytest.mark.parametrize("required", [True, False])
 def test_images_require_gradients_as_before_also_after_an_exception(
-    wrapper: Callable[[Attribution], Any], required: bool
+    wrapper: Callable[[Attribution], Any], required: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mllm = MLLM(*build("llava"))
     inp = ImageTextInput(random_image(84, 84), PROMPT)
@@ -75,7 +75,10 @@ def test_images_require_gradients_as_before_also_after_an_exception(
     image.requires_grad_(required)
     prepared: list[Any] = []
     if wrapper is MLLMAttribution:
-        mllm.prepare = lambda *_, **__: prepared.append(image) or (image, query)
+        monkeypatch.setattr(
+            "captum_mllm.explain.mllm_attribution.open_query",
+            lambda *_: prepared.append(image) or ((image,), query),
+        )
     method = wrapper(Saliency(mllm))
 
     def run() -> None:

@@ -72,7 +72,8 @@ def test_answers_and_their_states_are_those_of_single_prompts(mllm: MLLM) -> Non
     with mllm.remember():
         answers = answer_prompts(mllm.backbone, given, options)
         for (images, query), answer in zip(given, answers, strict=True):
-            alone = answer_prompts(mllm.backbone, [(images, query)], {"max_new_tokens": 6})[0]
+            as_long = {"max_new_tokens": 6, "min_new_tokens": 6}
+            alone = answer_prompts(mllm.backbone, [(images, query)], as_long)[0]
             assert alone[: len(answer)] == answer
             full = replace(query, answer_ids=answer)
             assert mllm.knows(*images, full)

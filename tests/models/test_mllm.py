@@ -135,7 +135,7 @@ def test_a_chat_history_is_context_and_several_images_have_a_place_each(mllm: ML
     assert len(states.image) == len(states.layouts) == 1
     assert states.layouts[0].size == (90, 70)
 
-    both, every = mllm.prepare(inp, target="no")
+    both, every = mllm.prepare(ImageTextInput(images, messages=messages), target="no")
     assert [part.shape[-2:] for part in both] == [(120, 180), (90, 70)]
     torch.testing.assert_close(mllm(*both, every), mllm(image, query))
     torch.testing.assert_close(mllm.states(*both, every).image[1], states.image[0])

@@ -27,7 +27,9 @@ Counted = tuple[MLLM, Tensor, Query, list[int]]
 @pytest.fixture
 def counted() -> Iterator[Counted]:
     mllm = MLLM(*build("qwen2_vl"))
-    image, query = mllm.prepare(ImageTextInput(IMAGES, messages=MESSAGES), target="a cat")
+    image, query = mllm.prepare(
+        ImageTextInput(IMAGES, messages=MESSAGES, explained=0), target="a cat"
+    )
     passes: list[int] = []
     handle = mllm.model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
     yield mllm, image, query, passes
@@ -71,7 +73,7 @@ def test_what_differs_in_anything_is_another_pass(counted: Counted, changed: str
         elif changed == "layer":
             arguments["layer"] = 0
         else:
-            messages = ImageTextInput(IMAGES, messages=MESSAGES)
+            messages = ImageTextInput(IMAGES, messages=MESSAGES, explained=0)
             query = mllm.prepare(messages, target="the cat")[1]
         second = mllm.states(image, query, **arguments)
     assert len(passes) == 2
@@ -88,7 +90,7 @@ def test_images_that_are_gone_leave_no_identity_behind(counted: Counted) -> None
 
 def test_prepared_images_are_the_callers_own(counted: Counted) -> None:
     mllm = counted[0]
-    inp = ImageTextInput(IMAGES, messages=MESSAGES)
+    inp = ImageTextInput(IMAGES, messages=MESSAGES, explained=0)
     image, query = mllm.prepare(inp, target="a cat")
     image.zero_()
     assert query.images[1] is not None
@@ -108,7 +110,9 @@ def test_gradients_in_inference_mode_are_refused_with_advice(counted: Counted) -
         method.attribute(image.clone().requires_grad_(), **arguments)
     with torch.inference_mode():
         assert mllm(image, query).isfinite().all()
-        later, question = mllm.prepare(ImageTextInput(IMAGES, messages=MESSAGES), target="a cat")
+        later, question = mllm.prepare(
+            ImageTextInput(IMAGES, messages=MESSAGES, explained=0), target="a cat"
+        )
     arguments["additional_forward_args"] = (question,)
     assert method.attribute(later, **arguments).abs().sum() > 0
 

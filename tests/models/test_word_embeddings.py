@@ -84,11 +84,12 @@ def test_the_gradient_of_words_is_the_slope(mllm: MLLM) -> None:
     assert words.grad is not None
     assert (words.grad.abs().sum((0, 2)) > 0).all()
     direction = torch.randn(words.shape, generator=torch.Generator().manual_seed(1)).to(words)
+    # The norms are in float32.
     step = 1e-4
     with torch.no_grad():
         ends = [double(image, words + sign * step * direction, query)[target] for sign in (1, -1)]
     slope = (ends[0] - ends[1]).item() / (2 * step)
-    assert (words.grad * direction).sum().item() == pytest.approx(slope, rel=1e-4)
+    assert (words.grad * direction).sum().item() == pytest.approx(slope, rel=1e-3)
 
 
 def test_what_is_told_of_a_pass_is_that_of_these_words(mllm: MLLM) -> None:
