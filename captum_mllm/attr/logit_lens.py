@@ -40,11 +40,11 @@ class LogitLens(TokenAttribution):
     (arXiv 2509.22415).
 
     In contrast to another word c' (see :meth:`captum_mllm.MLLM.contrast`) it is the smaller of two,
-    what the token says of the word beyond the mean of the image, and how much more it says it than
-    the other word,
+    what the token says of the word beyond the mean of the image, if that is above 0, and how much
+    more it says it than the other word,
 
     .. math::
-        \min\big(A_i(c) - \overline{A}(c),\; A_i(c) - A_i(c')\big)
+        \min\big(A_i(c) - \max(\overline{A}(c), 0),\; A_i(c) - A_i(c')\big)
 
     where that is above 0. The difference alone is large wherever the other word is unlikely.
 
@@ -98,7 +98,7 @@ class LogitLens(TokenAttribution):
             own = torch.cat(scores, 1)
             said = torch.cat([mllm.vocabulary.scores(image[0], others) for image in states.image])
             # What the image as a whole says of the word is no evidence of a place.
-            centred = own[rows] - own[rows].mean(1, keepdim=True)
+            centred = own[rows] - own[rows].mean(1, keepdim=True).relu()
             evidence = torch.minimum(centred, own[rows] - said.mT).relu()
             own = own.index_copy(0, rows, evidence)
             scores = list(own.split([part.shape[1] for part in scores], dim=1))

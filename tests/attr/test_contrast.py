@@ -85,7 +85,7 @@ def test_the_lens_takes_the_smaller_of_own_evidence_and_difference(mllm: MLLM) -
     words = mllm.model.get_output_embeddings().weight.detach()
     says = [float(words[token] @ state) for state in states.image[0][0]]
     others = [float(words[OTHER] @ state) for state in states.image[0][0]]
-    mean = sum(says) / len(says)
+    mean = max(sum(says) / len(says), 0.0)
     pairs = zip(says, others)
     expected = [max(0.0, min(own - mean, own - other)) for own, other in pairs]
     lens = LogitLens(mllm)
