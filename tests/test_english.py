@@ -27,6 +27,8 @@ PHRASES = {
     r"\bin the place of (each|the|an?|removed|one)\b": "instead of; for",
     r"\b(stays?|leaves it|leave it|left|taken|takes it|passed on) as it is\b": "unchanged",
 }
+#: Sentences that show what not to write.
+EXAMPLES = re.compile(r"<!-- before and after -->.*<!-- end of before and after -->", re.DOTALL)
 FILES = [
     *sorted(PACKAGE.rglob("*.py")),
     *sorted(PACKAGE.rglob("*.md")),
@@ -37,8 +39,8 @@ FILES = [
 
 
 def _flat(text: str) -> str:
-    """A text without the breaks of its lines, in strings and comments too."""
-    return re.sub(r'\s*"?\s*\n\s*(#:?\s?|f?")?', " ", text)
+    """A text without the breaks of its lines, in strings and comments too, and without examples."""
+    return re.sub(r'\s*"?\s*\n\s*(#:?\s?|f?")?', " ", EXAMPLES.sub("", text))
 
 
 @pytest.mark.parametrize("phrase", PHRASES)

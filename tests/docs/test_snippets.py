@@ -1,4 +1,4 @@
-"""Every Python block of the documentation's pages runs, from top to bottom, page by page."""
+"""Every Python block of the README and the documentation runs, from top to bottom, page by page."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import pytest
 from captum_mllm.models import families
 from tests.models.tiny_models import save
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Written from a run of other tests, with fragments that they run.
 GENERATED = ("attributors.md",)
 PAGES = {
-    page.relative_to(DOCS).as_posix(): blocks
-    for page in sorted([*DOCS.glob("*.md"), *DOCS.glob("api/*.md")])
+    page.relative_to(ROOT).as_posix(): blocks
+    for page in sorted([ROOT / "README.md", *DOCS.glob("*.md"), *DOCS.glob("api/*.md")])
     if page.name not in GENERATED and (blocks := BLOCK.findall(page.read_text(encoding="utf-8")))
 }
 # What a block may import that the tests do not install.
@@ -34,7 +35,7 @@ def lacks_a_package(block: str) -> bool:
 
 
 def test_pages_have_snippets() -> None:
-    assert {"index.md", "questions.md", "families.md"} <= set(PAGES)
+    assert {"README.md", "docs/index.md", "docs/questions.md", "docs/families.md"} <= set(PAGES)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
