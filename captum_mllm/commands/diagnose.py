@@ -76,5 +76,5 @@ def run(options: argparse.Namespace) -> int:
     if not all(each.calibrated for each in risks):
         say("risks are a ranking: there is no calibration for this model (captum-mllm calibrate)")
     if options.output:
-        result.save_html(Path(options.output))
+        result.save_html(Path(options.output), calibration)
     return 0

@@ -16,6 +16,14 @@ from captum_mllm.models.words import FUNCTION_WORDS
 
 # Log-odds that a signal adds before it is named.
 _NAMED = 0.5
+# No region can say prepositions and auxiliary verbs, so that the lens would call each a risk.
+_NO_THINGS = (
+    "be am is are was were been being have has had having do does did not about above across "
+    "against along among around as at before behind below beneath beside between beyond by for "
+    "from in inside into near of off on onto out outside over past through to toward towards "
+    "under underneath up upon with within without"
+)
+_NAMES_NOTHING = FUNCTION_WORDS | set(_NO_THINGS.split())
 
 
 class WordRisk(NamedTuple):
@@ -59,8 +67,9 @@ def diagnose(
         calibration (Calibration, optional): how signals combine. Default: None, the one that comes
             with the package.
         words (optional): the words to judge, as in :meth:`MLLMAttributionResult.map`; each word of
-            which a token is selected. Default: None, all words of the answer but function words of
-            English, punctuation and numbers.
+            which a token is selected. Default: None, all words of the answer but punctuation,
+            numbers and what names nothing: function words of English, prepositions, and forms of
+            be, have and do.
 
     Returns:
         list[WordRisk]: in the order of the answer.
@@ -99,9 +108,9 @@ def diagnose(
 
 
 def is_content(word: str) -> bool:
-    r"""Whether a word may name something that an image shows: it has a letter, and is not a
-    function word of English."""
-    return any(map(str.isalpha, word)) and word.lower().strip(".,;:!?'\"") not in FUNCTION_WORDS
+    r"""Whether a word may name something that an image shows: it has a letter, and is neither a
+    function word of English, nor a preposition, nor a form of be, have or do."""
+    return any(map(str.isalpha, word)) and word.lower().strip(".,;:!?'\"") not in _NAMES_NOTHING
 
 
 def _why(signals: Tensor, contributions: Tensor) -> tuple[str, ...]:
@@ -117,7 +126,7 @@ def _sentence(name: str, values: dict[str, float]) -> str:
         alone = math.exp(min(values["probability"] - values["image gain"], 0.0))
         return f"the words alone predict it with {alone:.0%}, the image adds little"
     if name == "lens confidence":
-        return f"no region of the image says it (at most {math.exp(values[name]):.0%})"
+        return f"no region of the image says it with more than {math.exp(values[name]):.0%}"
     if name == "lens peak":
         return f"no region is above the others for it ({values[name]:.1f} standard deviations)"
     if name == "image attention":

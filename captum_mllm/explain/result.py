@@ -255,7 +255,8 @@ class MLLMAttributionResult(ResultValues):
             calibration (Calibration, optional): how signals combine to a risk. Default: None, the
                 one of the bundled models.
             words (optional): the words to judge, as in :meth:`map`. Default: None, all of the
-                answer except function words of English and punctuation.
+                answer but punctuation, numbers, and what names nothing: function words of
+                English, prepositions, and forms of be, have and do.
 
         Returns:
             list[WordRisk]: in the order of the answer.
@@ -333,23 +334,25 @@ class MLLMAttributionResult(ResultValues):
         """
         return result_table(self)
 
-    def to_html(self) -> str:
-        r"""The page as one self-contained HTML document."""
-        return result_page(self)
+    def to_html(self, calibration: Calibration | None = None) -> str:
+        r"""The page as one self-contained HTML document; see :meth:`save_html`."""
+        return result_page(self, calibration)
 
-    def save_html(self, path: str | Path) -> None:
+    def save_html(self, path: str | Path, calibration: Calibration | None = None) -> None:
         r"""
         Write the page: the image, its maps and the words, to look at in any browser.
 
         Args:
             path (str or Path): the file to write; it is replaced whole or not at all.
+            calibration (Calibration, optional): as in :meth:`diagnosis`, for the marks under words
+                at risk. Default: None, the one of the bundled models.
 
         Raises:
             FileNotFoundError: if its folder does not exist.
             IsADirectoryError: if the path is a folder.
             PermissionError: if the file may not be written.
         """
-        write_file(path, self.to_html().encode("utf-8"))
+        write_file(path, self.to_html(calibration).encode("utf-8"))
 
     def _repr_html_(self) -> str:
         return embed_page(self.to_html())

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from captum_mllm.explain.calibration import Calibration
 from captum_mllm.explain.diagnosis import diagnose
 from captum_mllm.explain.reasons import PRIOR
 from captum_mllm.explain.result_values import ResultValues
@@ -15,8 +16,9 @@ from captum_mllm.models.words import group_runs
 from captum_mllm.visualization.page import ReasonsView, RiskView, ScaleView, render_page
 
 
-def result_page(result: ResultValues) -> str:
-    r"""The page of a result, one self-contained HTML document."""
+def result_page(result: ResultValues, calibration: Calibration | None = None) -> str:
+    r"""The page of a result, one self-contained HTML document; risks are those of a calibration,
+    or of the one that comes with the package."""
     # The page walks through the answer; the words of the prompt are context there.
     skipped = len(result.output_tokens) - (len(result.input_tokens) - result.n_prompt)
     words = [[token - skipped for token in word] for word in result.words if word[0] >= skipped]
@@ -46,7 +48,7 @@ def result_page(result: ResultValues) -> str:
         top_predictions=result.top_predictions[skipped:],
         scales=scales,
         reasons=_reasons(result, skipped),
-        risks=_risks(result, skipped),
+        risks=_risks(result, skipped, calibration),
         unit=result.unit,
         finished=result.finished,
         method=result.method,
@@ -62,8 +64,10 @@ def _reasons(result: ResultValues, skipped: int) -> ReasonsView | None:
     return ReasonsView((*found.groups, PRIOR), found.values[skipped:].numpy(), found.exact)
 
 
-def _risks(result: ResultValues, skipped: int) -> list[RiskView] | None:
-    """The risks of the words of the answer, by the calibration of the package."""
+def _risks(
+    result: ResultValues, skipped: int, calibration: Calibration | None
+) -> list[RiskView] | None:
+    """The risks of the words of the answer."""
     if result.signals is None:
         return None
     return [
@@ -74,7 +78,7 @@ def _risks(result: ResultValues, skipped: int) -> list[RiskView] | None:
             calibrated=each.calibrated,
             why=each.why,
         )
-        for each in diagnose(result)
+        for each in diagnose(result, calibration)
     ]
 
 

@@ -62,7 +62,7 @@ def test_signals_equal_their_slow_twin(family: str) -> None:
 
 def test_a_word_that_is_not_shown_has_the_highest_risk(result: MLLMAttributionResult) -> None:
     risks = {each.word: each for each in result.diagnosis()}
-    assert list(risks) == ["striped", "red", "cross", "is", "above", "blue", "triangle"]
+    assert list(risks) == ["striped", "red", "cross", "blue", "triangle"]
     assert max(risks.values(), key=lambda each: each.risk).word == "cross"
     assert risks["cross"].level == "high" and risks["cross"].why
     assert risks["triangle"].risk < 0.2 and not risks["cross"].calibrated
