@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,9 @@ def copy_tutorials() -> None:
     for notebook in folder.glob("*.ipynb"):
         notebook.unlink()
     for notebook in sorted((HERE.parent / "tutorials").glob("*.ipynb")):
-        shutil.copyfile(notebook, folder / notebook.name)
+        # In the repository notebooks lie beside the folder of these pages, here within it.
+        text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")
+        (folder / notebook.name).write_text(text, encoding="utf-8")
 
 
 def name_examples(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

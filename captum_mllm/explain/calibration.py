@@ -24,7 +24,7 @@ _STEPS = 50
 @dataclass(frozen=True)
 class Calibration:
     r"""
-    A logistic regression on the signals of :data:`~captum_mllm.explain.signals.SIGNALS`.
+    A logistic regression on the signals of ``captum_mllm.explain.signals.SIGNALS``.
 
     .. math::
         \text{risk} = \sigma\Big(b + \sum_s w_s x_s\Big)

@@ -69,7 +69,7 @@ class MLLMAttributionResult(ResultValues):
         reasons (Reasons, optional): what each explained token rests on: the image, the question,
             the answer so far, or none of them. Default: None, it was not asked for.
         signals (Tensor, optional): what :meth:`diagnosis` judges tokens by, see
-            :data:`~captum_mllm.explain.signals.SIGNALS`. Default: None, it was not asked for.
+            ``captum_mllm.explain.signals.SIGNALS``. Default: None, it was not asked for.
         unit (str): what the values of the maps are counted in, such as ``"logits"``. Default: ""
         finished (bool, optional): whether the model ended its own answer, or was cut off. Default:
             None, the answer was given
