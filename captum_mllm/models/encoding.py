@@ -250,7 +250,7 @@ def _pixel_values(
     cut: Sequence[Tensor], layouts: Sequence[Layout], geometry: Geometry, expected: Tensor
 ) -> Tensor:
     parts = [geometry.pixel_values(saturate(image), layout) for image, layout in zip(cut, layouts)]
-    values = geometry.join(parts, len(cut[0]))
+    values = geometry.fill(geometry.join(parts, len(cut[0])), expected.shape)
     if values.shape != expected.shape:
         raise RuntimeError(
             f"the differentiable pixels have shape {tuple(values.shape)}, the processor's "

@@ -180,6 +180,10 @@ class Geometry(ABC):
         """Pixels of several images of ``rows`` prompts, from those of each image over all rows."""
         return torch.cat([part.unflatten(0, (rows, -1)) for part in parts], dim=1).flatten(0, 1)
 
+    def fill(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """Pixels with the padding behind them that the processor adds, by default none."""
+        return values
+
     def _named_size(self, name: str) -> dict[str, int]:
         size = self.option(name)
         if isinstance(size, int):

@@ -68,8 +68,9 @@ def pixel_difference(
     count = int((processed.image == 0).sum())
     inputs = processed.images | processed.inputs
     layout = geometry.layout(size_of(image), inputs, 0, count)
-    found = geometry.join([geometry.pixel_values(image, layout)], 1)
     expected = processed.inputs["pixel_values"]
+    found = geometry.join([geometry.pixel_values(image, layout)], 1)
+    found = geometry.fill(found, expected.shape)
     if found.shape != expected.shape:
         return 1.0
     normalized = geometry.option("do_normalize")

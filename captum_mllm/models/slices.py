@@ -132,11 +132,15 @@ class ThumbnailTiles(Geometry):
             fine = resize(images, (rows * tile, columns * tile), resample)
             parts = cut_parts(fine, rows, columns) + parts
         patches = [self._patches(normalize(part, self.option)) for part in parts]
-        return torch.stack([self._padded(part) for part in patches], 1).flatten(0, 1)
+        longest = max(part.shape[1] for part in patches)
+        return torch.stack([_padded(part, longest) for part in patches], 1).flatten(0, 1)
 
     def join(self, parts: list[Tensor], rows: int) -> Tensor:
         longest = max(part.shape[1] for part in parts)
-        return super().join([self._padded(part, longest) for part in parts], rows)
+        return super().join([_padded(part, longest) for part in parts], rows)
+
+    def fill(self, values: Tensor, shape: torch.Size) -> Tensor:
+        return _padded(values, shape[1])
 
     def _patches(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, patches, p * p * 3)."""
@@ -144,9 +148,7 @@ class ThumbnailTiles(Geometry):
         blocks = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
         return blocks.permute(0, 2, 4, 3, 5, 1).flatten(1, 2).flatten(2)
 
-    def _padded(self, patches: Tensor, length: int = 0) -> Tensor:
-        most = (self.option("tile_size") // self.option("encoder_patch_size")) ** 2
-        budget = self.option("max_image_tokens") * self.option("downsample_factor") ** 2
-        length = length or max(most if self.option("do_image_splitting") else 0, budget)
-        missing = max(length - patches.shape[1], 0)
-        return torch.nn.functional.pad(patches, (0, 0, 0, missing))
+
+def _padded(patches: Tensor, length: int) -> Tensor:
+    """(B, patches, d) with zeros behind them, (B, length, d)."""
+    return torch.nn.functional.pad(patches, (0, 0, 0, max(length - patches.shape[1], 0)))
