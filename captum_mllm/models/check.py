@@ -202,6 +202,11 @@ def _check_places(backbone: Backbone, by_scale: list[tuple[float, Tensor]], quer
     found = []
     for scale, image in by_scale:
         located = locate(backbone, _encoder(backbone, query), image)
+        if not located.tried:
+            raise _Absent(
+                f"at scale {scale:g} the image fills no cell of a token; check an image that is "
+                "less oblong"
+            )
         found.append(f"{scale:g}: {located.found} of {located.tried}")
         if located.share < SHARE:
             raise _Wrong(

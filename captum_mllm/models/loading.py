@@ -55,6 +55,12 @@ def image_only(processor_class: ProcessorClass) -> ProcessorClass:
     def get_attributes(cls: type[ProcessorMixin]) -> list[str]:
         return [name for name in processor_class.get_attributes() if name != "video_processor"]
 
+    def from_args_and_dict(cls: type[ProcessorMixin], args: Any, *rest: Any, **named: Any) -> Any:
+        parts = list(args)
+        parts.insert(processor_class.get_attributes().index("video_processor"), None)
+        original: Any = processor_class.from_args_and_dict
+        return original.__func__(cls, parts, *rest, **named)
+
     class WithoutVideo(ProcessorMixin):
         """What the original class initialises last, with its parts in the original order."""
 
@@ -75,6 +81,7 @@ def image_only(processor_class: ProcessorClass) -> ProcessorClass:
     )
     members: dict[str, Any] = {
         "get_attributes": classmethod(get_attributes),
+        "from_args_and_dict": classmethod(from_args_and_dict),
         "__init__": optional,
         "__module__": processor_class.__module__,
         "__doc__": processor_class.__doc__,

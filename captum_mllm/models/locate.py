@@ -16,6 +16,8 @@ from captum_mllm.models.towers import decoder_layers
 
 # Cells that are changed in a pass.
 _AT_ONCE = 8
+# The part of a cell that has to lie in the image; the lesser one where no cell has the larger.
+_MOSTLY, _PARTLY = 0.75, 0.2
 
 
 class Located(NamedTuple):
@@ -127,14 +129,19 @@ def _cells(
     for index, piece in enumerate(layout.pieces):
         left, top, right, bottom = piece.box
         down, across = (bottom - top) / piece.rows, (right - left) / piece.columns
-        inside = []
+        inside, partly = [], []
         for token in range(piece.n_tokens if index in wanted else 0):
             y, x = top + token // piece.columns * down, left + token % piece.columns * across
             x0, y0 = max(round(x), 0), max(round(y), 0)
             x1, y1 = min(round(x + across), width), min(round(y + down), height)
             # Cells of padding have nothing to change.
-            if x1 > x0 and y1 > y0 and (x1 - x0) * (y1 - y0) > 0.75 * down * across:
-                inside.append((start + token, (x0, y0, x1, y1)))
+            part = max(x1 - x0, 0) * max(y1 - y0, 0) / (down * across)
+            if part > _PARTLY:
+                partly.append((start + token, (x0, y0, x1, y1)))
+            if part > _MOSTLY:
+                inside.append(partly[-1])
+        # An oblong image may fill no cell of a square.
+        inside = inside or partly
         if inside:
             spread = {round(k * (len(inside) - 1) / max(count - 1, 1)) for k in range(count)}
             found.append((start, piece.n_tokens, [inside[place] for place in sorted(spread)]))

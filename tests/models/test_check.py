@@ -135,6 +135,16 @@ def test_a_geometry_that_cannot_be_is_refused_by_name(geometry: Any) -> None:
         MLLM(model, processor, geometry=Family("llava", geometry))
 
 
+@pytest.mark.parametrize(("size", "passed"), [((37, 211), True), ((20, 900), None)], ids=str)
+def test_oblong_images_are_looked_at_as_far_as_they_go(
+    size: tuple[int, int], passed: bool | None
+) -> None:
+    image = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+    report = MLLM(*shared("deepseek_vl")).check(ImageTextInput(image, "what is it ?"), (1.0,))
+    (places,) = (verdict for verdict in report.verdicts if verdict.name == "places")
+    assert places.passed is passed, places
+
+
 def test_the_command_tells_by_its_status(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

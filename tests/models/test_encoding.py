@@ -16,6 +16,7 @@ from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.models import Query
 from captum_mllm.models.encoding import TokenCache
 from captum_mllm.models.processing import _in_prompt
+from tests.models.tiny_families import shared as later
 from tests.models.tiny_models import FAMILIES, build, shared
 
 MESSAGES = [
@@ -231,6 +232,16 @@ def test_places_of_a_text_lie_in_the_prompt_that_it_was_made_of(prompt: str, wri
     assert places[-1] == len(prompt)
     kept = [written[place] for place in range(len(written)) if places[place + 1] > places[place]]
     assert "".join(kept) == prompt
+
+
+@pytest.mark.parametrize("family", ["glm4v", "paddleocr_vl"])
+def test_an_oblong_image_that_the_processor_enlarges_is_at_the_scale_asked_for(
+    family: str,
+) -> None:
+    mllm = MLLM(*later(family))
+    inp = ImageTextInput(picture(20, 900, 0), "what is it ?")
+    (piece,) = mllm.layouts(*mllm.prepare(inp, target="a cat"))[0].pieces
+    assert (piece.rows, piece.columns) == (1, 45)
 
 
 def test_a_long_prompt_is_matched_in_no_time() -> None:

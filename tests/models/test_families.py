@@ -29,7 +29,7 @@ SIZES = [(97, 131), (84, 196), (168, 70)]
 SCALES = (0.5, 1.0, 1.5, 2.0)
 # Cells that are tried, of each of some pieces.
 PATCHES, PIECES = 4, 4
-DRAWS = {"aya_vision": 6, "cohere2_vision": 6}
+DRAWS = {"aya_vision": 6, "cohere2_vision": 6, "got_ocr2": 6}
 # Its numbers of tokens are doubled at least, and no smaller ones.
 FEWER_SCALES = {"gemma4": (1.0, 1.5, 2.0)}
 NEW = [family for family in FAMILIES if family not in FIRST]

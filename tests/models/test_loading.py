@@ -13,6 +13,7 @@ from transformers.utils import is_torchvision_available
 from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.demo import demo_folder
 from captum_mllm.models import image_only, load_processor
+from tests.models.tiny_families import shared
 from tests.models.tiny_models import FAMILIES, build, save, tokenizer
 
 
@@ -34,6 +35,15 @@ def test_the_video_slot_goes_and_the_name_stays() -> None:
     assert reduced.get_attributes() == ["image_processor", "tokenizer"]
     assert reduced.__name__ == "Qwen2VLProcessor"
     assert "video_processor" in transformers.Qwen2VLProcessor.get_attributes()
+
+
+@pytest.mark.parametrize("family", ["llava_next_video", "minicpmv4_6"])
+def test_a_video_slot_that_comes_first_goes_too(family: str, tmp_path: Path) -> None:
+    _, processor = shared(family)
+    processor.save_pretrained(tmp_path)
+    loaded = image_only(type(processor)).from_pretrained(tmp_path)
+    assert isinstance(loaded.tokenizer, type(processor.tokenizer))
+    assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
 
 
 def test_a_tokenizer_alone_is_refused(tmp_path: Path) -> None:
