@@ -24,7 +24,7 @@ from captum_mllm.attr.base import (
     own_row,
 )
 from captum_mllm.attr.features import Features
-from captum_mllm.attr.functional import rank_gaussian_filter, suppress_context
+from captum_mllm.attr.functional import check_strength, rank_gaussian_filter, suppress_context
 from captum_mllm.attr.image_shares import image_units
 from captum_mllm.attr.resizing import seen_cells
 from captum_mllm.attr.scale_mean import ScaleAttribution
@@ -57,8 +57,8 @@ class ContextSuppression(TokenWrapper):
             ``"sum"``, are mapped to [0, 1] alone. Default: False
         filter_size (int, optional): side of the window of :func:`rank_gaussian_filter`.
             Default: None, no filter.
-        strength (float): how much of the interference's share is taken out, in [0, 1].
-            Default: 1.0
+        strength (float, optional): how much of the interference's share is taken out, in [0, 1].
+            Default: None, the cosine of the map and its interference
     """
 
     def __init__(
@@ -66,15 +66,14 @@ class ContextSuppression(TokenWrapper):
         attribution_method: Attribution,
         normalize: bool = False,
         filter_size: int | None = None,
-        strength: float = 1.0,
+        strength: float | None = None,
     ) -> None:
         check_attribution(attribution_method)
         super().__init__(attribution_method)
         self.normalize = normalize
         self.filter_size = filter_size
         self.strength = strength
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength={strength}, expected a number in [0, 1]")
+        check_strength(strength)
         if filter_size is not None:
             rank_gaussian_filter(torch.zeros(1, 1), filter_size)
 
@@ -203,7 +202,7 @@ def suppress_together(
     context_maps: Sequence[Tensor],
     weights: Tensor,
     units: Sequence[float],
-    strength: float = 1.0,
+    strength: float | None = 1.0,
 ) -> list[Tensor]:
     r"""
     :func:`suppress_context` of the maps of several images, with one least-squares share for all.
@@ -214,7 +213,7 @@ def suppress_together(
         weights (Tensor): as for :func:`suppress_context`, (R, N).
         units (Sequence[float]): how many tokens, pixels or segments each image has. They count in
             the fit, and not the cells of its map, of which one image may have more to a token.
-        strength (float): as for :func:`suppress_context`. Default: 1.0
+        strength (float, optional): as for :func:`suppress_context`. Default: 1.0
 
     Returns:
         list[Tensor]: the cleaned maps of each image.

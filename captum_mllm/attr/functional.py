@@ -14,7 +14,7 @@ from captum_mllm.models.precision import full_precision
 
 @full_precision()
 def suppress_context(
-    maps: Tensor, context_maps: Tensor, weights: Tensor, strength: float = 1.0
+    maps: Tensor, context_maps: Tensor, weights: Tensor, strength: float | None = 1.0
 ) -> Tensor:
     r"""
     Remove from each map the interference of its context, by least squares.
@@ -25,16 +25,18 @@ def suppress_context(
     .. math::
         \mathrm{relu}(M_t - \lambda s_t I_t)
 
-    with strength :math:`\lambda`, after the estimated causal inference of TAM (arXiv 2506.23270).
-    The scale of the weights does
-    not matter. A map without interference, or whose weights are all zero, keeps its positive
-    part. Values that cancel up to rounding become zero.
+    with strength :math:`\lambda`; at 1 it is the estimated causal inference of TAM (arXiv
+    2506.23270). The scale of the weights does not matter. A map without interference, or whose
+    weights are all zero, keeps its positive part. Values that cancel up to rounding become zero.
 
     Args:
         maps (Tensor): maps to clean, of shape ``(N, *map)``, any floating dtype.
         context_maps (Tensor): maps of the context, of shape ``(M, *map)``.
         weights (Tensor): weight of each context map for each map, at least 0, shape (N, M).
-        strength (float): how much of the share is taken out, in [0, 1]. Default: 1.0
+        strength (float, optional): how much of the share is taken out, in [0, 1]. If None, the
+            cosine of :math:`M_t` and :math:`I_t`: a map that is nearly all interference loses
+            nearly all of its share, one that has little in common with it keeps most.
+            Default: 1.0
 
     Returns:
         Tensor: cleaned maps, of the shape and dtype of ``maps``, at least 0.
@@ -57,8 +59,7 @@ def suppress_context(
         )
     if not (torch.isfinite(weights).all() and (weights >= 0).all()):
         raise ValueError("the weights have to be finite and at least 0")
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength={strength}, expected a number in [0, 1]")
+    check_strength(strength)
     dtype = torch.promote_types(maps.dtype, torch.float32)
     own = maps.flatten(1).to(dtype)
     # Each row on a scale of its own, so that neither sums nor squares overflow or vanish.
@@ -66,10 +67,19 @@ def suppress_context(
     interference = _by_largest(weights @ context_maps.flatten(1).to(dtype))
     energy = interference.square().sum(1, keepdim=True)
     share = (own * interference).sum(1, keepdim=True) / torch.where(energy > 0, energy, 1.0)
-    cleaned = torch.relu(own - strength * share.clamp(min=0) * interference)
+    taken: Tensor | float | None = strength
+    if taken is None:
+        taken = F.cosine_similarity(_by_largest(own), interference).unsqueeze(1)
+    cleaned = torch.relu(own - taken * share.clamp(min=0) * interference)
     # Rounding left over from full cancellation must not be blown up into a map.
     rounding = 64 * torch.finfo(dtype).eps * own.abs().amax(1, keepdim=True)
     return cleaned.masked_fill(cleaned <= rounding, 0).reshape(maps.shape).to(maps.dtype)
+
+
+def check_strength(strength: float | None) -> None:
+    r"""Raise ValueError for a strength that :func:`suppress_context` does not take."""
+    if strength is not None and not 0 <= strength <= 1:
+        raise ValueError(f"strength={strength}, expected a number in [0, 1] or None")
 
 
 def _by_largest(rows: Tensor) -> Tensor:

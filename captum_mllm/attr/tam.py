@@ -48,7 +48,7 @@ class TAM(ContextSuppression):
         normalize: bool = True,
         filter_size: int | None = 3,
     ) -> None:
-        super().__init__(attribution_method, normalize, filter_size)
+        super().__init__(attribution_method, normalize, filter_size, strength=1.0)
 
     def weights(self, states: States) -> Tensor:
         return context_scores(self.forward_func, states)

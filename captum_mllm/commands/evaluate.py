@@ -21,7 +21,17 @@ from captum_mllm.evaluation.settings import DATA_METRICS, DataSettings
 from captum_mllm.evaluation.tam_protocol import Tagger, nltk_tagger, read_tags
 
 #: Methods that are measured, unless others are asked for.
-METHOD_NAMES = ("attended-lens-msea", "lens", "msea", "tam", "arc", "attention", "random", "blob")
+METHOD_NAMES = (
+    "arc-attended-lens-msea",
+    "attended-lens-msea",
+    "lens",
+    "msea",
+    "tam",
+    "arc",
+    "attention",
+    "random",
+    "blob",
+)
 BASELINES = ("mean", "blur", "black", "road")
 
 

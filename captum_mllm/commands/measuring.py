@@ -15,7 +15,7 @@ from captum_mllm.evaluation.settings import Scoring
 from captum_mllm.evaluation.summary import summarize
 
 #: The method that the others are compared with, unless another is asked for.
-REFERENCE = "attended-lens-msea"
+REFERENCE = "arc-attended-lens-msea"
 
 
 def add_measuring_arguments(

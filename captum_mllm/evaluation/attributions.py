@@ -1,7 +1,8 @@
 """Attributions that only the evaluation uses.
 
 ``SharedMaps`` computes maps once for all methods around a base, ``MapFunction`` combines maps,
-``LensProbability`` reads the logit lens otherwise, ``ImageContrast`` subtracts an empty image.
+``LensProbability`` reads the logit lens otherwise, ``ImageContrast`` subtracts an empty image,
+``EqualWeights`` is ARC without its correlation.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm.attr import TokenAttribution, TokenMaps
+from captum_mllm.attr import ContextSuppression, TokenAttribution, TokenMaps
 from captum_mllm.attr.base import Target
 from captum_mllm.attr.token_maps import token_attribution, token_maps
 from captum_mllm.metrics.image_baselines import ImageBaseline, image_baseline
 from captum_mllm.models import MLLM, Query
 from captum_mllm.models.layout import Size, size_of
 from captum_mllm.models.query import Prompt
+from captum_mllm.models.states import States
 
 
 class SharedMaps(TokenAttribution):
@@ -185,3 +187,11 @@ class ImageContrast(TokenAttribution):
         found = token_maps(self.method, images, query, target).maps
         without = token_maps(self.method, empty, query, target).maps
         return TokenMaps(tuple((one - other).relu() for one, other in zip(found, without)))
+
+
+class EqualWeights(ContextSuppression):
+    r"""Suppresses all earlier tokens alike. Arguments as for :class:`ContextSuppression`."""
+
+    def weights(self, states: States) -> Tensor:
+        count = len(states.ids)
+        return torch.ones(count, count, device=states.ids.device)

@@ -64,7 +64,13 @@ COMBINATIONS: tuple[Method, ...] = (
         "attended-lens-msea",
         attribution(ATTENDED_LENS, scales=DEFAULT_SCALES),
         "combination",
-        note="the default: the attended lens at four scales",
+        note="the attended lens at four scales",
+    ),
+    Method(
+        "arc-attended-lens-msea",
+        attribution(ATTENDED_LENS, ARC, DEFAULT_SCALES),
+        "combination",
+        note="the default: ARC(MSEA(AttendedLens))",
     ),
     Method("attention-msea", _weighed_by_area(ATTENTION), "combination"),
     Method("lens-x-attention", attribution(_LENS_ATTENTION), "combination", note="their product"),
@@ -86,7 +92,14 @@ FURTHER: tuple[Method, ...] = (
         )
         for power in (0.5, 1.0)
     ),
-    _further("arc-attended-lens-msea", attribution(ATTENDED_LENS, ARC, DEFAULT_SCALES)),
+    *(
+        _further(
+            f"arc-strength{strength:g}-attended-lens-msea",
+            attribution(ATTENDED_LENS, partial(ARC, strength=strength), DEFAULT_SCALES),
+            every=1,
+        )
+        for strength in (0.5, 1.0)
+    ),
     _further("arc-attention-msea", _weighed_by_area(ATTENTION, _arc)),
     _further("tam-attention-msea", _weighed_by_area(ATTENTION, _tam)),
     _further("rollout-msea", _weighed_by_area(ROLLOUT)),

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm import ARC
-from captum_mllm.evaluation.attributions import LensProbability, MapFunction
+from captum_mllm import ARC, TAM, AttentionMaps
+from captum_mllm.evaluation.attributions import EqualWeights, LensProbability, MapFunction
 from captum_mllm.evaluation.method import DEFAULT_SCALES, Case, Method, attribution
 from captum_mllm.evaluation.published import ATTENDED_LENS, ATTENTION, LENS
 
@@ -69,6 +69,16 @@ def true_masks(case: Case) -> Tensor:
     return F.avg_pool2d(maps, 2)
 
 
+def centered_and_attended(lens: Tensor, attention: Tensor) -> Tensor:
+    r"""The attended lens, of a lens less its mean over the image; maps (T, 1, h, w) of both."""
+    return attended(lens - lens.mean((2, 3), keepdim=True), attention)
+
+
+def attended(lens: Tensor, attention: Tensor) -> Tensor:
+    r"""What :class:`~captum_mllm.AttendedLens` makes of a lens and of attention above chance."""
+    return lens.relu() * attention**0.75
+
+
 def _grid(case: Case) -> tuple[int, int]:
     (layout,) = case.mllm.layouts(case.image, case.query)
     return layout.grid
@@ -77,6 +87,7 @@ def _grid(case: Case) -> tuple[int, int]:
 _LARGEST = DEFAULT_SCALES[-1:]
 # What remains of TAM and ARC is that image and text scores are mapped to [0, 1] together.
 _normalized = partial(ARC, suppress=None, normalize=True)
+_attention_above_chance = partial(AttentionMaps, mode="raw", relative=True)
 _squared, _cubed = partial(power, exponent=2), partial(power, exponent=3)
 
 CONTROLS: tuple[Method, ...] = (
@@ -111,6 +122,41 @@ CONTROLS: tuple[Method, ...] = (
         "attended-lens-msea-squared",
         attribution(ATTENDED_LENS, _squared, DEFAULT_SCALES),
         "control",
+    ),
+    Method(
+        "attended-lens-msea-centered",
+        attribution(
+            (LENS, _attention_above_chance), scales=DEFAULT_SCALES, combine=centered_and_attended
+        ),
+        "control",
+        note="the lens less its mean",
+    ),
+    Method(
+        "attended-probability-msea",
+        attribution(
+            (LensProbability, _attention_above_chance), scales=DEFAULT_SCALES, combine=attended
+        ),
+        "control",
+        note="softmax in place of logits",
+    ),
+    Method(
+        "attended-lens-msea-plain",
+        attribution(ATTENDED_LENS, scales=DEFAULT_SCALES, normalize="none"),
+        "control",
+        note="the mean of the scales without balance",
+    ),
+    Method(
+        "equal-attended-lens-msea",
+        attribution(ATTENDED_LENS, EqualWeights, DEFAULT_SCALES),
+        "control",
+        note="ARC with equal weights",
+    ),
+    Method(
+        "tam-attended-lens-msea",
+        attribution(ATTENDED_LENS, TAM, DEFAULT_SCALES),
+        "control",
+        None,
+        note="TAM around the same base",
     ),
     Method("attention-squared", attribution(ATTENTION, _squared), "control"),
     Method("attention-2x", attribution(ATTENTION, scales=_LARGEST), "control"),

@@ -99,11 +99,11 @@ def test_relevant_tokens_interfere_instead(mllm: ToyMLLM) -> None:
 def test_of_another_reading_dog_interferes(mllm: ToyMLLM) -> None:
     # DOG was drawn from a ranking with DOG on top, and RED from one with RED on top.
     # What they share with CAT and DOG is taken out of RED's map, 3 at its peak.
-    assert 0 < maps(mllm, reading="previous")[2].max() < 1
+    assert 0 < maps(mllm, reading="previous", strength=1.0)[2].max() < 1
 
 
 def test_strength_and_power(mllm: ToyMLLM) -> None:
-    whole = maps(mllm, reading="previous")
+    whole = maps(mllm, reading="previous", strength=1.0)
     half = maps(mllm, reading="previous", strength=0.5)
     none = maps(mllm, reading="previous", strength=0.0)
     plain = LogitLens(mllm).attribute(IMAGE, None, (mllm.query(),))[:, 0].relu()

@@ -25,7 +25,9 @@ from tests.attr.toy_networks import ConvolutionalClassifier
 IMAGE = torch.zeros(1, 3, 8, 8)
 
 
-def slow_suppression(maps: Tensor, context: Tensor, weights: Tensor) -> Tensor:
+def slow_suppression(
+    maps: Tensor, context: Tensor, weights: Tensor, strength: float | None = 1.0
+) -> Tensor:
     """Map by map and cell by cell in float64."""
     cleaned = torch.zeros_like(maps, dtype=torch.float64)
     for t, own in enumerate(maps.double()):
@@ -34,23 +36,27 @@ def slow_suppression(maps: Tensor, context: Tensor, weights: Tensor) -> Tensor:
             interference += weights[t, j].double() * other
         energy = float((interference * interference).sum())
         share = float((own * interference).sum()) / energy if energy > 0 else 0.0
+        size = (float((own * own).sum()) * energy) ** 0.5
+        cosine = float((own * interference).sum()) / size if size > 0 else 0.0
+        taken = max(share, 0.0) * (cosine if strength is None else strength)
         for place in range(own.numel()):
-            left = own.flatten()[place] - max(share, 0.0) * interference.flatten()[place]
+            left = own.flatten()[place] - taken * interference.flatten()[place]
             cleaned[t].view(-1)[place] = max(float(left), 0.0)
     return cleaned
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (1, 3, 4), (1,)])
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_the_slow_twin(shape: tuple[int, ...], seed: int) -> None:
+@pytest.mark.parametrize("strength", [1.0, 0.3, None])
+def test_equals_the_slow_twin(shape: tuple[int, ...], seed: int, strength: float | None) -> None:
     generator = torch.Generator().manual_seed(seed)
     maps = torch.randn(4, *shape, generator=generator)
     context = torch.rand(6, *shape, generator=generator)
     weights = torch.rand(4, 6, generator=generator)
     weights[1] = 0
     torch.testing.assert_close(
-        suppress_context(maps, context, weights).double(),
-        slow_suppression(maps, context, weights),
+        suppress_context(maps, context, weights, strength).double(),
+        slow_suppression(maps, context, weights, strength),
         rtol=1e-4,
         atol=2e-5,
     )
@@ -67,9 +73,18 @@ def test_the_scale_of_the_weights_does_not_matter() -> None:
         )
 
 
-def test_full_cancellation_leaves_nothing() -> None:
-    maps = torch.rand(20, 30, 30) * 1e3
-    assert not suppress_context(maps, maps, torch.eye(20)).any()
+@pytest.mark.parametrize("strength", [1.0, None])
+@pytest.mark.parametrize("size", [1e-25, 1e3, 1e25])
+def test_full_cancellation_leaves_nothing(strength: float | None, size: float) -> None:
+    maps = torch.rand(20, 30, 30) * size
+    assert not suppress_context(maps, maps, torch.eye(20), strength).any()
+
+
+def test_by_default_a_map_keeps_what_it_does_not_share() -> None:
+    """A map that is interference alone goes; of one at 60 degrees half of the share goes."""
+    maps = torch.tensor([[2.0, 0.0], [1.0, 3.0**0.5]])
+    cleaned = suppress_context(maps, torch.tensor([[1.0, 0.0]]), torch.ones(2, 1), None)
+    torch.testing.assert_close(cleaned, torch.tensor([[0.0, 0.0], [0.5, 3.0**0.5]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -86,7 +101,8 @@ def test_empty_context_and_zero_maps_are_defined() -> None:
     maps = torch.tensor([[1.0, -1.0]])
     assert suppress_context(maps, torch.zeros(0, 2), torch.zeros(1, 0)).tolist() == [[1, 0]]
     zero = torch.zeros(2, 4)
-    assert torch.equal(suppress_context(zero, zero, torch.ones(2, 2)), zero)
+    for strength in (1.0, None):
+        assert torch.equal(suppress_context(zero, zero, torch.ones(2, 2), strength), zero)
     assert suppress_context(torch.zeros(0, 4), zero, torch.zeros(0, 2)).shape == (0, 4)
 
 

@@ -202,7 +202,11 @@ def test_a_method_on_a_layer_that_mixes_the_images_is_refused() -> None:
 
 
 def slow_suppression(
-    maps: Sequence[Tensor], weights: Tensor, rows: Sequence[int], units: Sequence[float]
+    maps: Sequence[Tensor],
+    weights: Tensor,
+    rows: Sequence[int],
+    units: Sequence[float],
+    by_cosine: bool = False,
 ) -> list[Tensor]:
     """Row by row, image by image and cell by cell in float64."""
     cleaned = [torch.zeros(len(rows), *each.shape[1:], dtype=torch.float64) for each in maps]
@@ -211,12 +215,15 @@ def slow_suppression(
             sum(float(weights[place, j]) * each[j].double() for j in range(len(each)))
             for each in maps
         ]
-        shared_value = energy = 0.0
+        shared_value = energy = own_energy = 0.0
         for each, other, unit in zip(maps, interference, units):
             for value, against in zip(each[row].flatten().tolist(), other.flatten().tolist()):
                 shared_value += unit / other.numel() * value * against
                 energy += unit / other.numel() * against * against
+                own_energy += unit / other.numel() * value * value
         share = max(shared_value / energy, 0.0) if energy else 0.0
+        if by_cosine and energy and own_energy:
+            share *= shared_value / (energy * own_energy) ** 0.5
         for image, (each, other) in enumerate(zip(maps, interference)):
             cleaned[image][place] = (each[row].double() - share * other).clamp(min=0)
     return cleaned
@@ -259,7 +266,7 @@ def test_context_suppression_of_several_images_equals_its_slow_twin(wrap: Any, f
     weights = explained_weights(method, mllm, images, query)
     units = image_units(lens, images, mllm.layouts(*images, query))
     rows = range(len(every[0]) - len(ANSWER), len(every[0]))
-    twin = slow_suppression([each.relu() for each in every], weights, rows, units)
+    twin = slow_suppression([each.relu() for each in every], weights, rows, units, wrap is ARC)
     for one, other in zip(found, twin):
         torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-4)
 
