@@ -20,12 +20,12 @@ from captum_mllm.evaluation import DataSettings, data_run, run
 from captum_mllm.evaluation.ledger import Ledger
 from captum_mllm.models.backbone import Backbone
 from tests.cost.stages import Stages
-from tests.cost.subjects import Shape, random_model
 from tests.cost.timing import Clock
 from tests.evaluation.exported import export_lines
 
-#: Qwen2-VL of about 100 million parameters: the width of SmolLM2, and a smaller vision tower.
-MIDDLE = Shape(576, 1536, 24, 9, 3, 4096, True)
+#: Shares of the time of `evaluate`. Passes have the attention that is read while they run; what is
+#: left are the methods after the pass, and the joining of batches.
+STAGES = ("passes", "encoding", "reading", "scores", "writing", "rest")
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -40,7 +40,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=["demo/qwen2-vl"],
         metavar="NAME",
-        help="names and folders of models; 'middle' for a random Qwen2-VL",
+        help="names and folders of models",
     )
     parser.add_argument("--methods", nargs="+", default=["attended-lens", "msea"])
     parser.add_argument("--images", type=int, default=32)
@@ -56,26 +56,16 @@ def main(given: Sequence[str] | None = None) -> None:
     options = arguments(given)
     torch.set_num_threads(options.threads)
     columns = ("model", "method", "images", "pass, ms", "x bare", *STAGES)
-    print(" | ".join(("", *columns, "")).strip())
+    print(f"| {' | '.join(columns)} |")
     print("| --- | --- |" + " ---: |" * (len(columns) - 2))
     with TemporaryDirectory() as folder:
         path = export_lines(Path(folder) / "data", options.images)
         for name in options.models:
-            mllm = load(name, options)
+            dtype = getattr(torch, options.dtype)
+            mllm = MLLM.from_pretrained(name, dtype=dtype).to(options.device)
             for method in options.methods:
                 cells = measure(mllm, name, method, path, options)
                 print("| " + " | ".join(cells) + " |", flush=True)
-
-
-def load(name: str, options: argparse.Namespace) -> MLLM:
-    dtype = getattr(torch, options.dtype)
-    if name == "middle":
-        return random_model(MIDDLE, options.device, dtype)
-    return MLLM.from_pretrained(name, dtype=dtype).to(options.device)
-
-
-#: Shares of the time of `evaluate`; what is left are the methods and the joining of batches.
-STAGES = ("passes", "encoding", "reading", "scores", "writing", "rest")
 
 
 def measure(
