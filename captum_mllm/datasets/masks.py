@@ -80,7 +80,7 @@ def decode_rle(counts: str | bytes | Sequence[int], size: Size) -> BoolMask:
 
 
 def _plain(counts: Sequence[int]) -> npt.NDArray[np.int64]:
-    if not all(isinstance(count, int) for count in counts):
+    if not set(map(type, counts)) <= {int}:
         raise ValueError("the run-length encoding has counts that are not integers")
     return np.array(counts, dtype=np.int64)
 

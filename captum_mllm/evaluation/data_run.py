@@ -26,10 +26,15 @@ from captum_mllm.evaluation.run import OF_MAPS, Further, prefetch, score_case, t
 from captum_mllm.evaluation.settings import DataSettings
 from captum_mllm.evaluation.tam_protocol import Tagger, compatible_scores, tag_words
 from captum_mllm.explain.batch import answered, open_prompts
+from captum_mllm.explain.calibration import default_calibration
+from captum_mllm.explain.signals import SIGNALS, token_signals
 from captum_mllm.metrics import Word, grey_levels
 from captum_mllm.models.query import Prompt
 
 Key = tuple[str, str, int]
+
+#: Metrics that look at the model's own answers to yes/no questions.
+OF_ANSWERS = {"answers", "diagnosis"}
 
 
 def run_data(
@@ -192,7 +197,7 @@ class _Scorer:
     def _is_yes_or_no(self, sample: Sample) -> bool:
         """Whether the model's own answer to a yes/no question is scored."""
         return (
-            "answers" in self.settings.metrics
+            not OF_ANSWERS.isdisjoint(self.settings.metrics)
             and sample.label is not None
             and not explains_reference(self.settings, sample)
         )
@@ -228,7 +233,10 @@ class _Scorer:
         if self._is_yes_or_no(sample):
             said = "yes" if said_yes(answer) else "no"
             sure = first_word_probability(prepared.case)
-            return {**facts, "label": sample.label, "said": said, "probability": sure}
+            facts |= {"label": sample.label, "said": said, "probability": sure}
+            if "diagnosis" in self.settings.metrics:
+                facts["signals"] = answer_signals(prepared.case)
+            return facts
         if "answers" not in self.settings.metrics or explains_reference(self.settings, sample):
             return facts
         if sample.references:
@@ -256,6 +264,18 @@ def first_word_probability(case: Case) -> float:
     states = case.mllm.states(case.image, case.query)
     predicted = states.predictions(case.mllm.vocabulary, 1, False)
     return float(predicted.probability[list(_first_word(case))].prod())
+
+
+def answer_signals(case: Case) -> dict[str, float]:
+    r"""
+    What a diagnosis reads of the first word of an answer, at its token of which the model is least
+    sure: the signals of ``captum_mllm.explain.signals.SIGNALS``, and ``"diagnosis"``, 1 less the
+    risk that the calibration of the package makes of them.
+    """
+    signals = token_signals(case.mllm, (case.image,), case.query)[list(_first_word(case))]
+    least = signals[signals[:, SIGNALS.index("probability")].argmin()][None]
+    shown = 1 - float(default_calibration().risk(least))
+    return {**dict(zip(SIGNALS, least[0].tolist())), "diagnosis": shown}
 
 
 def _first_word(case: Case) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from captum_mllm.explain.result_file import write_file
 #: Groups of metrics that can be asked for, of scenes.
 METRICS = ("localization", "causal", "curves", "consistency")
 #: And of a data set.
-DATA_METRICS = ("localization", "curves", "text", "consistency", "tam", "answers")
+DATA_METRICS = ("localization", "curves", "text", "consistency", "tam", "answers", "diagnosis")
 
 Answers = Literal["auto", "model", "reference"]
 

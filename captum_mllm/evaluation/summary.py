@@ -295,15 +295,18 @@ def _of_answers(records: Sequence[Record]) -> dict[str, float]:
 
 
 def _of_right_answers(records: Sequence[Record]) -> dict[str, float]:
-    """How well the model's certainty, and the strength of each method's map, tell right answers
-    from wrong ones."""
+    """How well the model's certainty, the signals of a diagnosis and the strength of each method's
+    map tell right answers from wrong ones."""
     scores: dict[str, list[tuple[float, bool]]] = {}
     for record in records:
         facts = record.facts
         if "probability" not in facts:
             continue
         is_right = facts["said"] == facts["label"]
-        scores.setdefault("probability", []).append((facts["probability"], is_right))
+        # The product over the tokens of the word, where the signal is that of one of them.
+        known = {**facts.get("signals", {}), "probability": facts["probability"]}
+        for name, value in known.items():
+            scores.setdefault(name, []).append((value, is_right))
         for name, found in record.methods.items():
             if "strength" in found:
                 scores.setdefault(name, []).append((found["strength"].total, is_right))

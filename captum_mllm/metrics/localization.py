@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from captum_mllm.metrics.aligned_maps import (
     align,
     check_maps,
     check_masks,
+    double_dtype,
     in_double,
     positive_mass,
     safe_ratio,
@@ -260,8 +262,11 @@ def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
         tensor(0.7500, dtype=torch.float64)
     """
     maps, masks = align(maps, masks)
-    mass = positive_mass(maps)
-    return safe_ratio((mass * masks).sum((-2, -1)), mass.sum((-2, -1)))
+    dtype = double_dtype(maps.device)
+    # A sum of narrower values does not overflow.
+    mass = positive_mass(maps) if maps.dtype == dtype else maps.clamp_min(0)
+    inside = torch.where(masks, mass, 0).sum((-2, -1), dtype=dtype)
+    return safe_ratio(inside, mass.sum((-2, -1), dtype=dtype))
 
 
 def relevance_rank(maps: Tensor, masks: Tensor) -> Tensor:
@@ -297,17 +302,28 @@ def relevance_rank(maps: Tensor, masks: Tensor) -> Tensor:
     """
     maps, masks = align(maps, masks)
     size = masks.sum((-2, -1))
-    largest_size = int(size.max()) if size.numel() else 0
-    descending = maps.flatten(-2).topk(max(largest_size, 1), dim=-1).values
-    leading = torch.broadcast_shapes(maps.shape[:-2], size.shape)
-    place = (size - 1).clamp_min(0).expand(leading)[..., None]
-    smallest = descending.expand(*leading, -1).gather(-1, place)[..., None]
+    smallest = _largest_but(maps.flatten(-2), (size - 1).clamp_min(0))[..., None, None]
     above, tied = maps > smallest, maps == smallest
     places_left = size - above.sum((-2, -1))
     share = safe_ratio(in_double(places_left), in_double(tied.sum((-2, -1))))
     hits = in_double((above & masks).sum((-2, -1)))
     hits = hits + share * in_double((tied & masks).sum((-2, -1)))
     return safe_ratio(hits, in_double(size))
+
+
+def _largest_but(values: Tensor, places: Tensor) -> Tensor:
+    """The value of each row (..., n) that so many others (...) exceed or equal."""
+    leading = torch.broadcast_shapes(values.shape[:-1], places.shape)
+    if not places.numel():
+        return values.new_zeros(leading)
+    if values.device.type == "cpu":
+        # Parts the values at the places alone, where topk would order all before them.
+        ascending = values.shape[-1] - 1 - places
+        parted = np.partition(values.numpy(), ascending.unique().numpy(), axis=-1)
+        values, places = torch.from_numpy(parted), ascending
+    else:
+        values = values.topk(int(places.max()) + 1, dim=-1).values
+    return values.expand(*leading, -1).gather(-1, places.expand(leading)[..., None])[..., 0]
 
 
 def interference_leakage(

@@ -59,11 +59,15 @@ def region_iou(levels: Tensor, words: Sequence[Word], masks: Tensor) -> TokenIoU
 def _histograms(levels: Tensor, regions: Sequence[int | None], masks: Tensor) -> Tensor:
     """Counts of the levels outside and inside of each map's mask, (n, 2, 256)."""
     resized = resize(levels, (masks.shape[-2], masks.shape[-1]), antialias=False)
-    bins = resized.to(torch.int32)
-    for row, region in enumerate(regions):
-        bins[row] += 2 * LEVELS * row
-        if region is not None:
-            bins[row] += LEVELS * masks[region]
+    starts = torch.arange(len(regions), dtype=torch.int32, device=levels.device) * 2 * LEVELS
+    bins = resized.to(torch.int32) + starts[:, None, None]
+    rows = [row for row, region in enumerate(regions) if region is not None]
+    marked = masks[[region for region in regions if region is not None]]
+    if len(rows) < len(regions):
+        marked = torch.zeros_like(bins, dtype=torch.bool).index_copy(
+            0, torch.tensor(rows, device=marked.device), marked
+        )
+    bins.add_(marked, alpha=LEVELS)
     counts = torch.bincount(bins.flatten(), minlength=2 * LEVELS * len(bins))
     return counts.reshape(-1, 2, LEVELS)
 

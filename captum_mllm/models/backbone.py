@@ -203,6 +203,10 @@ class Backbone(PassMemory):
                 context of the model. Default: True
         """
         self._check_options()
+        differentiable = wants_gradient(images)
+        # Kept for the time of an explanation where the processor makes the pixels.
+        here = self.passes
+        cache = self._tokens if differentiable else here.tokens if here is not None else None
         encoding = encode(
             query.all_images(images),
             query,
@@ -210,7 +214,9 @@ class Backbone(PassMemory):
             self.geometry,
             self.image_token_id,
             self.dtype,
-            self._tokens if wants_gradient(images) else None,
+            self._checked_options,
+            cache,
+            differentiable,
         )
         if within_context:
             self._check_length(encoding, images, query)

@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_mllm.models.geometry import Geometry
 from captum_mllm.models.layout import Box, Layout, Piece, Size, size_of
 from captum_mllm.models.pixels import saturate, to_pil
-from captum_mllm.models.processing import Processed, process
+from captum_mllm.models.processing import Processed, process, process_again
 from captum_mllm.models.query import Query
 
 # Which tiles each token sees by cross-attention, (rows, tokens, images, tiles).
@@ -99,8 +99,8 @@ _CACHE_LOCK = Lock()
 class TokenCache(OrderedDict[tuple[Any, ...], Processed]):
     r"""What the processor made of the last few shapes of input, all but the pixels.
 
-    Where pixels are computed from the tensors, only the shape of the images matters to what the
-    processor makes, and methods with gradients make many passes of the same shape.
+    Beside the pixels, only the shape of the images matters to what the processor makes. Methods
+    with gradients make many passes of the same shape, and samples of a batch share a question.
     """
 
     SIZE = 8
@@ -143,7 +143,9 @@ def encode(
     geometry: Geometry,
     image_token_id: int,
     dtype: torch.dtype,
+    options_key: str,
     cache: TokenCache | None = None,
+    differentiable: bool = False,
 ) -> Encoding:
     r"""Run the processor, and append the answer for teacher forcing.
 
@@ -154,9 +156,11 @@ def encode(
         geometry (Geometry): how images turn into tokens.
         image_token_id (int): the placeholder's index.
         dtype (torch.dtype): of the pixels.
-        cache (TokenCache, optional): where it is given the pixels are computed from the tensors,
-            differentiable, and all else once for each shape. Default: None, all of it is as the
-            processor makes it of 8-bit images.
+        options_key (str): that of the geometry.
+        cache (TokenCache, optional): where it is given all but the pixels is made once for each
+            shape. Default: None
+        differentiable (bool): whether the pixels are computed from the tensors. Default: False,
+            the processor makes them of 8-bit images.
 
     Returns:
         Encoding: on the device of the images.
@@ -172,10 +176,13 @@ def encode(
         for image, native in zip(images, query.native)
     ]
     shapes = (part.shape for part in (*images, *cut))
-    key = (query.prompt, query.native, *shapes, geometry.options_key)
+    key = (query.prompt, query.native, *shapes, options_key)
     processed = cache.recall(key) if cache is not None else None
-    if processed is None:
+    if processed is None or not differentiable:
         rows = [[to_pil(image[row]) for image in cut] for row in range(len(cut[0]))]
+        if processed is not None:
+            processed = process_again(processor, processed, rows, options)
+    if processed is None:
         processed = process(processor, query.prompt, rows, options, image_token_id)
         if cache is not None:
             cache.keep(key, processed)
@@ -192,7 +199,7 @@ def encode(
         geometry.positions(found, layout, index)
         for index, (found, layout) in enumerate(zip(positions, layouts))
     ]
-    if cache is not None:
+    if differentiable:
         inputs["pixel_values"] = _pixel_values(cut, layouts, geometry, inputs["pixel_values"])
     length, n_answer = inputs["input_ids"].shape[1], len(query.answer_ids)
     inputs = _append(inputs, query.answer_ids[:-1], geometry.answer_fills)

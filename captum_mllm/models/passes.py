@@ -7,12 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_mllm.models.encoding import TokenCache
 from captum_mllm.models.query import Query, split_arguments
 from captum_mllm.models.states import States
 
@@ -32,7 +34,9 @@ class Passes:
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         self.is_open = True
-        self._weights = tuple(weights)
+        self._weights = tuple(weight for weight in weights if not weight.is_inference())
+        #: What the processor made of prompts, so that it reads a text once.
+        self.tokens = TokenCache()
         # The images are kept so that no other tensor takes their identity.
         self._kept: dict[Hashable, tuple[States, Sequence[Tensor], Query]] = {}
         self._by_value: dict[Hashable, list[tuple[States, Sequence[Tensor], Versions]]] = (
@@ -70,6 +74,7 @@ class Passes:
         """Forget everything, also in threads that were started with a copy of this context."""
         self.is_open = False
         self._kept.clear()
+        self.tokens.clear()
         self._by_value.clear()
 
     def _key(self, images: Sequence[Tensor], query: Query, layer: int | None) -> Hashable:
@@ -82,7 +87,7 @@ class Passes:
 
     def _fixed_key(self, query: Query, layer: int | None) -> Hashable:
         fixed = [image for image in query.images if image is not None]
-        weights = sum(map(_version, self._weights))
+        weights = sum(map(attrgetter("_version"), self._weights))
         return query.inputs_key, layer, _versions(fixed), weights
 
 
@@ -135,7 +140,7 @@ class PassMemory:
 
     def recall(self, *args: Any, layer: int | None = None) -> States | None:
         r"""The states of the pass with these arguments, if it was made within :meth:`remember`."""
-        images, query = split_arguments(args)
+        images, query = split_arguments(args, look=False)
         passes = self.passes
         return None if passes is None else passes.recall(images, query, layer)
 
@@ -148,7 +153,7 @@ class PassMemory:
     ) -> None:
         r"""Within :meth:`remember`, take states for those of the pass with these arguments; if
         ``by_value``, also with other tensors that are equal images."""
-        images, query = split_arguments(args)
+        images, query = split_arguments(args, look=False)
         passes = self.passes
         if passes is not None:
             passes.keep(states, images, query, layer, by_value)

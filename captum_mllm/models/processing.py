@@ -1,10 +1,11 @@
-"""process: run a model's processor, with each image of a prompt prepared by its own options."""
+"""process: run a model's processor, with each image of a prompt prepared by its own options; and
+process_again: prepare other images of the same prompt."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from itertools import cycle
 from typing import Any
@@ -29,14 +30,30 @@ class Processed:
         offsets (Tensor): where the text of each token starts and ends in the prompt; both are the
             same for a token that has no text there; shape (S, 2).
         image (Tensor): which image a token stands for, -1 for text, shape (S,).
-        images (dict[str, Any]): what the image processor returned, also what the model does not
-            take.
+        images (dict[str, Any]): what the image processor returned but the pixels, also what the
+            model does not take.
+        call (ImageCall, optional): how the image processor was called; None where the processor
+            changes what it returns.
     """
 
     inputs: dict[str, Tensor]
     offsets: Tensor
     image: Tensor
     images: dict[str, Any]
+    call: ImageCall | None = None
+
+
+@dataclass(frozen=True)
+class ImageCall:
+    r"""A call of an image processor.
+
+    Args:
+        nested (bool): whether the images of each row are a list of their own.
+        arguments (dict[str, Any]): beside the images.
+    """
+
+    nested: bool
+    arguments: dict[str, Any]
 
 
 class _Recorder:
@@ -46,16 +63,19 @@ class _Recorder:
         self.image_processor = image_processor
         self.options = options
         self.output: dict[str, Any] = {}
+        self.pixels: Any = None
+        self.call: ImageCall | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.image_processor, name)
 
     def __call__(self, images: Sequence[Any], **kwargs: Any) -> BatchFeature:
         first = self.options[0]
+        nested = isinstance(images[0], (list, tuple))
+        self.call = ImageCall(nested, kwargs)
         if all(options == first for options in self.options):
             made = self.image_processor(images, **{**kwargs, **first})
         else:
-            nested = isinstance(images[0], (list, tuple))
             flat = [image for row in images for image in row] if nested else images
             parts = [
                 self.image_processor([[image]] if nested else [image], **{**kwargs, **options})
@@ -68,6 +88,7 @@ class _Recorder:
                 }
             )
         self.output = {name: made[name] for name in made if name != "pixel_values"}
+        self.pixels = made.get("pixel_values")
         return made
 
 
@@ -151,7 +172,62 @@ def process(
     _warn_of_cut_text(written, seen, len(written) + length)
     if written != prompt:
         offsets = _in_prompt(prompt, written)[offsets]
-    return Processed(inputs, offsets, image, recorder.output)
+    untouched = recorder.pixels is not None and inputs.get("pixel_values") is recorder.pixels
+    call = recorder.call if untouched else None
+    return Processed(inputs, offsets, image, recorder.output, call)
+
+
+def process_again(
+    processor: Any,
+    processed: Processed,
+    rows: Sequence[Sequence[Image.Image]],
+    options: Sequence[dict[str, Any]],
+) -> Processed | None:
+    r"""What the processor makes of the same prompt with other images of the same sizes.
+
+    The text is not read again. All that the image processor returns beside the pixels has to be as
+    before, or else nothing of the prompt can be told from it.
+
+    Args:
+        processor (Any): the model's processor.
+        processed (Processed): what it made of the prompt with images of these sizes.
+        rows (Sequence[Sequence[PIL.Image.Image]]): as of :func:`process`.
+        options (Sequence[dict]): as of :func:`process`.
+
+    Returns:
+        Processed or None: None where the processor has to run as a whole.
+    """
+    if processed.call is None:
+        return None
+    images: Any = [list(row) for row in rows]
+    if not processed.call.nested:
+        images = [image for row in rows for image in row]
+    recorder = _Recorder(processor.image_processor, options)
+    recorder(images, **processed.call.arguments)
+    pixels, before = recorder.pixels, processed.inputs["pixel_values"]
+    if not isinstance(pixels, Tensor) or pixels.shape != before.shape:
+        return None
+    if not _are_equal(recorder.output, processed.images):
+        return None
+    return replace(processed, inputs={**processed.inputs, "pixel_values": pixels})
+
+
+def _are_equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two outputs of an image processor are known to be equal."""
+    return one.keys() == other.keys() and all(_equals(one[name], other[name]) for name in one)
+
+
+def _equals(value: Any, other: Any) -> bool:
+    if isinstance(value, Tensor):
+        return isinstance(other, Tensor) and torch.equal(value, other)
+    # Arrays, and lists of them, have no truth value.
+    return _is_plain(value) and _is_plain(other) and bool(value == other)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (int, float, str))
 
 
 def _warn_of_cut_text(written: str, seen: tuple[int, int], length: int) -> None:

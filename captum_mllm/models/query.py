@@ -115,7 +115,7 @@ Prompt = tuple[tuple[Tensor, ...], Query]
 
 
 def split_arguments(
-    args: tuple[Any, ...], with_text: bool = False
+    args: tuple[Any, ...], with_text: bool = False, look: bool = True
 ) -> tuple[tuple[Tensor, ...], Query]:
     r"""The images and the query apart that are the arguments of an ``MLLM``.
 
@@ -123,6 +123,7 @@ def split_arguments(
         args (tuple): the images, (B, 3, H, W) each; the embeddings of the words, (B, P, D), where
             they are inputs too; then the query.
         with_text (bool): whether embeddings may be among them. Default: False
+        look (bool): whether to look at the images, which takes time. Default: True
 
     Returns:
         tuple[tuple[Tensor, ...], Query]: the images, and the query, which has the embeddings.
@@ -145,8 +146,9 @@ def split_arguments(
             "got embeddings of the words, which this method does not take for an input; give the "
             "image alone"
         )
-    for image in inputs:
-        check_images(image)
+    if look:
+        for image in inputs:
+            check_images(image)
     words = query.word_embeddings
     sizes = [len(tensor) for tensor in (*inputs, *([] if words is None else [words]))]
     if len(set(sizes)) > 1:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from captum_mllm import MLLM
+from captum_mllm import MLLM, ImageTextInput, LogitLens, MLLMAttribution
 from captum_mllm.cli import main
 from captum_mllm.datasets import SampleError, open_samples
 from captum_mllm.evaluation import METHODS, DataSettings
@@ -27,6 +27,7 @@ from captum_mllm.evaluation.records import Record
 from captum_mllm.evaluation.samples import sample_examples
 from captum_mllm.evaluation.scores import localization_scores
 from captum_mllm.evaluation.tam_protocol import read_tags
+from captum_mllm.explain.signals import SIGNALS
 from captum_mllm.models.backbone import Backbone
 from tests.datasets.written import write_lines
 from tests.evaluation.exported import export_coco, export_lines
@@ -154,18 +155,38 @@ def test_yes_no_questions_are_answered_and_counted(
         for n, label in enumerate(["yes", "no"])
     ]
     path = write_lines(tmp_path / "pope.json", rows)
-    arguments = ["evaluate", str(path), "--methods", "lens", "--metrics", "answers", "curves"]
-    arguments += ["--curves-every", "1", "--device", "cpu", "--output", str(tmp_path / "out")]
+    arguments = ["evaluate", str(path), "--methods", "lens", "--metrics"]
+    arguments += ["answers", "curves", "diagnosis", "--curves-every", "1", "--device", "cpu"]
+    arguments += ["--output", str(tmp_path / "out")]
     assert main([*arguments, "--quiet"]) == 0
     (results,) = json.loads((tmp_path / "out" / "results.json").read_text())
     # The model was never asked yes or no: it describes, which says yes by POPE's rule.
     answers = results["answers"]
     assert (answers["questions"], answers["accuracy"], answers["yes_ratio"]) == (2, 0.5, 1.0)
-    assert {answers["auroc of probability"], answers["auroc of lens"]} <= {0.0, 0.5, 1.0}
+    names = [*SIGNALS, "diagnosis", "lens"]
+    assert {answers[f"auroc of {name}"] for name in names} <= {0.0, 0.5, 1.0}
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").open()]
+    for row, record in zip(rows, records, strict=True):
+        found = record["facts"]["signals"]
+        assert_signals_are_those_of_an_explanation(found, tmp_path / row["image"], record)
     assert results["tables"]["faithfulness"]["insertion"]["lens"]["images"] == 2
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| accuracy | 0.5 |" in report and "data pope, 2 images" in report
     assert str(tmp_path / "out" / "report.md") in capsys.readouterr().out
+
+
+def assert_signals_are_those_of_an_explanation(
+    found: dict[str, float], image: Path, record: dict[str, Any]
+) -> None:
+    mllm = MLLM.from_pretrained("demo/qwen2-vl")
+    inp = ImageTextInput(Image.open(image), "Describe the image.")
+    answer = record["facts"]["answer"]
+    result = MLLMAttribution(LogitLens(mllm)).attribute(inp, target=answer, diagnosis=True)
+    assert result.signals is not None
+    # Words of the bundled models are a token each.
+    assert [found[name] for name in SIGNALS] == pytest.approx(result.signals[0].tolist(), abs=1e-3)
+    (risk, *_) = result.diagnosis(words=result.words[0][0])
+    assert found["diagnosis"] == pytest.approx(1 - risk.risk, abs=1e-4)
 
 
 def test_tam_on_scenes_in_the_layout_of_coco(mllm: MLLM, tmp_path: Path) -> None:

@@ -178,6 +178,52 @@ def test_what_is_kept_is_not_taken_for_another_question_or_other_settings() -> N
     assert mllm.encode((image,), query).layouts[0].n_tokens == 12
 
 
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_of_one_size_share_what_is_read_of_the_question(family: str, scale: float) -> None:
+    mllm, counter, image, query = counting(family)
+    size = [round(side * scale) for side in image.shape[2:]]
+    images = [picture(*size, seed)[None] for seed in (1, 2, 3)]
+    expected = [mllm.encode((each,), query) for each in images]
+    before = counter.calls
+    with mllm.remember():
+        found = [mllm.encode((each,), query) for each in images]
+    # That of InternVL has a hand in the pixels, so it runs for each image.
+    assert counter.calls == before + (3 if family == "internvl" else 1)
+    for one, other in zip(found, expected, strict=True):
+        assert one.inputs.keys() == other.inputs.keys()
+        for name, value in one.inputs.items():
+            assert torch.equal(value, other.inputs[name]), name
+        assert one.layouts == other.layouts
+        assert torch.equal(one.text_positions, other.text_positions)
+        assert torch.equal(torch.cat(one.image_positions), torch.cat(other.image_positions))
+    pixels = [each.inputs["pixel_values"] for each in found]
+    assert not torch.equal(pixels[0], pixels[1])
+
+
+def test_nothing_is_shared_where_an_image_processor_looks_at_the_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mllm, counter, image, query = counting("llava")
+    kind = type(mllm.processor.image_processor)
+    own = kind.__call__
+
+    def with_darkest(self: Any, images: Any, *args: Any, **kwargs: Any) -> Any:
+        made = own(self, images, *args, **kwargs)
+        made["darkest"] = made["pixel_values"].flatten(1).amin(1)
+        return made
+
+    monkeypatch.setattr(kind, "__call__", with_darkest)
+    # One has a single level, so that its darkest pixel is another.
+    images = [image, torch.full_like(image, 0.5)]
+    before = counter.calls
+    with mllm.remember():
+        for each in images:
+            found = mllm.encode((each,), query).inputs["darkest"]
+            assert found == each.new_tensor(found.item())
+    assert counter.calls == before + 2
+
+
 def test_only_a_few_shapes_are_kept_and_no_pixels() -> None:
     mllm, _, image, query = counting("qwen2_vl", height=140)
     for height in range(56, 140, 4):
