@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm.attr.token_maps import token_attribution
-from captum_mllm.explain.estimate import Mode
+from captum_mllm.explain.contrast_words import Contrast
 from captum_mllm.explain.explanation import explain
 from captum_mllm.explain.fitting import ImageTokens, fit_to_context
 from captum_mllm.explain.result import MLLMAttributionResult
@@ -32,23 +32,35 @@ def attribute_batch(
     top_predictions: int,
     options: dict[str, Any],
     max_image_tokens: ImageTokens | None,
+    contrasts: Sequence[Contrast | None] | None,
     kwargs: dict[str, Any],
-    reasons: Mode | None = None,
-    diagnosis: bool = False,
+    **explaining: Any,
 ) -> list[MLLMAttributionResult]:
-    r"""One result for each input; arguments as of :meth:`MLLMAttribution.attribute_batch`.
+    r"""One result for each input; arguments as of :meth:`MLLMAttribution.attribute_batch`, and
+    ``explaining`` as of :func:`explain`.
 
     Raises:
-        TypeError: for a single text as targets.
-        ValueError: for no inputs, or another number of targets.
+        TypeError: for a single text as targets, or a single contrast.
+        ValueError: for no inputs, or another number of targets or contrasts.
     """
     if isinstance(targets, str):
         raise TypeError(f"got targets={targets!r}, expected a list with an answer for each input")
+    if isinstance(contrasts, (str, Mapping)):
+        raise TypeError(
+            f"got contrasts={contrasts!r}, expected a list with a contrast for each input, None "
+            "for no contrast"
+        )
     targets = [None] * len(inputs) if targets is None else list(targets)
+    contrasts = [None] * len(inputs) if contrasts is None else list(contrasts)
     if not inputs or len(targets) != len(inputs):
         raise ValueError(
             f"got {len(inputs)} input(s) and {len(targets)} target(s), expected at least one input "
             "and a target for each of them, None for the model's own answer"
+        )
+    if len(contrasts) != len(inputs):
+        raise ValueError(
+            f"got {len(inputs)} input(s) and {len(contrasts)} contrast(s), expected one for each "
+            "input, None for no contrast"
         )
     mllm: MLLM = method.forward_func
     with mllm.remember():
@@ -70,11 +82,11 @@ def attribute_batch(
                 images,
                 query,
                 top_predictions,
-                reasons=reasons,
-                diagnosis=diagnosis,
+                contrast=contrast,
+                **explaining,
                 **kwargs,
             )
-            for inp, (images, query) in zip(inputs, prompts)
+            for inp, (images, query), contrast in zip(inputs, prompts, contrasts)
         ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from captum.attr import Attribution
 from torch import Tensor, nn
@@ -33,6 +33,16 @@ from captum_mllm.models.vocabulary import Predictions
 from captum_mllm.models.words import Word, group_runs, group_words, token_texts
 
 
+class Extras(NamedTuple):
+    r"""What :meth:`MLLMAttribution.attribute` finds beside maps and weights, named as there."""
+
+    reasons: Mode | None = None
+    diagnosis: bool = False
+
+
+NO_EXTRAS = Extras()
+
+
 def explain(
     method: Attribution,
     inp: ImageTextInput,
@@ -43,8 +53,7 @@ def explain(
     segments: SegmentsLike | Sequence[SegmentsLike] | None = None,
     words: str | None = None,
     contrast: Contrast | None = None,
-    reasons: Mode | None = None,
-    diagnosis: bool = False,
+    extras: Extras = NO_EXTRAS,
     **kwargs: Any,
 ) -> MLLMAttributionResult:
     r"""The result for what :meth:`MLLM.prepare` made of an input.
@@ -55,6 +64,7 @@ def explain(
         images (tuple[Tensor, ...]): its explained images, (1, 3, H, W) in [0, 1].
         query (Query): the question and the answer.
         top_predictions (int): as for :meth:`MLLMAttribution.attribute`, like all that follow.
+        extras (Extras): what is found beside maps and weights. Default: nothing
     """
     mllm: MLLM = method.forward_func
     note = ""
@@ -73,8 +83,8 @@ def explain(
         elif weights is None:
             weights = text_attribution(method, images, query)
         scales = _scale_results(found.scales, len(images))
-        found_reasons = find_reasons(mllm, images, query, reasons)
-        signals = token_signals(mllm, images, query, found_reasons) if diagnosis else None
+        found_reasons = find_reasons(mllm, images, query, extras.reasons)
+        signals = token_signals(mllm, images, query, found_reasons) if extras.diagnosis else None
     units = image_units(method, images, states.layouts, features)
     start = 0 if query.with_prompt else states.n_prompt
     predicted = states.predictions(mllm.vocabulary, max(top_predictions, 1), query.with_prompt)

@@ -16,7 +16,7 @@ from captum_mllm.explain.answer_stream import AnswerStream
 from captum_mllm.explain.batch import attribute_batch
 from captum_mllm.explain.contrast_words import Contrast
 from captum_mllm.explain.estimate import Mode, check_reasons
-from captum_mllm.explain.explanation import check_input, explain
+from captum_mllm.explain.explanation import Extras, check_input, explain
 from captum_mllm.explain.fitting import ImageTokens, fit_to_context
 from captum_mllm.explain.intervention import WhatIf, what_if
 from captum_mllm.explain.result import MLLMAttributionResult
@@ -184,8 +184,7 @@ class MLLMAttribution(Attribution):
                 segments,
                 words,
                 contrast,
-                reasons,
-                diagnosis,
+                Extras(reasons, diagnosis),
                 **kwargs,
             )
 
@@ -196,7 +195,11 @@ class MLLMAttribution(Attribution):
         include_prompt: bool = False,
         top_predictions: int = 5,
         gen_args: dict[str, Any] | None = None,
+        show_progress: bool = False,
+        segments: SegmentsLike | Sequence[SegmentsLike] | None = None,
+        words: Literal["prompt", "earlier"] | None = None,
         max_image_tokens: ImageTokens | None = None,
+        contrasts: Sequence[Contrast | None] | None = None,
         reasons: Mode | None = None,
         diagnosis: bool = False,
         **kwargs: Any,
@@ -218,8 +221,14 @@ class MLLMAttribution(Attribution):
             include_prompt (bool): as in :meth:`attribute`. Default: False
             top_predictions (int): as in :meth:`attribute`. Default: 5
             gen_args (dict, optional): as in :meth:`attribute`, for all of them. Default: None
+            show_progress (bool): as in :meth:`attribute`, for each input. Default: False
+            segments (optional): as in :meth:`attribute`, the same for all inputs: masks take
+                images of one size. Default: None
+            words (str, optional): as in :meth:`attribute`. Default: None
             max_image_tokens (int or "context", optional): as in :meth:`attribute`; scales are
                 lowered to fit all inputs. Default: None
+            contrasts (Sequence, optional): what might have been said instead in each answer, as
+                ``contrast`` in :meth:`attribute`, None for no contrast. Default: None, none
             reasons (str, optional): as in :meth:`attribute`, in turn. Default: None
             diagnosis (bool): as in :meth:`attribute`, in turn. Default: False
             **kwargs (Any): passed on to the attribution method.
@@ -229,9 +238,9 @@ class MLLMAttribution(Attribution):
 
         Raises:
             TypeError: if an input is not an :class:`ImageTextInput`.
-            ValueError: for no inputs, another number of targets, an empty answer, images that
-                the model does not take in one batch, or arguments that clash or that the method
-                refuses.
+            ValueError: for no inputs, another number of targets or contrasts, an empty answer,
+                images that the model does not take in one batch, or arguments that clash or that
+                the method refuses.
 
         Examples::
             >>> from PIL import Image
@@ -244,6 +253,11 @@ class MLLMAttribution(Attribution):
             >>> [result.output_words for result in results]
             [['a', 'red', 'circle'], ['a', 'blue', 'ring']]
         """
+        if "contrast" in kwargs:
+            raise TypeError(
+                "attribute_batch() takes contrasts, a list with a contrast for each input; "
+                "contrast is of attribute(), for one"
+            )
         if isinstance(inputs, ImageTextInput):
             raise TypeError("got one ImageTextInput, expected a list of them; see attribute()")
         for inp in inputs:
@@ -257,9 +271,12 @@ class MLLMAttribution(Attribution):
             top_predictions,
             generation_options(gen_args),
             max_image_tokens,
+            contrasts,
             kwargs,
-            reasons,
-            diagnosis,
+            show_progress=show_progress,
+            segments=segments,
+            words=words,
+            extras=Extras(reasons, diagnosis),
         )
 
     def what_if(self, result: MLLMAttributionResult, remove: Selection, **options: Any) -> WhatIf:
@@ -295,7 +312,13 @@ class MLLMAttribution(Attribution):
         return what_if(self.forward_func, result, remove, **options)
 
     def stream(
-        self, inp: ImageTextInput, gen_args: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        inp: ImageTextInput,
+        gen_args: dict[str, Any] | None = None,
+        top_predictions: int = 5,
+        reasons: Mode | None = None,
+        diagnosis: bool = False,
+        **kwargs: Any,
     ) -> AnswerStream:
         r"""
         Explain each word of the model's own answer as soon as it is said.
@@ -309,6 +332,11 @@ class MLLMAttribution(Attribution):
             inp (ImageTextInput): the image and the question.
             gen_args (dict, optional): arguments of ``generate``; greedy or sampled, without beams.
                 Default: None, greedy and 64 tokens at most.
+            top_predictions (int): as in :meth:`attribute`, for the ``result``. Default: 5
+            reasons (str, optional): as in :meth:`attribute`, for the ``result``, in passes of their
+                own after the answer. Default: None
+            diagnosis (bool): as in :meth:`attribute`, for the ``result``, in passes of its own
+                after the answer. Default: False
             **kwargs (Any): passed on to the attribution method.
 
         Returns:
@@ -316,7 +344,8 @@ class MLLMAttribution(Attribution):
             ``result`` of the whole answer once it has ended.
 
         Raises:
-            TypeError: if ``inp`` is not an :class:`ImageTextInput`.
+            TypeError: if ``inp`` is not an :class:`ImageTextInput`, and for arguments of
+                :meth:`attribute` that need the whole answer.
             ValueError: for a method or a scale that cannot be streamed; while the words come, for
                 an empty answer, and for an answer that is not made token by token.
 
@@ -332,8 +361,11 @@ class MLLMAttribution(Attribution):
             >>> shapes == [(224, 224)] * len(stream.result.output_words)
             True
         """
-        check_input(inp, gen_args)
-        return stream_answer(self.attribution_method, inp, generation_options(gen_args), kwargs)
+        check_input(inp, gen_args, top_predictions)
+        check_reasons(reasons)
+        result = {"top_predictions": top_predictions, "extras": Extras(reasons, diagnosis)}
+        options = generation_options(gen_args)
+        return stream_answer(self.attribution_method, inp, options, kwargs, result)
 
     @classmethod
     def get_name(cls) -> str:

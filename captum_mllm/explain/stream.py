@@ -12,6 +12,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
+from captum_mllm.attr.base import check_option_names
 from captum_mllm.attr.image_shares import image_shares, image_units
 from captum_mllm.attr.text_attribution import text_attribution
 from captum_mllm.attr.token_maps import token_attribution, token_maps
@@ -29,6 +30,17 @@ from captum_mllm.models.states import States
 from captum_mllm.models.words import Word, group_words, token_texts
 
 T = TypeVar("T")
+
+# What ``attribute`` takes and a stream cannot, and why.
+_NEEDS_ANSWER = {
+    "target": "since it explains what the model says",
+    "contrast": "which is of a word that is not said yet",
+    "include_prompt": "since it explains words as they are said",
+    "segments": "since only methods that perturb take them, and these are not streamed",
+    "words": "since only methods that perturb or take gradients do, and these are not streamed",
+    "max_image_tokens": "since it sees the image at scale 1 alone",
+    "show_progress": "since its words show how far it is",
+}
 
 
 class Lockstep(Generic[T]):
@@ -163,14 +175,30 @@ def stream_answer(
     inp: ImageTextInput,
     options: dict[str, Any],
     kwargs: dict[str, Any],
+    of_result: dict[str, Any],
 ) -> AnswerStream:
-    r"""The stream of an answer that is not begun; arguments as of :meth:`MLLMAttribution.stream`.
+    r"""The stream of an answer that is not begun.
+
+    Args:
+        method (Attribution): the method that explains it.
+        inp (ImageTextInput): the images and the question.
+        options (dict): arguments of ``generate``.
+        kwargs (dict): arguments of the attribution method.
+        of_result (dict): further arguments of :func:`explain`, for the result.
 
     Raises:
+        TypeError: for arguments that need the whole answer, or that the method does not take.
         ValueError: for a method or a scale that cannot be streamed.
     """
+    for name in kwargs:
+        if name in _NEEDS_ANSWER:
+            raise TypeError(
+                f"stream() does not take {name}, {_NEEDS_ANSWER[name]}; leave it out, or "
+                "give it to attribute() with the answer"
+            )
     if reason := token_attribution(method).why_not_streamed(**kwargs):
         raise ValueError(reason)
+    check_option_names(token_attribution(method), kwargs)
     mllm = method.forward_func
     images, question = open_query(mllm.processor, inp, mllm.device)
     said = Said(mllm, images, question)
@@ -179,7 +207,7 @@ def stream_answer(
         states, query = said.so_far()
         with mllm.remember():
             mllm.keep(states, *images, query)
-            return explain(method, inp, images, query, **kwargs)
+            return explain(method, inp, images, query, **of_result, **kwargs)
 
     return AnswerStream(stream_words(method, said, options, kwargs), finish)
 

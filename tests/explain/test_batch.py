@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from captum.attr import Attribution, Saliency
+from captum.attr import Attribution, FeatureAblation, Saliency
 
 from captum_mllm import (
     ARC,
@@ -120,6 +120,42 @@ def test_methods_with_passes_of_their_own_take_turns() -> None:
         assert_close(result, explainer.attribute(inp, answer, scales=(1.0,)))
 
 
+@pytest.mark.parametrize("name", ["LogitLens", "ARC around MSEA", "MSEA of AttendedLens"])
+def test_contrasts_are_those_of_each_input_alone(mllm: MLLM, name: str) -> None:
+    contrasts: list[Any] = [{"cat": "dog"}, None, {"three": "two", 0: "two"}]
+    explainer = MLLMAttribution(METHODS[name](mllm))
+    with counted(mllm) as passes:
+        results = explainer.attribute_batch(inputs(), ANSWERS, contrasts=contrasts)
+    with counted(mllm) as plain_passes:
+        plain = explainer.attribute_batch(inputs(), ANSWERS)
+    assert len(passes) == len(plain_passes)
+    for result, inp, answer, contrast in zip(results, inputs(), ANSWERS, contrasts, strict=True):
+        assert_close(result, explainer.attribute(inp, answer, contrast=contrast))
+    different = [not torch.equal(a.image_attr, b.image_attr) for a, b in zip(results, plain)]
+    assert different == [True, False, True]
+
+
+def test_segments_and_words_go_to_all_inputs() -> None:
+    explainer = MLLMAttribution(FeatureAblation(MLLM(*shared("llava"))))
+    options: dict[str, Any] = {"segments": (2, 3), "words": "earlier", "perturbations_per_eval": 4}
+    results = explainer.attribute_batch(inputs()[:2], ANSWERS[:2], **options)
+    for result, inp, answer in zip(results, inputs(), ANSWERS):
+        assert_close(result, explainer.attribute(inp, answer, **options))
+        assert result.segments is not None
+
+
+def test_reasons_and_signals_are_those_of_each_input_alone() -> None:
+    explainer = MLLMAttribution(LogitLens(MLLM(*shared("qwen2_vl"))))
+    more: dict[str, Any] = {"reasons": "exact", "diagnosis": True}
+    results = explainer.attribute_batch(inputs()[:2], ANSWERS[:2], **more)
+    for result, inp, answer in zip(results, inputs(), ANSWERS):
+        alone = explainer.attribute(inp, answer, **more)
+        assert result.reasons is not None and alone.reasons is not None
+        values = (result.reasons.values, alone.reasons.values)
+        torch.testing.assert_close(*values, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(result.signals, alone.signals, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["MSEA of AttendedLens", "ARC around MSEA"])
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0), (0.5,)])
 def test_no_pass_is_made_twice(name: str, scales: tuple[float, ...]) -> None:
@@ -204,6 +240,14 @@ def test_bad_batches_are_refused_and_the_model_stays_as_it_was() -> None:
             explainer.attribute_batch(*given)
     with pytest.raises(ValueError, match="got both an answer and max_new_tokens"):
         explainer.attribute_batch(inputs(), ANSWERS, gen_args=GENERATION)
+    for options, error, message in (
+        ({"contrasts": [None]}, ValueError, r"3 input\(s\) and 1 contrast"),
+        ({"contrasts": {"cat": "dog"}}, TypeError, "expected a list with a contrast"),
+        ({"contrast": {"cat": "dog"}}, TypeError, "takes contrasts"),
+        ({"contrasts": [{"cat": "dog"}] * 3}, ValueError, "no word or phrase 'cat'"),
+    ):
+        with pytest.raises(error, match=message):
+            explainer.attribute_batch(inputs(), ANSWERS, **options)
     assert snapshot(mllm.model) == before
     assert not mllm.remembers
 

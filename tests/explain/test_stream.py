@@ -137,6 +137,39 @@ def test_methods_that_need_more_are_refused_at_once(
     assert not passes
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"contrast": {"a": "b"}}, "of a word that is not said yet"),
+        ({"target": "a cat"}, "what the model says"),
+        ({"segments": (2, 2)}, "segments"),
+        ({"include_prompt": True}, "include_prompt"),
+        ({"n_steps": 5}, "does not take n_steps"),
+    ],
+)
+def test_what_a_stream_does_not_take_is_refused_by_name(
+    options: dict[str, Any], message: str
+) -> None:
+    mllm = MLLM(*shared("llava"))
+    with counted(mllm) as passes, pytest.raises(TypeError, match=message):
+        MLLMAttribution(LogitLens(mllm)).stream(asked(), **options)
+    assert not passes
+
+
+def test_the_result_of_a_stream_has_reasons_and_signals_too() -> None:
+    mllm = MLLM(*shared("qwen2_vl"))
+    explainer = MLLMAttribution(ARC(LogitLens(mllm)))
+    more: dict[str, Any] = {"reasons": "exact", "diagnosis": True, "top_predictions": 2}
+    with explainer.stream(asked(), gen_args=LONG, **more) as stream:
+        list(stream)
+    expected = explainer.attribute(asked(), gen_args=LONG, **more)
+    assert stream.result.reasons is not None and expected.reasons is not None
+    values = (stream.result.reasons.values, expected.reasons.values)
+    torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stream.result.signals, expected.signals, rtol=1e-4, atol=1e-5)
+    assert {len(row) for row in stream.result.top_predictions} == {2}
+
+
 def test_what_is_no_input_is_refused() -> None:
     explainer = MLLMAttribution(LogitLens(MLLM(*shared("llava"))))
     with pytest.raises(TypeError, match="expected ImageTextInput"):
