@@ -282,6 +282,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--decay", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rates")
+    parser.add_argument("--batch", type=int, default=4, help="images in a step")
+    parser.add_argument("--budget", type=int, default=210, help="tokens of text behind an image")
     parser.add_argument("--start", default="", help="adapter of another run to start from")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
@@ -291,6 +293,8 @@ def main(arguments: list[str] | None = None) -> None:
     settings = Settings(
         options.steps,
         options.decay,
+        batch=options.batch,
+        budget=options.budget,
         seed=options.seed,
         lora_rate=1e-3 * options.rate,
         projector_rate=1e-3 * options.rate,
