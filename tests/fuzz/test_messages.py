@@ -87,8 +87,8 @@ def test_what_is_given_reaches_the_model(
     PROCESSOR.chat_template = template
     with reasoned() as outcome:
         inp = ImageTextInput([IMAGE] * max(count, 1), messages=messages)
-        image, query = MLLM_.prepare(inp, target="a cat")
-        encoding = MLLM_.encode((image,), query)
+        images, query = MLLM_.prepare(inp, target="a cat")
+        encoding = MLLM_.encode(images if isinstance(images, tuple) else (images,), query)
     if outcome.refused is not None:
         return
     assert query.prompt.count("<image>") == count == len(encoding.image_positions)
