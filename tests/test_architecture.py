@@ -12,10 +12,11 @@ import captum_mllm
 
 ROOT = Path(captum_mllm.__file__).parent
 #: Each room and those that it may import from, beside itself.
-GROUND = {"_captum", "_probability"}
+GROUND = {"_captum", "_probability", "_transformers"}
 ALLOWED = {
     "_captum": set(),
     "_probability": {"_captum"},
+    "_transformers": set(),
     "demo": set(),
     "datasets": GROUND,
     "metrics": GROUND,

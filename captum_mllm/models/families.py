@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from captum_mllm.models.cross_tiles import CrossTiles
 from captum_mllm.models.geometry import Geometry
 from captum_mllm.models.grids import NativeGrid, NewlineGrid, PaddedGrid, PooledGrid, RowGrid
 from captum_mllm.models.slices import Slices, ThumbnailTiles
 from captum_mllm.models.squares import FixedSquare, PaddedSquare
-from captum_mllm.models.tiles import CrossTiles, PaddedTiles, SplitTiles, Tiles
+from captum_mllm.models.tiles import PaddedTiles, SplitTiles, Tiles
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_mllm.models.backbone import Backbone
+from captum_mllm.models.cross_tiles import CrossTiles
 from captum_mllm.models.encoding import CROSS_MASK
 from captum_mllm.models.images import ImageLike, read_image
 from captum_mllm.models.pixels import to_pil
-from captum_mllm.models.tiles import CrossTiles
 
 # What belongs to the tokens of a text; all else that a processor gives belongs to its images.
 _TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", CROSS_MASK)

@@ -1,16 +1,12 @@
-"""Encoders that cut the image into square tiles: Tiles, SplitTiles, PaddedTiles, CrossTiles."""
+"""Encoders that cut the image into square tiles: Tiles, SplitTiles, PaddedTiles."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.mllama.processing_mllama import (
-    convert_sparse_cross_attention_mask_to_dense,
-    get_cross_attention_token_mask,
-)
 
 from captum_mllm.models.geometry import Geometry, spread_windows
 from captum_mllm.models.layout import Box, Layout, Piece, Size, size_of
@@ -112,7 +108,7 @@ class Tiles(Geometry):
     def _tiles(self, images: Tensor, layout: Layout) -> Tensor:
         rows, columns = _rows_and_columns(layout, self.whole_first)
         size = (rows * self._tile, columns * self._tile)
-        return _cut(resize(images, size, self.option("resample")), self._tile)
+        return cut_tiles(resize(images, size, self.option("resample")), self._tile)
 
     def _arrangement(self, size: Size, inputs: dict[str, Any], index: int) -> Size:
         """Rows and columns of tiles."""
@@ -214,7 +210,7 @@ class SplitTiles(Tiles):
         # The processor resizes to the longest edge, then to whole tiles, then the tiles to one.
         for size in (_by_longest(size_of(images), longest), (rows * tile, columns * tile)):
             images = resize(images, size, resample)
-        parts = [_cut(images, tile)]
+        parts = [cut_tiles(images, tile)]
         if len(layout.pieces) > 1:
             parts.append(resize(images, (tile, tile), resample)[:, None])
         return normalize(torch.cat(parts, 1).flatten(0, 1), self.option)
@@ -234,7 +230,7 @@ class PaddedTiles(Tiles):
         tiles = _rows_and_columns(layout, self.whole_first)
         canvas = (tiles[0] * tile, tiles[1] * tile)
         laid = resize(images, self._inner(size_of(images), canvas), resample)
-        parts = [_cut(pad(laid, canvas, (0, 0)), tile)]
+        parts = [cut_tiles(pad(laid, canvas, (0, 0)), tile)]
         if len(layout.pieces) > 1:
             parts.append(resize(images, (tile, tile), resample)[:, None])
         return normalize(torch.cat(parts, 1).flatten(0, 1), self.option)
@@ -258,102 +254,6 @@ class PaddedTiles(Tiles):
         return down, max(min(math.floor(width * (down / height)), across), 1)
 
 
-class CrossTiles(PaddedTiles):
-    r"""Tiles of such a canvas whose states the decoder sees by cross-attention: Mllama.
-
-    No token of the prompt stands for them. Each tile has a class token before its patches, and the
-    states of tiles that an image does not fill are masked. A larger image is seen through several
-    windows.
-    """
-
-    required: ClassVar[dict[str, tuple[Any, ...]]] = {"do_resize": (True,), "do_pad": (True,)}
-    crosses = True
-
-    def windows(self, size: Size, native: Size) -> list[Box]:
-        return spread_windows(size, native, (0, 0, native[1], native[0]))
-
-    def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
-        return {}
-
-    def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
-        rows, columns = self._arrangement(size, inputs, index)
-        canvas = self._canvas(size, (rows, columns))
-        down, across = (
-            length / count / self._patches for length, count in zip(canvas, (rows, columns))
-        )
-        # Patches of padding are left out: beside a window there may be more of the image.
-        heights = [self._filled(size[0], row, down) for row in range(rows)]
-        widths = [self._filled(size[1], column, across) for column in range(columns)]
-        pieces = []
-        for row, tall in enumerate(heights):
-            for column, wide in enumerate(widths):
-                x, y = column * self._patches * across, row * self._patches * down
-                pieces.append(Piece(tall, wide, (x, y, x + wide * across, y + tall * down)))
-        return Layout(size, tuple(pieces))
-
-    def drawn(self, layout: Layout, n_tokens: int) -> Tensor:
-        return torch.arange(layout.n_tokens)
-
-    def positions(self, placeholders: Tensor, layout: Layout, index: int) -> Tensor:
-        patches, first = self._patches**2, index * self._most
-        # Each tile has a class token first.
-        grid = torch.arange(1, patches + 1).unflatten(0, (self._patches, -1))
-        found = [
-            grid[: piece.rows, : piece.columns].flatten() + (first + tile) * (patches + 1)
-            for tile, piece in enumerate(layout.pieces)
-        ]
-        return torch.cat(found)
-
-    def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
-        tile = self._tile
-        rows = len({piece.box[1] for piece in layout.pieces})
-        canvas = (rows * tile, len(layout.pieces) // rows * tile)
-        laid = resize(images, self._inner(size_of(images), canvas), self.option("resample"))
-        tiles = _cut(pad(laid, canvas, (0, 0)), tile)
-        values = normalize(tiles.flatten(0, 1), self.option).unflatten(0, tiles.shape[:2])
-        missing = self._most - len(layout.pieces)
-        return torch.nn.functional.pad(values, (0, 0) * 3 + (0, missing))[:, None]
-
-    def join(self, parts: list[Tensor], rows: int) -> Tensor:
-        return torch.cat(parts, dim=1)
-
-    def visible(self, ids: Tensor, shown: Tensor) -> Tensor:
-        r"""Which tiles each token sees, (B, S, images, tiles).
-
-        Args:
-            ids (Tensor): the tokens, (B, S).
-            shown (Tensor): which tiles each image fills, (B, images, tiles).
-        """
-        counts = shown.sum(-1).tolist()
-        seen = [
-            get_cross_attention_token_mask(row, self.config.image_token_id) for row in ids.tolist()
-        ]
-        mask = convert_sparse_cross_attention_mask_to_dense(
-            seen, counts, max_num_tiles=shown.shape[-1], length=ids.shape[1]
-        )
-        return torch.as_tensor(mask, device=ids.device)
-
-    @property
-    def _patches(self) -> int:
-        """Patches of a tile along a side."""
-        return self.vision.image_size // self.vision.patch_size
-
-    def _filled(self, length: int, tile: int, pitch: float) -> int:
-        """Patches of a tile along a side that show a part of the image, at least one."""
-        shown = math.ceil(length / pitch - tile * self._patches - 1e-6)
-        return min(max(shown, 1), self._patches)
-
-    @property
-    def _most(self) -> int:
-        """How many tiles each image has, those that it does not fill among them."""
-        return self.option("max_image_tiles")
-
-    def _arrangement(self, size: Size, inputs: dict[str, Any], index: int) -> Size:
-        most = range(1, self._most + 1)
-        grids = [(rows, columns) for rows in most for columns in most if rows * columns <= most[-1]]
-        return grids[int(inputs["aspect_ratio_ids"][0, index]) - 1]
-
-
 def _by_longest(size: Size, longest: int) -> Size:
     """Height and width with the longest edge given, the other even, as the processor rounds it."""
     height, width = size
@@ -373,8 +273,8 @@ def _rows_and_columns(layout: Layout, whole_first: bool) -> Size:
     return rows, len(tiles) // rows
 
 
-def _cut(canvas: Tensor, tile: int) -> Tensor:
-    """Tiles in raster order, (B, tiles, 3, tile, tile), of (B, 3, H, W)."""
+def cut_tiles(canvas: Tensor, tile: int) -> Tensor:
+    r"""Tiles in raster order, (B, tiles, 3, tile, tile), of (B, 3, H, W)."""
     cut = canvas.unflatten(3, (-1, tile)).unflatten(2, (-1, tile))
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
