@@ -70,7 +70,7 @@ class AttendedLens(TokenAttribution):
     ) -> None:
         super().__init__(forward_func)
         check_image_tokens(forward_func, self.get_name())
-        self.lens = LogitLens(forward_func)
+        self.lens: TokenAttribution = LogitLens(forward_func)
         self.attention = AttentionMaps(
             forward_func, mode="raw", layers=layers, relative=True, text_residual=text_residual
         )

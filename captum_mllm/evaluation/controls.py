@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm import ARC, TAM, AttentionMaps
+from captum_mllm import ARC, MLLM, TAM, AttendedLens
 from captum_mllm.evaluation.attributions import EqualWeights, LensProbability, MapFunction
-from captum_mllm.evaluation.method import DEFAULT_SCALES, Case, Method, attribution
+from captum_mllm.evaluation.method import DEFAULT_SCALES, Base, Case, Method, attribution
 from captum_mllm.evaluation.published import ATTENDED_LENS, ATTENTION, LENS
 
 # Standard deviation of the blob, as a share of the image's sides.
@@ -69,14 +69,25 @@ def true_masks(case: Case) -> Tensor:
     return F.avg_pool2d(maps, 2)
 
 
-def centered_and_attended(lens: Tensor, attention: Tensor) -> Tensor:
-    r"""The attended lens, of a lens less its mean over the image; maps (T, 1, h, w) of both."""
-    return attended(lens - lens.mean((2, 3), keepdim=True), attention)
+def attended(lens: Base, mllm: MLLM) -> AttendedLens:
+    r"""
+    The attended lens with another method in place of the logit lens.
+
+    Args:
+        lens (Callable): Makes that method for a model.
+        mllm (MLLM): The model.
+
+    Returns:
+        AttendedLens: The method.
+    """
+    method = AttendedLens(mllm)
+    method.lens = lens(mllm)
+    return method
 
 
-def attended(lens: Tensor, attention: Tensor) -> Tensor:
-    r"""What :class:`~captum_mllm.AttendedLens` makes of a lens and of attention above chance."""
-    return lens.relu() * attention**0.75
+def centered_lens(mllm: MLLM) -> MapFunction:
+    r"""The logit lens, less its mean over the image."""
+    return MapFunction(lambda maps: maps - maps.mean((2, 3), keepdim=True), LENS(mllm))
 
 
 def _grid(case: Case) -> tuple[int, int]:
@@ -87,7 +98,6 @@ def _grid(case: Case) -> tuple[int, int]:
 _LARGEST = DEFAULT_SCALES[-1:]
 # What remains of TAM and ARC is that image and text scores are mapped to [0, 1] together.
 _normalized = partial(ARC, suppress=None, normalize=True)
-_attention_above_chance = partial(AttentionMaps, mode="raw", relative=True)
 _squared, _cubed = partial(power, exponent=2), partial(power, exponent=3)
 
 CONTROLS: tuple[Method, ...] = (
@@ -125,17 +135,13 @@ CONTROLS: tuple[Method, ...] = (
     ),
     Method(
         "attended-lens-msea-centered",
-        attribution(
-            (LENS, _attention_above_chance), scales=DEFAULT_SCALES, combine=centered_and_attended
-        ),
+        attribution(partial(attended, centered_lens), scales=DEFAULT_SCALES),
         "control",
         note="the lens less its mean",
     ),
     Method(
         "attended-probability-msea",
-        attribution(
-            (LensProbability, _attention_above_chance), scales=DEFAULT_SCALES, combine=attended
-        ),
+        attribution(partial(attended, LensProbability), scales=DEFAULT_SCALES),
         "control",
         note="softmax in place of logits",
     ),

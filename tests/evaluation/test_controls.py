@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_mllm import ARC, LogitLens
+from captum_mllm import ARC, AttendedLens, LogitLens
+from captum_mllm.attr import suppress_context
 from captum_mllm.attr.text_attribution import context_scores
+from captum_mllm.evaluation.attributions import EqualWeights
 from captum_mllm.evaluation.catalogue import METHODS
-from captum_mllm.evaluation.controls import power
+from captum_mllm.evaluation.controls import attended, centered_lens, power
 from captum_mllm.evaluation.method import Case
 from captum_mllm.evaluation.records import Scores
 from captum_mllm.evaluation.scores import localization_scores
@@ -50,6 +52,27 @@ def test_a_power_keeps_the_order_and_so_the_pointing(case: Case) -> None:
     plain, cubed = scores(case, "lens"), scores(case, "lens-cubed")
     assert cubed["pointing"] == plain["pointing"]
     assert cubed["mass"].total > plain["mass"].total
+
+
+def test_the_attended_lens_reads_another_lens_in_its_place(case: Case) -> None:
+    own = case.maps(AttendedLens(case.mllm))
+    assert torch.equal(case.maps(attended(LogitLens, case.mllm)), own)
+    read = case.maps(LogitLens(case.mllm))
+    level = read - read.mean((1, 2), keepdim=True)
+    expected = torch.where(read > 0, own * level.relu() / read, 0)
+    found = case.maps(attended(centered_lens, case.mllm))
+    torch.testing.assert_close(found[read > 0], expected[read > 0], rtol=1e-4, atol=1e-5)
+    assert (level <= 0).any() and not found[level <= 0].any()
+
+
+def test_equal_weights_suppress_all_other_words_before_alike(case: Case) -> None:
+    lens = LogitLens(case.mllm)
+    every = lens.attribute(case.image, additional_forward_args=(case.query.including_prompt(),))
+    ids = case.mllm.states(case.image, case.query).ids
+    weights = (ids[:, None] != ids).float().tril(-1)
+    maps = every[:, 0].relu()
+    expected = suppress_context(maps, maps, weights, None)[-len(case.query.answer_ids) :]
+    torch.testing.assert_close(case.maps(EqualWeights(lens)), expected)
 
 
 def test_a_power_is_of_the_positive_part(case: Case) -> None:
