@@ -80,7 +80,7 @@ def test_full_cancellation_leaves_nothing(strength: float | None, size: float) -
     assert not suppress_context(maps, maps, torch.eye(20), strength).any()
 
 
-def test_by_default_a_map_keeps_what_it_does_not_share() -> None:
+def test_by_the_cosine_a_map_keeps_what_it_does_not_share() -> None:
     """A map that is interference alone goes; of one at 60 degrees half of the share goes."""
     maps = torch.tensor([[2.0, 0.0], [1.0, 3.0**0.5]])
     cleaned = suppress_context(maps, torch.tensor([[1.0, 0.0]]), torch.ones(2, 1), None)
@@ -257,7 +257,7 @@ def test_rankings_of_the_same_states_are_made_once() -> None:
     first = arc.correlation(states)
     assert torch.equal(arc.weights(states), arc.weights(states))
     assert torch.equal(arc.correlation(states), first)
-    # Longer ones are at hand for who asks next.
+    # Longer ones serve the next request.
     ARC(LogitLens(mllm), top_k=3).correlation(states)
     states.predictions(mllm.vocabulary, 1, with_text=False)
     assert len(made) == 1

@@ -50,7 +50,7 @@ def test_exported_scenes_have_the_scores_of_scenes(mllm: MLLM, tmp_path: Path) -
             method = METHODS[name]
             maps = method.explain(case).float().clamp_min(0)
             for metric, score in localization_scores(case, method, maps).items():
-                # A noun without a mask, the background, is none in a data set.
+                # The background has no mask, so a data set does not count it as a noun.
                 if metric not in ("functions", "f1_per_image"):
                     assert record.methods[name][metric] == pytest.approx(score), metric
         assert record.methods["lens"]["pointing"].words > 0

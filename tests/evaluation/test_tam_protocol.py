@@ -232,7 +232,7 @@ def test_the_published_faults_are_kept() -> None:
     # All of a constant map is foreground.
     found = scores_of(bright, [("NN", "cat", [0])], labels)
     assert found["tam_objects"] == (0.5, 1.0)
-    # Two dogs, of which there is none, make one score of a cat's and a car's.
+    # Two dogs that the image does not show make one score of a cat's and a car's.
     words = [("NN", "cat", [0]), ("VB", "go", [0]), ("NN", "car", [0])]
     assert scores_of(right, words, labels)["tam_objects"] == (1.0, 2.0)
     dogs = [*words, ("NN", "dog", [0]), ("NN", "dog", [0])]

@@ -477,7 +477,7 @@ def test_the_models_own_answer_is_explained(family: str, inp: ImageTextInput) ->
     answer = mllm.prepare(inp, max_new_tokens=4)[1].answer_ids
     assert len(answer) == len(result.output_tokens)
     for token, probability, row in zip(answer, result.output_probs, result.top_predictions):
-        # Greedy: the most probable one, but for placeholders, which are suppressed.
+        # Greedy: the most probable one that is no placeholder; these are suppressed.
         best = next(candidate for candidate in row if candidate[0] != placeholder)
         assert best == (mllm.tokenizer.decode([token]), pytest.approx(float(probability)))
 

@@ -145,7 +145,7 @@ def test_tied_largest_values_share_the_hit() -> None:
     maps = torch.tensor([[[1.0, 1.0, 1.0, 0.0]]])
     mask = torch.tensor([[[True, False, False, True]]])
     assert pointing_game(maps, mask).tolist() == pytest.approx([1 / 3])
-    # One place above the tie is none; two places are shared by three cells, one of them inside.
+    # No value lies above the tie; two places are shared by three cells, one of them inside.
     assert relevance_rank(maps, mask).tolist() == pytest.approx([(2 / 3) / 2])
 
 

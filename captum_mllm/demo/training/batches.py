@@ -39,7 +39,7 @@ class TextBatch:
     Args:
         input_ids (Tensor): (B, S) token ids.
         labels (Tensor): (B, T) for each position after the image, the id of the token to predict;
-            -100 where there is none.
+            -100 elsewhere.
         position_ids (Tensor): (1, S), or (3, 1, S) for M-RoPE.
         mask (Tensor): (1, 1, S, S), bool: which position may attend to which.
         image (slice): Where the image tokens are.

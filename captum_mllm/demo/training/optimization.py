@@ -105,7 +105,7 @@ def build_optimizers(trained: nn.Module, learning_rate: float) -> list[torch.opt
         list[torch.optim.Optimizer]: The optimisers, none without parameters.
     """
     linear = {id(m.weight) for m in trained.modules() if isinstance(m, nn.Linear)}
-    # An output layer that shares its weight with an embedding is none of the hidden layers.
+    # An output layer that shares its weight with an embedding does not count as hidden.
     linear -= {id(m.weight) for m in trained.modules() if isinstance(m, nn.Embedding)}
     matrices = [p for p in trained.parameters() if id(p) in linear]
     others = [p for p in trained.parameters() if id(p) not in linear]
