@@ -1,4 +1,4 @@
-r"""Small trained models that ship with the package, so that everything runs offline in seconds."""
+r"""Small trained models that ship with the package, so that everything runs offline."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 
-#: The names of the models that ship.
+#: The names of the models that ship whole.
 DEMO_MODELS: tuple[str, ...] = ("qwen2-vl", "llava-1.5", "internvl")
+
+#: Those of which an adapter ships. The language model that it adapts is not part of the package;
+#: see :func:`captum_mllm.demo.language_model.find_language_model`.
+ADAPTED_MODELS: tuple[str, ...] = ("smolvlm",)
 
 #: What the demo models are trained to be asked, by the style of the caption that answers it; see
 #: :func:`captum_mllm.datasets.caption`.
@@ -22,10 +26,11 @@ DEMO_PROMPT = DEMO_PROMPTS["caption"]
 
 
 def demo_folder(name: str) -> Path:
-    r"""The folder of a demo model, for any ``from_pretrained``.
+    r"""The folder of a demo model, for any ``from_pretrained`` or, of an adapter,
+    for :meth:`captum_mllm.MLLM.from_pretrained`.
 
     Args:
-        name (str): One of :data:`DEMO_MODELS`.
+        name (str): One of :data:`DEMO_MODELS` or :data:`ADAPTED_MODELS`.
 
     Returns:
         Path: The folder.
@@ -38,8 +43,9 @@ def demo_folder(name: str) -> Path:
         >>> demo_folder("qwen2-vl").name
         'qwen2-vl'
     """
-    if name not in DEMO_MODELS:
-        raise ValueError(f"No demo model is called {name!r}; there are {', '.join(DEMO_MODELS)}.")
+    known = (*DEMO_MODELS, *ADAPTED_MODELS)
+    if name not in known:
+        raise ValueError(f"No demo model is called {name!r}; there are {', '.join(known)}.")
     return _HERE / name
 
 
@@ -58,6 +64,7 @@ def demo_image() -> Path:
 
 
 __all__ = [
+    "ADAPTED_MODELS",
     "DEMO_MODELS",
     "DEMO_PROMPT",
     "DEMO_PROMPTS",

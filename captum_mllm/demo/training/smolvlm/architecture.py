@@ -124,49 +124,6 @@ def image_features(model: Any, pixel_values: Tensor) -> Tensor:
     return features
 
 
-class _LowRankProduct(torch.autograd.Function):
-    """x W^T + s (x A^T) B^T with W fixed, without temporaries of the output's size."""
-
-    @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
-    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        rows = x.flatten(0, -2)
-        low = rows @ a.T
-        out = rows @ weight.T
-        out.addmm_(low, b.T, alpha=scale)
-        ctx.save_for_backward(rows, low, weight, a, b)
-        ctx.scale = scale
-        return out.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, low, weight, a, b = ctx.saved_tensors
-        flat = grad.flatten(0, -2)
-        grad_low = (flat @ b) * ctx.scale
-        grad_rows = flat @ weight
-        grad_rows.addmm_(grad_low, a)
-        grad_b = (flat.T @ low) * ctx.scale
-        return grad_rows.view(*grad.shape[:-1], -1), None, grad_low.T @ rows, grad_b, None
-
-
-def low_rank_product(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    r"""A fixed linear map with a change of low rank, x (W + s B A)^T.
-
-    Args:
-        x (Tensor): (..., in).
-        weight (Tensor): (out, in), which gets no gradient.
-        a (Tensor): (rank, in).
-        b (Tensor): (out, rank).
-        scale (float): Factor of the change.
-
-    Returns:
-        Tensor: (..., out).
-    """
-    out: Tensor = _LowRankProduct.apply(x, weight, a, b, scale)
-    return out
-
-
 class LoRA(nn.Module):
     r"""A fixed linear map without bias and a trained change of low rank.
 
@@ -182,7 +139,8 @@ class LoRA(nn.Module):
         self.B = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        return low_rank_product(x, self.base.weight, self.A, self.B, self.scale)
+        change = F.linear(F.linear(x, self.A), self.B)
+        return F.linear(x, self.base.weight) + self.scale * change
 
 
 def add_lora(model: Any, rank: int) -> None:

@@ -98,9 +98,10 @@ class Texts:
             texts.append(text)
 
 
-def pack(texts: list[list[tuple[list[int], list[int]]]], pad: int) -> Batch:
-    r"""Lay texts in rows, one row for each image."""
-    width = max(sum(len(asked) + len(said) for asked, said in row) for row in texts)
+def pack(texts: list[list[tuple[list[int], list[int]]]], pad: int, width: int = 0) -> Batch:
+    r"""Lay texts in rows, one row for each image, of ``width`` tokens at least."""
+    longest = max(sum(len(asked) + len(said) for asked, said in row) for row in texts)
+    width = max(width, longest)
     ids = torch.full((len(texts), width), pad)
     labels = torch.full((len(texts), width), IGNORED)
     offsets = torch.zeros(len(texts), width, dtype=torch.int64)
@@ -142,9 +143,10 @@ def sequence(model: Any, texts: Texts, features: Tensor, cells: Tensor, batch: B
     owners = torch.cat([torch.zeros(size, first + kept, dtype=torch.int64), batch.owners], dim=1)
     ours, theirs = owners.unsqueeze(2), owners.unsqueeze(1)
     seen = (theirs == 0) | (ours == theirs)
-    mask = seen & torch.ones(owners.shape[1], owners.shape[1], dtype=torch.bool).tril()
+    seen &= torch.ones(owners.shape[1], owners.shape[1], dtype=torch.bool).tril()
     # Padding, which owner 0 shares with the image, comes last: no token before it sees it.
+    mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf).unsqueeze(1)
     states: Tensor = model.model.language_model(
-        inputs_embeds=x, position_ids=positions, attention_mask=mask.unsqueeze(1), use_cache=False
+        inputs_embeds=x, position_ids=positions, attention_mask=mask, use_cache=False
     ).last_hidden_state
     return states[:, first:]

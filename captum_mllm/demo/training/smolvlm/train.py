@@ -57,7 +57,8 @@ class Settings(NamedTuple):
         batch (int): Images in a step.
         budget (int): Tokens of text behind an image.
         keep (float): Share of the image tokens that a step sees, in 0 to 1, drawn anew in each.
-            In the last third of the decay it sees all of them.
+            In the last ``whole`` steps it sees all of them.
+        whole (int): How many steps these are.
         rank (int): Rank of the changes to the language model.
         seed (int): Seeds everything.
         lora_rate (float): Learning rate of these changes, before the decay.
@@ -71,6 +72,7 @@ class Settings(NamedTuple):
     batch: int = 4
     budget: int = 210
     keep: float = 0.5
+    whole: int = 100
     rank: int = 8
     seed: int = 0
     lora_rate: float = 1e-3
@@ -174,8 +176,9 @@ class Trainer:
         generator = np.random.default_rng([settings.seed, 7, step])
         scenes, images = draw_scenes(generator, settings.batch)
         rows = [self.texts.of_scene(scene, generator, settings.budget) for scene in scenes]
-        batch = pack(rows, self.texts.end)
-        whole = step >= settings.steps - settings.decay // 3
+        # One width for all steps, so that one compilation serves them.
+        batch = pack(rows, self.texts.end, settings.budget)
+        whole = step >= settings.steps - settings.whole
         kept = GRID**2 if whole else round(GRID**2 * settings.keep)
         cells = torch.from_numpy(
             np.stack([np.sort(generator.permutation(GRID**2)[:kept]) for _ in scenes])
@@ -227,7 +230,7 @@ class Trainer:
             return
         state = torch.load(path, weights_only=True)
         # The plateau may be longer or shorter than it was meant to be.
-        free = {"steps", "decay"}
+        free = {"steps", "decay", "whole"}
         if any(
             state["settings"].get(key, value) != value
             for key, value in self.settings._asdict().items()
@@ -287,6 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=4, help="images in a step")
     parser.add_argument("--budget", type=int, default=210, help="tokens of text behind an image")
     parser.add_argument("--start", default="", help="adapter of another run to start from")
+    parser.add_argument("--compile", action="store_true", help="fuse what is not a product")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -303,7 +307,13 @@ def main(arguments: list[str] | None = None) -> None:
         tower_rate=2e-4 * options.rate,
         start=options.start,
     )
-    Trainer(settings, options.output, model, Texts(tokenizer)).run()
+    # Attention with a mask of its own has a slow gradient in the fused kernel.
+    model.set_attn_implementation("eager")
+    trainer = Trainer(settings, options.output, model, Texts(tokenizer))
+    if options.compile:
+        for layer in model.model.language_model.layers:
+            layer.compile(dynamic=False)
+    trainer.run()
 
 
 if __name__ == "__main__":
