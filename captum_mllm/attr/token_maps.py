@@ -61,7 +61,8 @@ def token_maps(
 
     Raises:
         TypeError: for a method that takes no segments or words.
-        ValueError: if the options ask for something else than one map for each token.
+        ValueError: if the options ask for something else than one map for each token, and for
+            maps that are not finite.
     """
     if kwargs.get("return_convergence_delta") or not kwargs.get("combine", True):
         raise ValueError(
@@ -76,7 +77,15 @@ def token_maps(
         SegmentAttribution(method, features.segments)
     elif features is not None and features.words is not None:
         raise _no_words(method)
-    return found.explain_tokens(images, query, target, **kwargs)
+    explained = found.explain_tokens(images, query, target, **kwargs)
+    if not all(bool(maps.isfinite().all()) for maps in explained.maps):
+        height = query.native[query.explained[0]][0]
+        raise ValueError(
+            f"{method.get_name()} gives attributions that are NaN or infinite, at scale "
+            f"{size_of(images[0])[0] / height:.3g}, so no map can be shown; look in it for a "
+            f"division by zero, or for sums beyond the range of {method.forward_func.dtype}"
+        )
+    return explained
 
 
 def token_attribution(method: Attribution) -> TokenAttribution:

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from captum_mllm._options import is_integer
 from captum_mllm.models.context import context_length, raise_too_long
 from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.layout import Size
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.prompt import open_query
-from captum_mllm.models.query import Query, is_integer
+from captum_mllm.models.query import Query
 
 ANSWER_TOKENS = 64
 # Pixels up to which an image of no more than this is put through the processor to count tokens.

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_mllm.models.inputs import ImageTextInput, Messages, replace_texts, text_parts
+from captum_mllm.models.inputs import (
+    ImageTextInput,
+    Messages,
+    check_is_input,
+    replace_texts,
+    text_parts,
+)
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.pairing import check_tokenizer
 from captum_mllm.models.query import Query
@@ -39,9 +45,11 @@ def open_query(
         tuple[tuple[Tensor, ...], Query]: images (1, 3, H, W) in [0, 1], and the query.
 
     Raises:
+        TypeError: for what is not an :class:`ImageTextInput`.
         ValueError: where the chat template leaves no place for an image or the question, and for a
             tokenizer that does not tell where its tokens are.
     """
+    check_is_input(inp)
     check_tokenizer(processor.tokenizer)
     prompt, spans = read_prompt(processor, inp)
     _warn_of_unknown_words(processor.tokenizer, inp.texts)
