@@ -179,6 +179,8 @@ class ScaleMean:
     def __init__(self, inputs: tuple[Tensor, ...], options: ScaleOptions, name: str) -> None:
         self.inputs = inputs
         self.name = name
+        # A single map is passed on as it is.
+        self.is_mean = len(options.scales) > 1
         self.output_size = options.output_size
         self.mode = options.interpolate_mode
         # A single scale is not changed, not even by rounding.
@@ -211,7 +213,7 @@ class ScaleMean:
         if len(layouts) != len(attributions):
             layouts = (*layouts, *layouts[:1] * len(attributions))[: len(attributions)]
         weight = weight.reshape(-1)
-        has_say = bool((weight > 0).any())
+        has_say = self.is_mean and bool((weight > 0).any())
         if has_say and not all(bool(each.isfinite().all()) for each in attributions):
             raise ValueError(
                 f"{self.name} gives attributions that are NaN or infinite, at scale "
@@ -355,7 +357,7 @@ def _factors(scales: Any) -> tuple[float, ...]:
     if not factors:
         raise ValueError("scales must hold at least one scale, got an empty sequence")
     for scale in factors:
-        check_number("a scale", scale, "(0, inf)")
+        check_number("scale", scale, "(0, inf)")
     return tuple(map(float, factors))
 
 
