@@ -209,15 +209,26 @@ def _labels(given: Tensor | np.ndarray, size: Size) -> Tensor:
             f"got labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for segments, "
             f"expected integers of the image's {size[0]} x {size[1]} pixels"
         )
-    levels = labels.long().unique()
-    if labels.dtype == torch.uint8 and len(levels) > 2 and levels[-1] > _LAST_LABEL:
+    warn_of_levels(labels)
+    return labels.long()
+
+
+def warn_of_levels(labels: Tensor) -> None:
+    r"""Warn where labels of 8 bits may be the levels of a grey mask.
+
+    Args:
+        labels (Tensor): of any shape and dtype.
+    """
+    if labels.dtype != torch.uint8:
+        return
+    levels = labels.unique()
+    if len(levels) > 2 and levels[-1] > _LAST_LABEL:
         warnings.warn(
             f"each of the {len(levels)} levels of the 8-bit segments, up to {int(levels[-1])}, is "
             "taken for a segment of its own; give `[mask > 127]` if they are a grey mask, or "
             "labels as int64 if they are labels",
             stacklevel=2,
         )
-    return labels.long()
 
 
 def _mask(given: Tensor | np.ndarray, size: Size, index: int) -> Tensor:

@@ -28,6 +28,7 @@ from captum_mllm.attr.base import (
 from captum_mllm.attr.features import Features, image_baselines, split_baselines
 from captum_mllm.attr.resizing import check_on_input, for_each_input, image_layouts
 from captum_mllm.attr.segment_attribution import SegmentAttribution
+from captum_mllm.attr.segments import warn_of_levels
 from captum_mllm.metrics.image_baselines import image_baseline
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.mllm import MLLM
@@ -205,6 +206,8 @@ class TokenByToken(TokenAttribution):
         rows = []
         inputs = format_output(len(tensors) > 1, tensors)
         kwargs = for_each_input(kwargs, len(tensors))
+        for mask in format_tensor_into_tuples(kwargs.get("feature_mask")) or ():
+            warn_of_levels(mask)
         with gradients_for(method, tensors):
             for wanted in targets:
                 found = method.attribute(
