@@ -213,13 +213,13 @@ def _labels(given: Tensor | np.ndarray, size: Size) -> Tensor:
     return labels.long()
 
 
-def warn_of_levels(labels: Tensor) -> None:
+def warn_of_levels(labels: Any) -> None:
     r"""Warn where labels of 8 bits may be the levels of a grey mask.
 
     Args:
-        labels (Tensor): of any shape and dtype.
+        labels (Any): a tensor of any shape and dtype; anything else has no levels.
     """
-    if labels.dtype != torch.uint8:
+    if not isinstance(labels, Tensor) or labels.dtype != torch.uint8:
         return
     levels = labels.unique()
     if len(levels) > 2 and levels[-1] > _LAST_LABEL:

@@ -206,7 +206,8 @@ class TokenByToken(TokenAttribution):
         rows = []
         inputs = format_output(len(tensors) > 1, tensors)
         kwargs = for_each_input(kwargs, len(tensors))
-        for mask in format_tensor_into_tuples(kwargs.get("feature_mask")) or ():
+        masks = kwargs.get("feature_mask")
+        for mask in masks if isinstance(masks, tuple) else (masks,):
             warn_of_levels(mask)
         with gradients_for(method, tensors):
             for wanted in targets:
