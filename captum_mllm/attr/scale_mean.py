@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -13,14 +12,13 @@ from torch import Tensor
 from captum_mllm._captum import format_output, format_tensor_into_tuples
 from captum_mllm._options import check_choice, check_number, is_integer, numbers
 from captum_mllm.attr.resizing import resize_seen, scaled_size
+from captum_mllm.models.images import check_scaled
 from captum_mllm.models.layout import Layout, Size, size_of
 
 #: The scales of MSEA by default.
 SCALES = (0.5, 1.0, 1.5, 2.0)
 Weights = Literal["uniform", "confidence"] | Sequence[float]
 Normalize = Literal["balance", "max", "sum", "none"]
-# A scale that makes more is a size in pixels or per cent.
-_MOST_PIXELS = 1 << 28
 Attributions = Tensor | tuple[Tensor, ...]
 
 
@@ -104,11 +102,8 @@ class ScaleOptions:
                         f"scale {scale:g} makes an input of {height} x {width} pixels {size[0]} x "
                         f"{size[1]}: every side needs at least 1 pixel; use a larger scale"
                     )
-                if size is not None and math.prod(size) > _MOST_PIXELS:
-                    raise ValueError(
-                        f"scale {scale:g} makes an input of {size[0]} x {size[1]} pixels; scales "
-                        "are factors on height and width, such as (0.5, 1.0, 2.0)"
-                    )
+                if size is not None:
+                    check_scaled(size, scale)
         return tensors
 
 

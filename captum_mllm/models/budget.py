@@ -13,6 +13,7 @@ import torch
 
 from captum_mllm._options import is_integer
 from captum_mllm.models.context import context_length, raise_too_long
+from captum_mllm.models.images import check_scaled
 from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.layout import Size
 from captum_mllm.models.mllm import MLLM
@@ -213,6 +214,8 @@ def _count(mllm: MLLM, query: Query, scale: float) -> tuple[int, int]:
     """Passes and tokens of the explained images at a scale."""
     natives = [query.native[index] for index in query.explained]
     sizes = [_scaled(native, scale) for native in natives]
+    for size in sizes:
+        check_scaled(size, scale)
     vision, images = mllm.model.config.vision_config, mllm.processor.image_processor
     merge = getattr(vision, "spatial_merge_size", None)
     counts = hasattr(images, "get_number_of_image_patches")
