@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from captum.attr import FeatureAblation, IntegratedGradients
 
 from captum_mllm import (
     ARC,
@@ -114,6 +115,8 @@ def test_methods_name_the_option(mllm: MLLM, name: str, make: Callable[[MLLM], A
         ({"diagnosis": 1}, "got diagnosis=1"),
         ({"additional_forward_args": ()}, "additional_forward_args for the method"),
         ({"query": 1, "inputs": 2}, "inputs, query for the method"),
+        ({"gen_args": {"do_sample": "no"}, "target": None}, "got do_sample='no'"),
+        ({"gen_args": {"stopping_criteria": len}, "target": None}, "expected a list"),
     ],
 )
 def test_arguments_of_an_explanation_are_told_apart(
@@ -121,7 +124,18 @@ def test_arguments_of_an_explanation_are_told_apart(
 ) -> None:
     inp = ImageTextInput(torch.rand(3, 84, 84), "what is it ?")
     with pytest.raises(TypeError, match=message):
-        MLLMAttribution(ARC(LogitLens(mllm))).attribute(inp, target="a cat", **options)
+        MLLMAttribution(ARC(LogitLens(mllm))).attribute(inp, **{"target": "a cat", **options})
+
+
+@pytest.mark.parametrize("steps", [0, -1, True, 2.0, "3"])
+def test_counts_of_captums_methods_are_at_least_1(mllm: MLLM, steps: Any) -> None:
+    inp = ImageTextInput(torch.rand(3, 84, 84), "what is it ?")
+    for method, name in (
+        (IntegratedGradients, "n_steps"),
+        (FeatureAblation, "perturbations_per_eval"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"got {name}="):
+            MLLMAttribution(method(mllm)).attribute(inp, target="a", **{name: steps})
 
 
 def test_a_size_is_not_taken_for_a_scale(mllm: MLLM) -> None:

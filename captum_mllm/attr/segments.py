@@ -209,17 +209,35 @@ def _labels(given: Tensor | np.ndarray, size: Size) -> Tensor:
             f"got labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for segments, "
             f"expected integers of the image's {size[0]} x {size[1]} pixels"
         )
-    warn_of_levels(labels)
+    _warn_of_levels(labels)
     return labels.long()
 
 
-def warn_of_levels(labels: Any) -> None:
-    r"""Warn where labels of 8 bits may be the levels of a grey mask.
+def check_feature_mask(mask: Any) -> None:
+    r"""Refuse a ``feature_mask`` of Captum that has no labels, and warn of a grey one.
 
     Args:
-        labels (Any): a tensor of any shape and dtype; anything else has no levels.
+        mask (Any): a tensor of any shape and dtype, or None.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for numbers that are not whole.
     """
-    if not isinstance(labels, Tensor) or labels.dtype != torch.uint8:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"got a feature_mask of type {type(mask).__name__}, expected a tensor")
+    if mask.is_floating_point() and bool((mask != mask.round()).any()):
+        raise ValueError(
+            "got a feature_mask of numbers that are not whole, expected a label for each pixel; "
+            "threshold a soft mask, such as `(mask > 0.5).long()`"
+        )
+    _warn_of_levels(mask)
+
+
+def _warn_of_levels(labels: Tensor) -> None:
+    """Warn where labels of 8 bits may be the levels of a grey mask."""
+    if labels.dtype != torch.uint8:
         return
     levels = labels.unique()
     if len(levels) > 2 and levels[-1] > _LAST_LABEL:
@@ -227,7 +245,7 @@ def warn_of_levels(labels: Any) -> None:
             f"each of the {len(levels)} levels of the 8-bit segments, up to {int(levels[-1])}, is "
             "taken for a segment of its own; give `[mask > 127]` if they are a grey mask, or "
             "labels as int64 if they are labels",
-            stacklevel=2,
+            stacklevel=3,
         )
 
 

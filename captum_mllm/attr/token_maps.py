@@ -17,6 +17,7 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples, progress
+from captum_mllm._options import check_whole
 from captum_mllm.attr.base import (
     Target,
     TokenAttribution,
@@ -28,12 +29,15 @@ from captum_mllm.attr.base import (
 from captum_mllm.attr.features import Features, image_baselines, split_baselines
 from captum_mllm.attr.resizing import check_on_input, for_each_input, image_layouts
 from captum_mllm.attr.segment_attribution import SegmentAttribution
-from captum_mllm.attr.segments import warn_of_levels
+from captum_mllm.attr.segments import check_feature_mask
 from captum_mllm.metrics.image_baselines import image_baseline
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Prompt, Query
 from captum_mllm.models.word_embeddings import word_baseline
+
+# Of methods of Captum, and at least 1.
+_COUNTS = {"internal_batch_size", "n_samples", "n_steps", "nt_samples", "perturbations_per_eval"}
 
 
 def token_maps(
@@ -70,6 +74,8 @@ def token_maps(
             "each word has one map here; leave out return_convergence_delta and combine=False, or "
             f"ask {method.get_name()} itself"
         )
+    for name in _COUNTS & set(kwargs):
+        check_whole(name, kwargs[name], 1, optional=name == "internal_batch_size")
     found = token_attribution(method)
     check_option_names(found, kwargs)
     if found.takes_features:
@@ -208,7 +214,7 @@ class TokenByToken(TokenAttribution):
         kwargs = for_each_input(kwargs, len(tensors))
         masks = kwargs.get("feature_mask")
         for mask in masks if isinstance(masks, tuple) else (masks,):
-            warn_of_levels(mask)
+            check_feature_mask(mask)
         with gradients_for(method, tensors):
             for wanted in targets:
                 found = method.attribute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -113,8 +114,16 @@ def generate_answers(
     length = inputs["input_ids"].shape[1]
     limit = _limit(settings, length)
     generator: Any = model
-    ends = _tokens(settings, model, "eos_token_id")
-    output = generator.generate(**inputs, **settings, return_dict_in_generate=False)
+    try:
+        ends = _tokens(settings, model, "eos_token_id")
+        output = generator.generate(**inputs, **settings, return_dict_in_generate=False)
+    except (AssertionError, AttributeError, TypeError, ValueError) as error:
+        if not options:
+            raise
+        raise ValueError(
+            f"generate does not take these arguments, {', '.join(sorted(options))}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     new = output[:, length:]
     # Rows that ended before others of their batch, by a text to stop at, are filled up.
     fills = _tokens(settings, model, "pad_token_id") if len(new) > 1 else set()
@@ -273,6 +282,12 @@ def _settings(model: Any, options: dict[str, Any]) -> dict[str, Any]:
             stacklevel=3,
         )
     check_flag("do_sample", options.get("do_sample", False))
+    for name, value in options.items():
+        is_list = isinstance(value, (list, tuple))
+        if name in ("logits_processor", "stopping_criteria") and not is_list:
+            raise TypeError(f"got {name} of type {type(value).__name__}, expected a list")
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"got {name}={value} for generate, expected a number")
     settings = {**GREEDY, **options}
     if "max_length" not in options:
         settings.setdefault("max_new_tokens", MAX_NEW_TOKENS)

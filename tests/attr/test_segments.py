@@ -11,7 +11,7 @@ from captum.attr import ImageMaskInput
 from torch import Tensor
 
 from captum_mllm.attr import grid_segments, superpixels
-from captum_mllm.attr.segments import Segments, image_segments, warn_of_levels
+from captum_mllm.attr.segments import Segments, check_feature_mask, image_segments
 from captum_mllm.models.pixels import to_pil, to_tensor
 
 SIZE = (6, 9)
@@ -214,6 +214,10 @@ def test_a_grey_mask_is_not_silently_256_labels() -> None:
         assert len(image_segments(levels.astype(np.uint16), image()).members) == 54
         assert len(image_segments((levels > 127).astype(np.uint8) * 255, image()).members) == 2
     with pytest.warns(UserWarning, match="54 levels"):
-        warn_of_levels(torch.from_numpy(levels)[None, None])
+        check_feature_mask(torch.from_numpy(levels)[None, None])
+    with pytest.raises(ValueError, match="not whole"):
+        check_feature_mask(torch.full((1, 1, *SIZE), 0.5))
+    with pytest.raises(TypeError, match="feature_mask of type ndarray"):
+        check_feature_mask(levels)
     with pytest.raises(TypeError, match="segments of dtype object"):
         image_segments(levels.astype(object), image())
