@@ -138,6 +138,13 @@ def test_counts_of_captums_methods_are_at_least_1(mllm: MLLM, steps: Any) -> Non
             MLLMAttribution(method(mllm)).attribute(inp, target="a", **{name: steps})
 
 
+def test_a_misspelt_option_is_not_ignored(mllm: MLLM) -> None:
+    inp = ImageTextInput(torch.rand(3, 84, 84), "what is it ?")
+    for method in (FeatureAblation(mllm), MSEA(FeatureAblation(mllm)), ARC(FeatureAblation(mllm))):
+        with pytest.raises(TypeError, match="FeatureAblation does not take segment;"):
+            MLLMAttribution(method).attribute(inp, target="a", segment=(2, 2))
+
+
 def test_a_size_is_not_taken_for_a_scale(mllm: MLLM) -> None:
     inp = ImageTextInput(torch.rand(3, 84, 84), "what is it ?")
     with pytest.raises(ValueError, match=r"28224 x 28224 pixels; scales are factors"):

@@ -150,6 +150,7 @@ class TokenByToken(TokenAttribution):
             ValueError: if the method's maps are not maps of the whole image.
         """
         method = self.attribution_method
+        _check_names(method, kwargs)
         segments, words = (None, None) if features is None else (features.segments, features.words)
         if segments is not None:
             if show_progress and "show_progress" in _parameters(method):
@@ -320,6 +321,21 @@ def _no_words(method: Attribution) -> TypeError:
         "take a method of gradients such as IntegratedGradients, or one that perturbs, such "
         "as FeatureAblation, and give it `segments`, (1, 1) for the image as a whole"
     )
+
+
+def _check_names(method: Attribution, options: dict[str, Any]) -> None:
+    """Refuse options that no method of Captum in a chain has: those that perturb take any name, and
+    do nothing with it."""
+    chain = list(wrapper_chain(method))
+    if not type(chain[-1]).__module__.startswith("captum."):
+        return
+    windows = {"baselines", "sliding_window_shapes", "strides"}
+    unknown = sorted(set(options).difference(windows, *map(_parameters, chain)))
+    if unknown:
+        raise TypeError(
+            f"{method.get_name()} does not take {', '.join(unknown)}; see the arguments of its "
+            "attribute(), and those of MLLMAttribution.attribute"
+        )
 
 
 def _parameters(method: Attribution) -> Any:
