@@ -93,6 +93,9 @@ METHODS: list[tuple[str, Callable[[MLLM], Any]]] = [
     ("by_activation", lambda mllm: ARC(LogitLens(mllm), by_activation="no")),  # type: ignore[arg-type]
     ("kernel_size", lambda mllm: TAM(LogitLens(mllm), filter_size=True)),
     ("residual", lambda mllm: AttentionMaps(mllm, residual="half")),  # type: ignore[arg-type]
+    ("layers", lambda mllm: AttentionMaps(mllm, mode="raw", layers=[True])),
+    ("layers", lambda mllm: AttentionMaps(mllm, mode="raw", layers=["0"])),  # type: ignore[list-item]
+    ("layers", lambda mllm: AttentionMaps(mllm, mode="raw", layers=1)),  # type: ignore[arg-type]
     ("relative", lambda mllm: AttentionMaps(mllm, relative="yes")),  # type: ignore[arg-type]
     ("scale", lambda mllm: MSEA(LogitLens(mllm), scales=(1.0, math.inf))),
     ("scales", lambda mllm: MSEA(LogitLens(mllm), scales=(1.0, True))),
@@ -114,6 +117,7 @@ def test_methods_name_the_option(mllm: MLLM, name: str, make: Callable[[MLLM], A
         ({"include_prompt": "no"}, "got include_prompt='no', expected True or False"),
         ({"diagnosis": 1}, "got diagnosis=1"),
         ({"additional_forward_args": ()}, "additional_forward_args for the method"),
+        ({"max_image_tokens": "all"}, "got max_image_tokens='all', expected an integer"),
         ({"query": 1, "inputs": 2}, "inputs, query for the method"),
         ({"gen_args": {"do_sample": "no"}, "target": None}, "got do_sample='no'"),
         ({"gen_args": {"stopping_criteria": len}, "target": None}, "expected a list"),
@@ -141,7 +145,7 @@ def test_counts_of_captums_methods_are_at_least_1(mllm: MLLM, steps: Any) -> Non
 def test_a_misspelt_option_is_not_ignored(mllm: MLLM) -> None:
     inp = ImageTextInput(torch.rand(3, 84, 84), "what is it ?")
     for method in (FeatureAblation(mllm), MSEA(FeatureAblation(mllm)), ARC(FeatureAblation(mllm))):
-        with pytest.raises(TypeError, match="FeatureAblation does not take segment;"):
+        with pytest.raises(TypeError, match="Feature Ablation does not take segment;"):
             MLLMAttribution(method).attribute(inp, target="a", segment=(2, 2))
 
 

@@ -157,6 +157,10 @@ def what_if(
         ValueError: for words that are not there, a flat map, a result without its input, a result
             of another answer's tokens, or an option outside of its range.
     """
+    if not isinstance(result, MLLMAttributionResult):
+        raise TypeError(
+            f"got a result of type {type(result).__name__}, expected that of attribute()"
+        )
     check_choice("by", by, get_args(Hiding))
     check_number("margin", margin, "[0, inf)")
     check_flag("answer", answer)

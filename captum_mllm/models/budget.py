@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from captum_mllm._options import is_integer
+from captum_mllm._options import is_integer, numbers
 from captum_mllm.models.context import context_length, raise_too_long
 from captum_mllm.models.images import check_scaled
 from captum_mllm.models.inputs import ImageTextInput
@@ -78,7 +78,7 @@ def estimate(
         [49, 196, 784]
     """
     _, query = open_query(mllm.processor, inp, mllm.device)
-    return _estimates(mllm, query, scales, answer_tokens)
+    return _estimates(mllm, query, numbers("scales", scales), answer_tokens)
 
 
 def fit_scales(
@@ -105,6 +105,7 @@ def fit_scales(
         ValueError: if no scale fits, or the limit is below 1.
     """
     _, query = open_query(mllm.processor, inp, mllm.device)
+    scales = numbers("scales", scales)
     return fitting_scales(mllm, query, scales, max_image_tokens, answer_tokens)
 
 
