@@ -99,10 +99,11 @@ def numbers(name: str, values: Any) -> tuple[float, ...]:
     if not isinstance(listed, (str, bytes, bytearray, Mapping, Set)):
         try:
             listed = [each.tolist() if hasattr(each, "tolist") else each for each in listed]
-        except TypeError:
-            listed = [None]
-        if all(map(is_number, listed)):
-            return tuple(listed)
+            if all(map(is_number, listed)):
+                return tuple(map(float, listed))
+        except (OverflowError, TypeError):
+            # Not a collection, or an integer beyond all floating-point numbers.
+            pass
     raise ValueError(f"got {name}={shown(values)}, expected a sequence of numbers")
 
 

@@ -73,7 +73,18 @@ def test_numbers_are_read_from_sequences_alone() -> None:
     for given in ([1, 2.5], (1, 2.5), np.array([1, 2.5]), torch.tensor([1, 2.5])):
         assert numbers("scales", given) == (1, 2.5)
     assert numbers("scales", [torch.tensor(1.0), np.float32(2)]) == (1, 2)
-    for wrong in ({1.0: 2.0}, {1.0, 2.0}, "12", b"12", 1.0, None, [[1.0]], [True], ["1"]):
+    for wrong in (
+        {1.0: 2.0},
+        {1.0, 2.0},
+        "12",
+        b"12",
+        1.0,
+        None,
+        [[1.0]],
+        [True],
+        ["1"],
+        [10**400],
+    ):
         with pytest.raises(ValueError, match=r"got scales=.*, expected a sequence of numbers"):
             numbers("scales", wrong)
 

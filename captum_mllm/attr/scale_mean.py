@@ -353,7 +353,7 @@ def _factors(scales: Any) -> tuple[float, ...]:
         raise ValueError("scales must hold at least one scale, got an empty sequence")
     for scale in factors:
         check_number("scale", scale, "(0, inf)")
-    return tuple(map(float, factors))
+    return factors
 
 
 def _check_size(size: Any) -> None:

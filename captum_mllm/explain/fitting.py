@@ -45,7 +45,7 @@ def fit_to_context(
         ValueError: without a limit, for scales that are beyond the context of the model; with a
             limit, for a method without scales if the image is beyond it.
     """
-    if limit != "context":
+    if not (isinstance(limit, str) and limit == "context"):
         check_whole("max_image_tokens", limit, 1, optional=True)
     scales = token_attribution(method).scales_seen(**options)
     if scales == (1.0,) and not isinstance(limit, int):
