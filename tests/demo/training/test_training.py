@@ -271,14 +271,14 @@ def test_a_short_run_learns_to_speak_and_to_see(
 ) -> None:
     # The same on every processor.
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    steps = {"language": 40, "vision": 80, "grounding": 80, "captions": 100}
+    steps = {"language": 40, "vision": 80, "grounding": 80, "captions": 160}
     monkeypatch.setattr(train_module, "_STEPS", steps)
     monkeypatch.setattr(type(ARCHITECTURES["qwen2-vl"]), "polish_steps", 20)
     # The vision tower alone is cheap, and needs many crops to tell what they show.
     monkeypatch.setattr(vision_stage, "_TOKENS_PER_STEP", 2500)
     model = train_module.train(tmp_path)
     accuracy = evaluate(model, load_processor(tmp_path), evaluation_scenes(50))
-    # Of untrained words hardly one is right; 0.48 were measured, and 0.58 of the pointing.
-    assert accuracy.words >= 0.4
+    # Of untrained words hardly one is right.
+    assert accuracy.words >= 0.5
     # An object covers 6 percent of an image on average.
     assert accuracy.color_pointing >= 0.45
