@@ -238,7 +238,7 @@ def _report(result: captum_mllm.MLLMAttributionResult, folder: Path) -> None:
     show(f"Method: {result.method}")
     if len(result.explained) > 1:
         shares = zip(result.explained, result.image_shares.mean(0).tolist())
-        parts = (f"image {index + 1} {share:.0%}" for index, share in shares)
+        parts = (f"{result.image_names[index]} {share:.0%}" for index, share in shares)
         show(f"Evidence: {', '.join(parts)}")
     for scale in result.scales:
         if scale.output_probs is not None:

@@ -35,6 +35,8 @@ def result_dict(result: ResultValues, maps: bool) -> dict[str, Any]:
         {"width": result.images[index].width, "height": result.images[index].height}
         for index in result.explained
     ]
+    if result.times:
+        shown = [{**each, "time": time} for each, time in zip(shown, result.times)]
     return {
         "method": result.method,
         "model": result.model,

@@ -143,7 +143,7 @@ def _verdict(name: str, function: Callable[[], str]) -> Verdict:
 def _check_prompt(
     backbone: Backbone, inp: ImageTextInput, prepared: list[tuple[Tensor, Query]]
 ) -> str:
-    (image, *_), query = open_query(backbone.processor, inp, backbone.device)
+    (image, *_), query = open_query(backbone, inp)
     first, *_ = query.explained
     # One image is enough to prove the family; the others are there, and stay as they are.
     seen = [None if index == first else each.to(image) for index, each in enumerate(inp.images)]

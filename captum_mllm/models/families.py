@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from captum_mllm.models.cross_tiles import CrossTiles
+from captum_mllm.models.frame_groups import VideoGrid
 from captum_mllm.models.geometry import Geometry
 from captum_mllm.models.grids import NativeGrid, NewlineGrid, PaddedGrid, PooledGrid, RowGrid
+from captum_mllm.models.query import Clip
 from captum_mllm.models.slices import Slices, ThumbnailTiles
 from captum_mllm.models.squares import FixedSquare, PaddedSquare
 from captum_mllm.models.tiles import PaddedTiles, SplitTiles, Tiles
@@ -39,6 +41,9 @@ class Family:
             predicted from what comes before it. Default: False
         capped (bool): whether the model applies its language model's ``final_logit_softcapping``.
             Default: False
+        video (type[Geometry], optional): how it turns a video into tokens of its own; also made
+            with the :class:`Clip`. Default: None, each frame is shown as an image.
+        video_options (Mapping[str, Any]): facts for it. Default: {}
     """
 
     model_type: str
@@ -51,6 +56,8 @@ class Family:
     answer_fills: Mapping[str, int] = field(default_factory=dict)
     prefix: bool = False
     capped: bool = False
+    video: type[Geometry] | None = None
+    video_options: Mapping[str, Any] = field(default_factory=dict)
 
     def make_geometry(self, config: Any, processor: Any) -> Geometry:
         r"""The geometry of a model.
@@ -58,7 +65,18 @@ class Family:
         Raises:
             ValueError: for options of the processor under which its layout would be wrong.
         """
-        geometry = self.geometry(config, processor, **self.options)
+        return self._checked(self.geometry(config, processor, **self.options))
+
+    def make_video_geometry(self, config: Any, processor: Any, clip: Clip) -> Geometry:
+        r"""The geometry of a video.
+
+        Raises:
+            ValueError: as :meth:`make_geometry`, for options of the video processor.
+        """
+        assert self.video is not None
+        return self._checked(self.video(config, processor, clip=clip, **self.video_options))
+
+    def _checked(self, geometry: Geometry) -> Geometry:
         geometry.verify_options()
         geometry.answer_fills = {**geometry.answer_fills, **self.answer_fills}
         return geometry
@@ -74,7 +92,11 @@ class Family:
 
 
 _MERGED = "vision_config.spatial_merge_size"
-_NATIVE: dict[str, Any] = {"merge": _MERGED, "blocks": True}
+_NATIVE: dict[str, Any] = {"merge": _MERGED, "blocks": True, "video": VideoGrid}
+# Limits on pixels that all frames count for.
+_COUNTED = {"frames_count": True}
+_QWEN3: dict[str, Any] = {**_NATIVE, "video_options": _COUNTED}
+_GLM: dict[str, Any] = {**_QWEN3, "options": _COUNTED}
 
 FAMILIES: dict[tuple[str, str | None], Family] = {}
 
@@ -98,14 +120,14 @@ def register_family(family: Family) -> None:
 for _family in (
     Family("qwen2_vl", NativeGrid, tower=True, **_NATIVE),
     Family("qwen2_5_vl", NativeGrid, tower=True, **_NATIVE),
-    Family("qwen3_vl", NativeGrid, tower=True, **_NATIVE),
-    Family("qwen3_vl_moe", NativeGrid, **_NATIVE),
-    Family("qwen3_5", NativeGrid, **_NATIVE),
-    Family("qwen3_5_moe", NativeGrid, **_NATIVE),
-    Family("glm4v", NativeGrid, {"frames_count": True}, **_NATIVE),
-    Family("glm4v_moe", NativeGrid, {"frames_count": True}, **_NATIVE),
-    Family("glm46v", NativeGrid, {"frames_count": True}, **_NATIVE),
-    Family("glm_ocr", NativeGrid, {"frames_count": True}, **_NATIVE),
+    Family("qwen3_vl", NativeGrid, tower=True, **_QWEN3),
+    Family("qwen3_vl_moe", NativeGrid, **_QWEN3),
+    Family("qwen3_5", NativeGrid, **_QWEN3),
+    Family("qwen3_5_moe", NativeGrid, **_QWEN3),
+    Family("glm4v", NativeGrid, **_GLM),
+    Family("glm4v_moe", NativeGrid, **_GLM),
+    Family("glm46v", NativeGrid, **_GLM),
+    Family("glm_ocr", NativeGrid, **_GLM),
     Family("paddleocr_vl", NativeGrid, {"blocks": False}, merge=_MERGED),
     Family("exaone4_5", NativeGrid, **_NATIVE),
     Family("hyperclovax_vision_v2", NativeGrid, **_NATIVE),
