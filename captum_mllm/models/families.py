@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from captum_mllm.models.cross_tiles import CrossTiles
-from captum_mllm.models.frame_groups import VideoGrid
+from captum_mllm.models.frame_groups import ShrunkSquare, VideoGrid, VideoSquare
 from captum_mllm.models.geometry import Geometry
 from captum_mllm.models.grids import NativeGrid, NewlineGrid, PaddedGrid, PooledGrid, RowGrid
 from captum_mllm.models.query import Clip
@@ -97,6 +97,7 @@ _NATIVE: dict[str, Any] = {"merge": _MERGED, "blocks": True, "video": VideoGrid}
 _COUNTED = {"frames_count": True}
 _QWEN3: dict[str, Any] = {**_NATIVE, "video_options": _COUNTED}
 _GLM: dict[str, Any] = {**_QWEN3, "options": _COUNTED}
+_FRAMES = {"pixels": "pixel_values"}
 
 FAMILIES: dict[tuple[str, str | None], Family] = {}
 
@@ -136,8 +137,8 @@ for _family in (
     Family("mistral3", RowGrid, merge="spatial_merge_size"),
     Family("lighton_ocr", RowGrid, merge="spatial_merge_size"),
     Family("llava_next", NewlineGrid),
-    Family("llava_next_video", NewlineGrid),
-    Family("llava_onevision", NewlineGrid),
+    Family("llava_next_video", NewlineGrid, video=VideoSquare),
+    Family("llava_onevision", NewlineGrid, video=VideoSquare),
     Family("gemma4", PooledGrid, capped=True),
     Family("llava", FixedSquare, vision_type="clip_vision_model", tower=True),
     Family("llava", FixedSquare, vision_type="siglip_vision_model"),
@@ -146,13 +147,20 @@ for _family in (
     Family("paligemma", FixedSquare, answer_fills={"token_type_ids": 1}, prefix=True, capped=True),
     Family("deepseek_vl", PaddedSquare),
     Family("janus", PaddedSquare),
-    Family("internvl", Tiles, merge="downsample_ratio", tower=True),
+    Family(
+        "internvl",
+        Tiles,
+        merge="downsample_ratio",
+        tower=True,
+        video=VideoSquare,
+        video_options={**_FRAMES, "stacked": False},
+    ),
     Family("got_ocr2", Tiles),
     Family("aya_vision", Tiles, merge="downsample_factor"),
     Family("cohere2_vision", Tiles, {"exact": False}, merge="downsample_factor"),
     Family("ovis2", Tiles, {"exact": False, "whole_first": True}),
     Family("idefics3", SplitTiles, merge="scale_factor"),
-    Family("smolvlm", SplitTiles, merge="scale_factor"),
+    Family("smolvlm", SplitTiles, merge="scale_factor", video=ShrunkSquare, video_options=_FRAMES),
     Family("llama4", PaddedTiles, {"exact": False}),
     Family("minicpmv4_6", Slices),
     Family("lfm2_vl", ThumbnailTiles),

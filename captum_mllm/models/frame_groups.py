@@ -1,17 +1,17 @@
-"""Encoders of videos, whose groups of frames share image tokens: VideoGrid, VideoSquare."""
+"""Encoders of videos, whose groups of frames share image tokens: VideoGrid, VideoSquare,
+ShrunkSquare."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from captum_mllm.models.geometry import Geometry, spread_windows
 from captum_mllm.models.grids import NativeGrid
-from captum_mllm.models.layout import Box, Layout, Piece, Size
-from captum_mllm.models.pixels import normalize, resize
+from captum_mllm.models.layout import Layout, Size, size_of
+from captum_mllm.models.pixels import resize
 from captum_mllm.models.query import Clip
+from captum_mllm.models.squares import FixedSquare
 
 
 class VideoGrid(NativeGrid):
@@ -26,7 +26,7 @@ class VideoGrid(NativeGrid):
     """
 
     kind: ClassVar[str] = "video"
-    pixels: ClassVar[str] = "pixel_values_videos"
+    pixels = "pixel_values_videos"
 
     def __init__(self, config: Any, processor: Any, clip: Clip, frames_count: bool = False) -> None:
         super().__init__(config, processor)
@@ -44,42 +44,66 @@ class VideoGrid(NativeGrid):
         return groups, rows, columns
 
 
-class VideoSquare(Geometry):
-    r"""A square grid for each frame, which shows all of it: InternVL, SmolVLM, LLaVA-OneVision.
+class VideoSquare(FixedSquare):
+    r"""A square of fixed size for each frame: InternVL, LLaVA-OneVision, LLaVA-NeXT-Video.
 
-    The encoder's resolution is fixed, so larger frames are seen through several windows, each of
-    which is a video of its own.
+    Enlarged frames are seen through windows, as images are; each window is a video of its own.
 
     Args:
         config (PretrainedConfig): the model's configuration.
         processor (Any): the model's processor.
         clip (Clip): the video.
+        pixels (str): the name that the model takes the pixels by.
+            Default: ``"pixel_values_videos"``
+        stacked (bool): whether the frames are a dimension of their own in them. Default: True
     """
 
     kind: ClassVar[str] = "video"
-    # Whether the model takes the frames of a video as a dimension of its own.
-    stacked: ClassVar[bool] = False
 
-    def __init__(self, config: Any, processor: Any, clip: Clip) -> None:
+    def __init__(
+        self,
+        config: Any,
+        processor: Any,
+        clip: Clip,
+        pixels: str = "pixel_values_videos",
+        stacked: bool = True,
+    ) -> None:
         super().__init__(config, processor)
-        self.clip = clip
-
-    def windows(self, size: Size, native: Size) -> list[Box]:
-        return spread_windows(size, native, (0, 0, native[1], native[0]))
-
-    def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
-        side = math.isqrt(n_tokens)
-        if side * side != n_tokens:
-            raise RuntimeError(f"{n_tokens} tokens of a frame do not make a square grid")
-        return Layout(size, (Piece(side, side, (0, 0, size[1], size[0])),))
-
-    def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
-        return normalize(resize(images, self._square, self.option("resample")), self.option)
+        self.pixels = pixels
+        self.stacked = stacked
 
     def join(self, parts: list[Tensor], rows: int) -> Tensor:
         joined = super().join(parts, rows)
         return joined.unflatten(0, (rows, -1)) if self.stacked else joined
 
+
+class ShrunkSquare(VideoSquare):
+    """Such a square of frames that are resized to a longest side before: SmolVLM."""
+
+    def check_options(self) -> None:
+        # They have to be there.
+        _ = self.size["longest_edge"], self._side
+
+    def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
+        height, width = size_of(images)
+        longest = self.size["longest_edge"]
+        if width >= height:
+            between = (_even(longest * height / width), longest)
+        else:
+            between = (longest, _even(longest * width / height))
+        images = resize(images, between, self.option("resample"))
+        return super().pixel_values(images, layout)
+
     @property
-    def _square(self) -> Size:
-        return self.size["height"], self.size["width"]
+    def _side(self) -> int:
+        side: int = self.option("max_image_size")["longest_edge"]
+        return side
+
+    def _crop(self, size: Size) -> tuple[Size, tuple[int, int], Size]:
+        square = (self._side, self._side)
+        return square, (0, 0), square
+
+
+def _even(length: float) -> int:
+    """Whole pixels, one more where they are odd."""
+    return int(length) + int(length) % 2

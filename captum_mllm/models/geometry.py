@@ -34,7 +34,7 @@ class Geometry(ABC):
     crosses: ClassVar[bool] = False
     # What it prepares, and the name that the model takes the pixels by.
     kind: ClassVar[str] = "image"
-    pixels: ClassVar[str] = "pixel_values"
+    pixels: str = "pixel_values"
 
     def __init__(self, config: PretrainedConfig, processor: Any) -> None:
         self.config: Any = config

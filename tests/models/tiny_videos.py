@@ -13,7 +13,7 @@ import transformers as T
 
 from captum_mllm import Video
 from tests.models import tiny_families
-from tests.models.tiny_models import QWEN_IMAGE, TinyModel, chat_template
+from tests.models.tiny_models import QWEN_IMAGE, TinyModel
 
 QWEN_VIDEO = QWEN_IMAGE.replace("image", "video")
 GLM_VIDEO = "<|begin_of_video|><|video|><|end_of_video|>"
@@ -34,6 +34,10 @@ def _glm(name: str) -> Callable[[], Any]:
     return lambda: getattr(T, name)(**_pixels(8 * 28 * 28, 8 * 28 * 28 * 4000))
 
 
+def _square(name: str, size: int, **options: Any) -> Callable[[], Any]:
+    return lambda: getattr(T, name)(size={"height": size, "width": size}, **options)
+
+
 # For each family its video processor, and what the chat template writes for a video.
 VIDEO_FAMILIES: dict[str, tuple[Callable[[], Any], str]] = {
     "qwen2_vl": (_qwen("Qwen2VLVideoProcessor", 14, 1), QWEN_VIDEO),
@@ -48,6 +52,20 @@ VIDEO_FAMILIES: dict[str, tuple[Callable[[], Any], str]] = {
     "glm_ocr": (_glm("Glm46VVideoProcessor"), GLM_VIDEO),
     "exaone4_5": (_qwen("Qwen2VLVideoProcessor", 14, 1), QWEN_VIDEO),
     "hyperclovax_vision_v2": (_qwen("Qwen2VLVideoProcessor", 14, 1), QWEN_VIDEO),
+    "internvl": (_square("InternVLVideoProcessor", 56), "<video>\n"),
+    "llava_onevision": (_square("LlavaOnevisionVideoProcessor", 56), "<video>\n"),
+    "llava_next_video": (
+        lambda: T.LlavaNextVideoVideoProcessor(
+            size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}
+        ),
+        "<video>\n",
+    ),
+    "smolvlm": (
+        lambda: T.SmolVLMVideoProcessor(
+            size={"longest_edge": 112}, max_image_size={"longest_edge": 56}
+        ),
+        "<video>",
+    ),
 }
 
 
@@ -61,7 +79,8 @@ def shared(family: str) -> TinyModel:
     # The same without what leaves its video half out.
     whole.__class__ = getattr(T, type(processor).__name__)
     whole.video_processor = make()
-    whole.chat_template = chat_template("", video)
+    branch = "{% elif part['type'] == 'video' %}"
+    whole.chat_template = processor.chat_template.replace(branch, branch + video)
     return model, whole
 
 
