@@ -189,7 +189,7 @@ def what_if(
         removed=texts,
         region=region.numpy(),
         control=control.numpy(),
-        image=to_pil(shown[place][1]),
+        image=to_pil(shown[place][1, :3]),
         words=changes,
         selected=chosen,
         answer=said,

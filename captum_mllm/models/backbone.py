@@ -22,7 +22,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from captum_mllm.models.context import check_length
 from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
-from captum_mllm.models.families import Family, family_of, softcap
+from captum_mllm.models.families import Family, family_of, placeholder_ids, softcap
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.pairing import complete_processor
 from captum_mllm.models.parity import check_parity
@@ -201,12 +201,6 @@ class Backbone(PassMemory):
             return None
         return int(getattr(self.model.config.vision_config, "temporal_patch_size", 1))
 
-    @property
-    def _token_ids(self) -> list[int]:
-        """What stands for images or videos in the vocabulary."""
-        video = getattr(self.model.config, "video_token_id", None)
-        return [self.image_token_id, *([] if video is None else [video])]
-
     def encode(
         self, images: Sequence[Tensor], query: Query, within_context: bool = True
     ) -> Encoding:
@@ -234,7 +228,7 @@ class Backbone(PassMemory):
             query,
             complete_processor(self.processor, self.model.config),
             geometry,
-            self._token_ids,
+            placeholder_ids(self.model.config),
             self.dtype,
             options,
             cache,

@@ -177,6 +177,13 @@ def softcap(config: Any) -> float | None:
     return getattr(config.get_text_config(), "final_logit_softcapping", None)
 
 
+def placeholder_ids(config: Any) -> list[int]:
+    r"""What stands for images and videos in a model's vocabulary."""
+    names = ("image_token_id", "video_token_id")
+    found = (getattr(config, name, None) for name in names)
+    return [token for token in found if token is not None]
+
+
 def family_of(config: Any) -> Family:
     r"""The family of a model's configuration.
 

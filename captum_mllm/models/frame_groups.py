@@ -33,6 +33,11 @@ class VideoGrid(NativeGrid):
         self.clip = clip
         self.frames = len(clip.frames) if frames_count else 1
 
+    def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
+        options = super().processor_options(size, native)
+        # The limits that move along are capped already.
+        return {**options, "cap_pixels_per_frame": False} if options and self._caps else options
+
     def _counts(self, inputs: dict[str, Any], index: int) -> tuple[int, int, int]:
         groups, rows, columns = (int(count) for count in inputs["video_grid_thw"][0])
         if groups != self.clip.n_groups:
@@ -42,6 +47,23 @@ class VideoGrid(NativeGrid):
                 "model's name"
             )
         return groups, rows, columns
+
+    @property
+    def _caps(self) -> bool:
+        """Whether many frames have fewer pixels each, as the Qwen processors may have it."""
+        return bool(self.option("cap_pixels_per_frame"))
+
+    def _limits(self, zoom: float) -> tuple[int, int]:
+        lowest, highest = super()._limits(1)
+        if self._caps:
+            count, budget = len(self.clip.frames), self.option("max_video_tokens") * self.cell**2
+            least = int(1.05 * lowest)
+            if self.frames == 1:
+                share = int(0.9 * budget) * self.option("temporal_patch_size") // count
+                highest = max(min(highest, share), least)
+            else:
+                highest = max(min(highest // count, budget), least) * count
+        return max(round(lowest * zoom), 1), max(round(highest * zoom), self.cell**2)
 
 
 class VideoSquare(FixedSquare):

@@ -71,7 +71,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no frame")
     video = Video.read(tmp_path, n_frames=5, fps=10.0)
     assert [round(255 * float(frame[0, 0, 0])) for frame in video.frames] == [0, 40, 80, 120, 160]
-    assert video.times == (0.0, 0.2, 0.4, 0.6000000000000001, 0.8) and video.fps == 5.0
+    assert video.times == (0.0, 0.2, 0.4, 0.6, 0.8) and video.fps == 5.0
     assert len(Video.read(tmp_path, n_frames=99).frames) == 10
 
 

@@ -49,8 +49,10 @@ def test_the_group_of_frames_that_is_changed_moves_most(family: str, size: tuple
     before = explain(images)
     generator = torch.Generator().manual_seed(1)
     corners = [(28, 28), (56, 0), (28, 0), (56, 28)]
-    for group in range(0, len(images), len(images) // 4):
-        y, x = corners[group * 4 // len(images)]
+    # The others at the other size.
+    for turn in range(SIZES.index(size), 4, 2):
+        group = turn * len(images) // 4
+        y, x = corners[turn]
         changed = [image.clone() for image in images]
         part = changed[group][..., y : y + CELL, x : x + CELL]
         part.copy_(torch.rand(part.shape, generator=generator))
@@ -100,6 +102,21 @@ def test_a_video_is_processed_as_the_family_does_it(family: str) -> None:
         assert (name in own) == (name in found)
         if name in own:
             assert torch.equal(found[name], own[name].to(found[name].dtype))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_limits_on_the_pixels_of_each_frame_move_along(family: str) -> None:
+    mllm, _, _ = opened(family, noise_video(2))
+    mllm = MLLM(mllm.model, copy(mllm.processor))
+    videos = copy(mllm.processor.video_processor)
+    # Nine tokens of a frame of Qwen3-VL; of all frames of Qwen2-VL, two of which share theirs.
+    videos.cap_pixels_per_frame = True
+    videos.max_video_tokens = 9 if family == "qwen3_vl" else 40
+    mllm.processor.video_processor = videos
+    images, query = mllm.prepare(ImageTextInput(noise_video(8, (128, 128)), QUESTION), target="a")
+    assert [layout.n_tokens for layout in mllm.layouts(*images, query)] == [9] * 4
+    larger = tuple(torch.nn.functional.interpolate(image, (256, 256)) for image in images)
+    assert [layout.n_tokens for layout in mllm.layouts(*larger, query)] == [36] * 4
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "glm4v", "internvl"])
