@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,7 @@ class Family:
             predicted from what comes before it. Default: False
         capped (bool): whether the model applies its language model's ``final_logit_softcapping``.
             Default: False
-        video (type[Geometry], optional): how it turns a video into tokens of its own; also made
+        video (Callable, optional): the geometry class that says how it turns a video into tokens of its own; also made
             with the :class:`Clip`. Default: None, each frame is shown as an image.
         video_options (Mapping[str, Any]): facts for it. Default: {}
     """
@@ -56,7 +56,7 @@ class Family:
     answer_fills: Mapping[str, int] = field(default_factory=dict)
     prefix: bool = False
     capped: bool = False
-    video: type[Geometry] | None = None
+    video: Callable[..., Geometry] | None = None
     video_options: Mapping[str, Any] = field(default_factory=dict)
 
     def make_geometry(self, config: Any, processor: Any) -> Geometry:
@@ -65,7 +65,7 @@ class Family:
         Raises:
             ValueError: for options of the processor under which its layout would be wrong.
         """
-        return self._checked(self.geometry(config, processor, **self.options))
+        return self._verified(self.geometry(config, processor, **self.options))
 
     def make_video_geometry(self, config: Any, processor: Any, clip: Clip) -> Geometry:
         r"""The geometry of a video.
@@ -74,9 +74,9 @@ class Family:
             ValueError: as :meth:`make_geometry`, for options of the video processor.
         """
         assert self.video is not None
-        return self._checked(self.video(config, processor, clip=clip, **self.video_options))
+        return self._verified(self.video(config, processor, clip=clip, **self.video_options))
 
-    def _checked(self, geometry: Geometry) -> Geometry:
+    def _verified(self, geometry: Geometry) -> Geometry:
         geometry.verify_options()
         geometry.answer_fills = {**geometry.answer_fills, **self.answer_fills}
         return geometry

@@ -163,7 +163,9 @@ def process(
     else:
         recorder = _VideoRecorder(processor.video_processor, options[0], clip)
         processor = _with(processor, video_processor=recorder)
-        seen_as = {"videos": [np.stack([np.asarray(frame) for frame in row]) for row in rows]}
+        # Channels first, which is unambiguous also where a side has three pixels.
+        videos = [np.stack([np.asarray(frame) for frame in row]) for row in rows]
+        seen_as = {"videos": [video.transpose(0, 3, 1, 2) for video in videos]}
     n_slots = len(options) if clip is None else 1
     output = dict(
         processor(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from captum_mllm import MLLM, MSEA, ImageTextInput, LogitLens, MLLMAttribution, Video
-from captum_mllm.models.layout import size_of
+from captum_mllm.models.backbone import hook
+from captum_mllm.models.families import placeholder_ids
+from captum_mllm.models.layout import Layout, size_of
 from captum_mllm.models.query import Query
+from captum_mllm.models.towers import decoder_layers
 from tests.models.tiny_families import NEEDS
 from tests.models.tiny_videos import VIDEO_FAMILIES, noise_video, shared
 
@@ -24,21 +30,82 @@ ANSWER = list(range(3, 67))
 
 
 def opened(
-    family: str, video: Video, target: object = ANSWER
+    family: str, video: Video, target: Any = ANSWER, **generation: Any
 ) -> tuple[MLLM, tuple[Tensor, ...], Query]:
     for package in ("torchvision", NEEDS.get(family, "torchvision")):
         pytest.importorskip(package)
     mllm = MLLM(*shared(family))
-    images, query = mllm.prepare(ImageTextInput(video, QUESTION), target=target)
+    images, query = mllm.prepare(ImageTextInput(video, QUESTION), target=target, **generation)
     return mllm, images, query
+
+
+def received(mllm: MLLM, images: tuple[Tensor, ...], query: Query) -> list[tuple[Layout, Tensor]]:
+    """The layout of each group of frames, and what the language model receives for its tokens."""
+    encoding = mllm.encode(images, query)
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+        raise StopIteration
+
+    first = decoder_layers(mllm.model)[0]
+    with torch.no_grad(), hook(first, keep, before=True), suppress(StopIteration):
+        mllm.model(**encoding.inputs, use_cache=False)
+    return [
+        (layout, seen[0][:, positions].flatten(0, 1))
+        for layout, positions in zip(encoding.layouts, encoding.image_positions, strict=True)
+    ]
+
+
+def box_of(layout: Layout, token: int) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom edge of a token's cell."""
+    for piece in layout.pieces:
+        if token < piece.n_tokens:
+            break
+        token -= piece.n_tokens
+    left, top, right, bottom = piece.box
+    across, down = (right - left) / piece.columns, (bottom - top) / piece.rows
+    x, y = left + token % piece.columns * across, top + token // piece.columns * down
+    return x, y, x + across, y + down
+
+
+def scaled(images: tuple[Tensor, ...], scale: float) -> tuple[Tensor, ...]:
+    size = [round(scale * length) for length in size_of(images[0])]
+    return tuple(F.interpolate(image, size, mode="bilinear", antialias=True) for image in images)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("family", VIDEO_FAMILIES)
-def test_the_group_of_frames_that_is_changed_moves_most(family: str, size: tuple[int, int]) -> None:
+def test_only_the_tokens_of_the_changed_group_move_and_most_where_it_is_changed(
+    family: str, size: tuple[int, int]
+) -> None:
     mllm, images, query = opened(family, noise_video(8, size))
-    together = images[0].shape[1] // 3
-    assert len(images) == 8 // together
+    assert len(images) == 8 // (images[0].shape[1] // 3)
+    generator = torch.Generator().manual_seed(1)
+    corners = [(28, 28), (56, 0), (28, 0), (56, 28)]
+    for scale in SCALES:
+        before = received(mllm, scaled(images, scale), query)
+        for turn, (y, x) in enumerate(corners):
+            group = turn * len(images) // 4
+            changed = [image.clone() for image in images]
+            part = changed[group][..., y : y + CELL, x : x + CELL]
+            part.copy_(torch.rand(part.shape, generator=generator))
+            after = received(mllm, scaled(tuple(changed), scale), query)
+            moved = [
+                (new - old).norm(dim=-1) for (_, old), (_, new) in zip(before, after, strict=True)
+            ]
+            assert [bool(each.any()) for each in moved] == [
+                place == group for place in range(len(images))
+            ]
+            left, top, right, bottom = box_of(after[group][0], int(moved[group].argmax()))
+            # The token that moved most has to overlap the patch.
+            assert left < scale * (x + CELL) and right > scale * x, (scale, turn)
+            assert top < scale * (y + CELL) and bottom > scale * y, (scale, turn)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "internvl"])
+def test_the_map_of_the_changed_group_moves_most(family: str) -> None:
+    mllm, images, query = opened(family, noise_video(8))
     method = MSEA(LogitLens(mllm))
 
     def explain(images: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
@@ -48,26 +115,12 @@ def test_the_group_of_frames_that_is_changed_moves_most(family: str, size: tuple
 
     before = explain(images)
     generator = torch.Generator().manual_seed(1)
-    corners = [(28, 28), (56, 0), (28, 0), (56, 28)]
-    # The others at the other size.
-    for turn in range(SIZES.index(size), 4, 2):
-        group = turn * len(images) // 4
-        y, x = corners[turn]
+    for group in (1, len(images) - 1):
         changed = [image.clone() for image in images]
-        part = changed[group][..., y : y + CELL, x : x + CELL]
-        part.copy_(torch.rand(part.shape, generator=generator))
-        for scale, old, new in zip(SCALES, before, explain(tuple(changed)), strict=True):
-            moved = [(b - a).abs().sum((0, 1)) for a, b in zip(old, new, strict=True)]
-            most = max(range(len(moved)), key=lambda place: float(moved[place].max()))
-            assert most == group, (family, size, scale, group)
-            row, column = divmod(int(moved[group].argmax()), moved[group].shape[1])
-            down, across = (
-                length / count
-                for length, count in zip(size_of(images[0]), moved[group].shape, strict=True)
-            )
-            # The token that moved most has to overlap the patch, or to touch it.
-            assert row * down < y + CELL and (row + 1) * down >= y, (family, scale, group)
-            assert column * across < x + CELL and (column + 1) * across >= x, (family, scale)
+        changed[group] = torch.rand(changed[group].shape, generator=generator)
+        for old, new in zip(before, explain(tuple(changed)), strict=True):
+            moved = [float((b - a).abs().max()) for a, b in zip(old, new, strict=True)]
+            assert moved.index(max(moved)) == group
 
 
 @pytest.mark.parametrize("family", VIDEO_FAMILIES)
@@ -77,7 +130,8 @@ def test_differentiable_pixels_are_those_of_the_processor(family: str) -> None:
     inputs = mllm.encode(tuple(image.requires_grad_() for image in images), query).inputs
     (name,) = (name for name in inputs if name.startswith("pixel_values"))
     # A level of 255 in units of the deviation that pixels are divided by.
-    assert float((inputs[name] - expected[name]).abs().mean()) < 1 / 255 / 0.22
+    difference = (inputs[name].detach() - expected[name]).abs().mean()
+    assert float(difference) < 1 / 255 / 0.22
     assert inputs[name].requires_grad
     for other in inputs.keys() - {name}:
         assert torch.equal(inputs[other], expected[other])
@@ -115,14 +169,15 @@ def test_limits_on_the_pixels_of_each_frame_move_along(family: str) -> None:
     mllm.processor.video_processor = videos
     images, query = mllm.prepare(ImageTextInput(noise_video(8, (128, 128)), QUESTION), target="a")
     assert [layout.n_tokens for layout in mllm.layouts(*images, query)] == [9] * 4
-    larger = tuple(torch.nn.functional.interpolate(image, (256, 256)) for image in images)
+    larger = scaled(images, 2.0)
     assert [layout.n_tokens for layout in mllm.layouts(*larger, query)] == [36] * 4
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "glm4v", "internvl"])
 def test_teacher_forcing_is_stepwise_generation(family: str) -> None:
-    mllm, images, query = opened(family, noise_video(4), target=None)
+    mllm, images, query = opened(family, noise_video(4), target=None, max_new_tokens=12)
     logits = mllm(*images, query)
+    logits[..., placeholder_ids(mllm.model.config)] = -torch.inf
     assert logits.argmax(-1)[0].tolist() == list(query.answer_ids)
 
 
