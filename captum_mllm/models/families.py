@@ -41,8 +41,8 @@ class Family:
             predicted from what comes before it. Default: False
         capped (bool): whether the model applies its language model's ``final_logit_softcapping``.
             Default: False
-        video (Callable, optional): the geometry class that says how it turns a video into tokens of its own; also made
-            with the :class:`Clip`. Default: None, each frame is shown as an image.
+        video (Callable, optional): makes the geometry of its tokens for videos, of the config,
+            the processor and the :class:`Clip`. Default: None, each frame is shown as an image.
         video_options (Mapping[str, Any]): facts for it. Default: {}
     """
 
