@@ -12,7 +12,7 @@ from captum_mllm.datasets import CAPTION_STYLES
 from captum_mllm.evaluation.catalogue import select_methods
 from captum_mllm.evaluation.report import plot_maps, save
 from captum_mllm.evaluation.run import run_benchmark
-from captum_mllm.evaluation.samples import Split
+from captum_mllm.evaluation.samples import Spelling, Split
 from captum_mllm.evaluation.scores import Baseline
 from captum_mllm.evaluation.settings import METRICS, Settings
 
@@ -66,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=_DEFAULTS.contact,
         help="share of the scenes in which objects touch (default: %(default)s)",
     )
+    add(
+        "--spelling",
+        default=_DEFAULTS.spelling,
+        choices=get_args(Spelling),
+        help="of the captions; demo/smolvlm knows natural ones (default: %(default)s)",
+    )
     add("--resume", action="store_true", help="go on with the run in the folder")
     add("--workers", type=int, default=1, help="processes side by side (default: %(default)s)")
     add("--device", default="cpu", help="default: %(default)s")
@@ -90,6 +96,7 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         prior=options.prior,
         contact=options.contact,
+        spelling=options.spelling,
         baseline=options.baseline,
         curves_every=options.curves_every,
     )

@@ -2,6 +2,7 @@ r"""Captions of scenes, word by word, with what each word speaks of."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -51,6 +52,12 @@ class Caption:
         is other. Metrics that know no attributes count them as other.
         """
         return tuple(_KIND_OF[word] for word in self.words)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        r"""For each word, where it starts and ends in the text, in characters."""
+        stops = itertools.accumulate(len(word) + 1 for word in self.words)
+        return tuple((stop - 1 - len(word), stop - 1) for word, stop in zip(self.words, stops))
 
     def __str__(self) -> str:
         return " ".join(self.words)

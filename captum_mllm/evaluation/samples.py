@@ -24,10 +24,12 @@ from captum_mllm.datasets import (
     render,
     sample_scene,
 )
+from captum_mllm.datasets.phrasing import Phrasing, natural
 from captum_mllm.demo import DEMO_PROMPTS
 from captum_mllm.metrics import Word
 
 Split = Literal["development", "test"]
+Spelling = Literal["words", "natural"]
 
 # Streams of random numbers that neither training nor its evaluation draws from.
 _STREAMS: dict[Split, int] = {"development": 4, "test": 5}
@@ -125,13 +127,13 @@ class SceneExample(Example):
         number (int): Which of its split it is.
         style (str): The style of the caption.
         scene (Scene): What the image shows.
-        caption (Caption): The words, and what each speaks of.
+        caption (Caption or Phrasing): The words, and what each speaks of.
     """
 
     number: int
     style: str
     scene: Scene
-    caption: Caption
+    caption: Caption | Phrasing
 
     @cached_property
     def rendered(self) -> RenderedScene:
@@ -202,9 +204,9 @@ class SceneExample(Example):
         """
         text = str(self.caption)
         spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        found, start = [], 0
-        for place, (word, kind) in enumerate(zip(self.caption.words, self.caption.kinds)):
-            end = start + len(word)
+        found = []
+        written = zip(self.caption.words, self.caption.kinds, self.caption.spans)
+        for place, (word, kind, (start, end)) in enumerate(written):
             tokens = tuple(
                 token
                 for token, (first, last) in enumerate(spans["offset_mapping"])
@@ -221,7 +223,6 @@ class SceneExample(Example):
             else:
                 # The metrics score no attributes.
                 found.append(Word("function" if kind == "function" else "other", tokens))
-            start = end + 1
         return tuple(found)
 
     def _visible_object(self, place: int) -> int | None:
@@ -237,6 +238,7 @@ def sample_examples(
     split: Split = "development",
     style: str = "caption",
     seed: int = 0,
+    spelling: Spelling = "words",
     **options: Any,
 ) -> list[SceneExample]:
     r"""
@@ -251,13 +253,16 @@ def sample_examples(
             Default: "development"
         style (str): One of :data:`~captum_mllm.datasets.CAPTION_STYLES`. Default: "caption"
         seed (int): Which scenes. Default: 0
+        spelling (str): ``"words"`` for captions of lower-case words with spaces between them, as
+            the models with a vocabulary of words know them; ``"natural"`` for capitals and
+            punctuation, see :func:`~captum_mllm.datasets.phrasing.natural`. Default: "words"
         **options (Any): Passed on to :func:`~captum_mllm.datasets.sample_scene`.
 
     Returns:
         list[SceneExample]: The examples. Each depends on its own number alone.
 
     Raises:
-        ValueError: If there is no such split or style, or an option is out of its range.
+        ValueError: If there is no such split, style or spelling, or an option is out of its range.
 
     Examples::
 
@@ -269,9 +274,13 @@ def sample_examples(
         raise ValueError(f"split={split!r}, expected one of {', '.join(get_args(Split))}")
     if style not in CAPTION_STYLES:
         raise ValueError(f"style={style!r}, expected one of {', '.join(CAPTION_STYLES)}")
+    if spelling not in get_args(Spelling):
+        raise ValueError(f"spelling={spelling!r}, expected one of {', '.join(get_args(Spelling))}")
     found = []
     for number in numbers:
         generator = np.random.default_rng([_STREAMS[split], seed, number])
         scene = sample_scene(generator, **options)
-        found.append(SceneExample(number, style, scene, caption(scene, style)))
+        words = caption(scene, style)
+        written = natural(words) if spelling == "natural" else words
+        found.append(SceneExample(number, style, scene, written))
     return found

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from captum_mllm.datasets import CAPTION_STYLES, FORMATS
 from captum_mllm.evaluation.catalogue import select_methods
-from captum_mllm.evaluation.samples import SceneExample, Split, sample_examples
+from captum_mllm.evaluation.samples import SceneExample, Spelling, Split, sample_examples
 from captum_mllm.evaluation.scores import Baseline
 from captum_mllm.explain.result_file import write_file
 
@@ -104,6 +104,8 @@ class Settings(Scoring):
         seed (int): Which scenes.
         prior (float): Strength of the language prior of the scenes, in 0 to 1.
         contact (float): Share of the scenes in which objects touch, in 0 to 1.
+        spelling (str): Of the captions, ``"words"`` or ``"natural"``; see
+            :func:`~captum_mllm.evaluation.samples.sample_examples`.
         baseline (str): What the curves of insertion and deletion start from or end with.
         steps (int): Steps of these curves.
         curves_every (int): They are computed for one image of so many.
@@ -118,18 +120,26 @@ class Settings(Scoring):
     seed: int = 0
     prior: float = 0.5
     contact: float = 0.0
+    spelling: Spelling = "words"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check("style", self.styles, CAPTION_STYLES)
         self._check("split", (self.split,), get_args(Split))
+        self._check("spelling", (self.spelling,), get_args(Spelling))
         if not self.models or not self.styles:
             raise ValueError("expected at least one model and one style")
 
     def examples(self, style: str, numbers: Iterable[int]) -> list[SceneExample]:
         r"""Examples of the split that is measured, in a style."""
         return sample_examples(
-            numbers, self.split, style, self.seed, prior=self.prior, contact=self.contact
+            numbers,
+            self.split,
+            style,
+            self.seed,
+            self.spelling,
+            prior=self.prior,
+            contact=self.contact,
         )
 
     def describe(self) -> str:

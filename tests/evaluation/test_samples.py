@@ -49,8 +49,10 @@ def test_an_example_depends_on_its_number_alone() -> None:
     assert sample_examples([2], "test", seed=4, prior=0.5)[0].scene != alone.scene
 
 
-@pytest.mark.parametrize("wrong", [{"split": "training"}, {"style": "poem"}])
-def test_unknown_splits_and_styles_are_refused(wrong: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"split": "training"}, {"style": "poem"}, {"spelling": "phonetic"}]
+)
+def test_what_is_unknown_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="expected one of"):
         sample_examples([0], **wrong)
 
@@ -83,6 +85,25 @@ def test_words_of_several_tokens_keep_them_together(example: Example) -> None:
     ]
     every = [token for word in words for token in word.tokens]
     assert every == list(range(len(every)))
+
+
+def test_natural_spelling_names_the_same_objects() -> None:
+    plain, written = (
+        sample_examples([3], objects=3, spelling=spelling)[0] for spelling in ("words", "natural")
+    )
+    assert written.answer[0].isupper()
+    assert written.answer.endswith(".")
+    assert " ." not in written.answer
+    assert written.things == plain.things
+    assert written.content_places == plain.content_places
+    for example in (plain, written):
+        spans = example.caption.spans
+        assert [example.answer[start:end] for start, end in spans] == list(example.texts)
+    nouns = [
+        [word.category for word in example.tagged_words(LetterTokenizer())]
+        for example in (plain, written)
+    ]
+    assert nouns[0] == nouns[1]
 
 
 def test_a_word_that_the_model_does_not_know_is_refused(example: Example) -> None:

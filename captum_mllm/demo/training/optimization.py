@@ -94,6 +94,18 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / warmup) * (_FINAL_RATE + (1 - _FINAL_RATE) * cosine)
 
 
+def fast_products() -> torch.autocast:
+    r"""Matrix products in bfloat16 where the processor has instructions for them, else as they are.
+
+    Elsewhere they take up to 25 times as long as in float32.
+
+    Returns:
+        torch.autocast: A context.
+    """
+    is_fast = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_fast)
+
+
 def build_optimizers(trained: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
     r"""Muon for the weights of linear layers, AdamW for all else.
 
@@ -137,7 +149,7 @@ def fit(
 ) -> None:
     r"""Minimise a loss, in place, and report progress on standard output.
 
-    Matrix products run in bfloat16, the weights stay in float32.
+    Matrix products run as :func:`fast_products` has them, the weights stay in float32.
 
     Args:
         model (nn.Module): What a checkpoint holds: all that changes.
@@ -158,7 +170,7 @@ def fit(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * learning_rate_factor(step, steps)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast_products():
             loss, figures = step_loss(step)
         for parameter in model.parameters():
             parameter.grad = None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_mllm.demo.training.optimization import build_optimizers
+from captum_mllm.demo.training.optimization import build_optimizers, fast_products
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
@@ -52,3 +52,14 @@ def test_matrices_of_hidden_layers_alone_go_to_muon() -> None:
     assert isinstance(muon, torch.optim.Muon)
     assert [p.shape for p in muon.param_groups[0]["params"]] == [(4, 4)]
     assert {p.shape for p in other.param_groups[0]["params"]} == {(7, 4), (4,)}
+
+
+@pytest.mark.parametrize(
+    ("found", "dtype"), [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)]
+)
+def test_products_run_in_bfloat16_where_that_is_fast(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, bool], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    with fast_products():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype

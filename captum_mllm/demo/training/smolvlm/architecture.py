@@ -128,6 +128,7 @@ class _LowRankProduct(torch.autograd.Function):
     """x W^T + s (x A^T) B^T with W fixed, without temporaries of the output's size."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
     def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
         rows = x.flatten(0, -2)
         low = rows @ a.T
@@ -138,6 +139,7 @@ class _LowRankProduct(torch.autograd.Function):
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, low, weight, a, b = ctx.saved_tensors
         flat = grad.flatten(0, -2)

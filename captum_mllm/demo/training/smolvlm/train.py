@@ -23,6 +23,7 @@ from captum_mllm.datasets import COLORS, SHAPES, Scene, render, sample_scene
 from captum_mllm.demo.language_model import load_language_model, load_tokenizer
 from captum_mllm.demo.training.architecture import pixels
 from captum_mllm.demo.training.caption_stages import frame
+from captum_mllm.demo.training.optimization import fast_products
 from captum_mllm.demo.training.smolvlm.architecture import (
     GRID,
     IMAGE,
@@ -179,16 +180,17 @@ class Trainer:
         cells = torch.from_numpy(
             np.stack([np.sort(generator.permutation(GRID**2)[:kept]) for _ in scenes])
         )
-        features = image_features(self.model, pixels(images, SIDE))
-        features = features.gather(1, cells.unsqueeze(2).expand(-1, -1, features.shape[2]))
-        states = sequence(self.model, self.texts, features, cells, batch)[:, kept:]
         chosen = batch.labels != IGNORED
         labels = batch.labels[chosen]
         # The loss's denominator holds the tokens that answers are made of and a sample of the rest.
         others = torch.from_numpy(generator.integers(0, len(self.model.lm_head.weight), _NEGATIVES))
         columns = torch.cat([self.used, labels, others]).unique()
         targets = torch.searchsorted(columns, labels)
-        logits = text_logits(self.model, states[chosen], columns)
+        with fast_products():
+            features = image_features(self.model, pixels(images, SIDE))
+            features = features.gather(1, cells.unsqueeze(2).expand(-1, -1, features.shape[2]))
+            states = sequence(self.model, self.texts, features, cells, batch)[:, kept:]
+            logits = text_logits(self.model, states[chosen], columns).float()
         loss = F.cross_entropy(logits, targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
