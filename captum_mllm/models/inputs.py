@@ -89,8 +89,8 @@ class ImageTextInput:
         _check_messages(messages)
         self.messages = [_own(message) for message in messages]
         self.texts = tuple(part["text"] for part in _parts(self.messages) if part["type"] == "text")
-        _check_slots(self.messages, len(images), self.video is not None)
         _check_texts(self.messages, self.texts)
+        _check_slots(self.messages, len(images), self.video is not None)
         self.images = tuple(read_image(each) for each in images)
         #: Indices of the images that are explained.
         self.explained = tuple(range(len(images))) if explained is None else (int(explained),)

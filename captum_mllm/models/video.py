@@ -34,7 +34,7 @@ class Video:
             time when a frame was seen. Default: 1.0
 
     Raises:
-        TypeError: for a frame of another type, or a number of frames per second that is none.
+        TypeError: for a frame of another type, or frames per second that are not a number.
         ValueError: for fewer than 2 frames, frames of different sizes, a frame that cannot be
             read, or a number of frames per second that is not positive and finite.
 

@@ -322,7 +322,7 @@ BAD_PROMPTS = {
     ),
     "video": (
         RGB,
-        {"messages": [{"role": "user", "content": [{"type": "video"}, *[IMAGE, "hi"]]}]},
+        {"messages": [{"role": "user", "content": [{"type": "video"}, *TEXT]}]},
         "got a part of type 'video' without a video",
     ),
     "role of numbers": (RGB, {"messages": [{"role": 5, "content": [IMAGE, *TEXT]}]}, "the role 5"),
