@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from captum_mllm.models.geometry import Geometry
 from captum_mllm.models.grids import NativeGrid
 from captum_mllm.models.layout import Layout, Size, size_of
 from captum_mllm.models.pixels import resize
@@ -40,12 +41,7 @@ class VideoGrid(NativeGrid):
 
     def _counts(self, inputs: dict[str, Any], index: int) -> tuple[int, int, int]:
         groups, rows, columns = (int(count) for count in inputs["video_grid_thw"][0])
-        if groups != self.clip.n_groups:
-            raise RuntimeError(
-                f"the video processor makes {groups} groups of frames, expected "
-                f"{self.clip.n_groups} of {self.clip.n_frames} frames; please report it with the "
-                "model's name"
-            )
+        _check_count(self.clip, groups)
         return groups, rows, columns
 
     @property
@@ -91,8 +87,14 @@ class VideoSquare(FixedSquare):
         stacked: bool = True,
     ) -> None:
         super().__init__(config, processor)
+        self.clip = clip
         self.pixels = pixels
         self.stacked = stacked
+
+    def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
+        rows, shape = len(inputs["input_ids"]), inputs[self.pixels].shape
+        _check_count(self.clip, shape[1] if self.stacked else shape[0] // rows)
+        return super().layout(size, inputs, index, n_tokens)
 
     def join(self, parts: list[Tensor], rows: int) -> Tensor:
         joined = super().join(parts, rows)
@@ -103,6 +105,7 @@ class ShrunkSquare(VideoSquare):
     """Such a square of frames that are resized to a longest side before: SmolVLM."""
 
     def check_options(self) -> None:
+        Geometry.check_options(self)
         # They have to be there.
         _ = self.size["longest_edge"], self._side
 
@@ -124,6 +127,15 @@ class ShrunkSquare(VideoSquare):
     def _crop(self, size: Size) -> tuple[Size, tuple[int, int], Size]:
         square = (self._side, self._side)
         return square, (0, 0), square
+
+
+def _check_count(clip: Clip, groups: int) -> None:
+    """Refuse what a processor made of other frames than were given."""
+    if groups != clip.n_groups:
+        raise RuntimeError(
+            f"the video processor makes {groups} groups of frames, expected {clip.n_groups} of "
+            f"{clip.n_frames} frames; please report it with the model's name"
+        )
 
 
 def _even(length: float) -> int:

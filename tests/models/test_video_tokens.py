@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_mllm import MLLM, MSEA, ImageTextInput, LogitLens, MLLMAttribution, Video
+from captum_mllm import MLLM, MSEA, ImageTextInput, LogitLens, MLLMAttribution, TokenCam, Video
 from captum_mllm.models.backbone import hook
+from captum_mllm.models.budget import estimate
 from captum_mllm.models.families import placeholder_ids
+from captum_mllm.models.image_tokens import vision_tokens
 from captum_mllm.models.layout import Layout, size_of
 from captum_mllm.models.query import Query
 from captum_mllm.models.towers import decoder_layers
-from tests.models.tiny_families import NEEDS
 from tests.models.tiny_videos import VIDEO_FAMILIES, noise_video, shared
 
 QUESTION = "what is in the image ?"
@@ -32,8 +33,6 @@ ANSWER = list(range(3, 67))
 def opened(
     family: str, video: Video, target: Any = ANSWER, **generation: Any
 ) -> tuple[MLLM, tuple[Tensor, ...], Query]:
-    for package in ("torchvision", NEEDS.get(family, "torchvision")):
-        pytest.importorskip(package)
     mllm = MLLM(*shared(family))
     images, query = mllm.prepare(ImageTextInput(video, QUESTION), target=target, **generation)
     return mllm, images, query
@@ -191,6 +190,58 @@ def test_a_result_has_a_map_for_each_group_and_the_time_of_its_first_frame() -> 
     assert result.reasons is not None
     assert result.reasons.groups == ("0 s", "1 s", "2 s", "3 s", "question", "answer")
     assert result.image_shares.sum(1).tolist() == pytest.approx([1.0] * len(result.output_tokens))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"])
+def test_states_of_the_vision_tower_are_those_of_each_group(family: str) -> None:
+    mllm, images, query = opened(family, noise_video(4, (64, 176)), target="a cat")
+    method = TokenCam(mllm, 0, variant="grad_cam")
+    for group in range(len(images)):
+        seen = []
+        for changed in (False, True):
+            shown = [image.clone() for image in images]
+            shown[group][..., 32:64, 120:152] = float(changed)
+            encoding = mllm.encode(tuple(shown), query)
+            states: list[Tensor] = []
+
+            def keep(module: nn.Module, args: Any, output: Any, to: Any = states) -> None:
+                to.append(output[0] if isinstance(output, tuple) else output)
+
+            with torch.no_grad(), hook(method.layer, keep):
+                mllm.model(**encoding.inputs, use_cache=False)
+            (found,) = states
+            n_states = found.flatten(0, -2).shape[0]
+            config = mllm.model.config
+            parts = vision_tokens(encoding, query, config, n_states)
+            seen.append([part.gather(found)[0] for part in parts])
+        moved = [(new - old).norm(dim=-1) for old, new in zip(*seen, strict=True)]
+        peaks = [float(each.max()) for each in moved]
+        assert peaks.index(max(peaks)) == group
+        left, top, right, bottom = box_of(parts[group].layout, int(moved[group].argmax()))
+        assert left < 152 and right > 120 and top < 64 and bottom > 32
+
+
+def test_the_cost_of_a_video_is_that_of_its_tokens() -> None:
+    mllm, images, query = opened("qwen2_vl", noise_video(8))
+    (found,) = estimate(mllm, ImageTextInput(noise_video(8), QUESTION), answer_tokens=64)
+    assert found.image_tokens == sum(each.n_tokens for each in mllm.layouts(*images, query))
+    assert found.tokens == mllm.encode(images, query).inputs["input_ids"].shape[1] + 1
+
+
+def test_sampled_frames_are_not_taken_for_those_that_were_given() -> None:
+    for family in ("qwen2_vl", "llava_onevision"):
+        mllm, images, query = opened(family, noise_video(8), target="a cat")
+        videos = copy(mllm.processor.video_processor)
+        made = type(videos).__call__
+        kind = type("Halved", (type(videos),), {})
+        kind.__call__ = lambda self, given, made=made, **options: made(
+            self, [video[::2] for video in given], **options
+        )
+        videos.__class__ = kind
+        mllm = MLLM(mllm.model, copy(mllm.processor))
+        mllm.processor.video_processor = videos
+        with pytest.raises(RuntimeError, match="please report it"):
+            mllm.encode(images, query)
 
 
 def test_a_template_without_videos_is_named() -> None:
