@@ -58,8 +58,10 @@ def read_input(options: argparse.Namespace) -> ImageTextInput:
         system = {"role": "system", "content": [{"type": "text", "text": options.system}]}
         messages = [system, *messages]
     if options.video is not None:
+        if options.explained is not None:
+            raise ValueError("all frames of a video are explained; leave out --explained")
         video = Video.read(options.video, options.frames, options.fps)
-        return ImageTextInput(video, messages=messages, explained=options.explained)
+        return ImageTextInput(video, messages=messages)
     if not paths:
         raise ValueError(f"{options.messages} has no image; name image files on the command line")
     if options.explained is not None and not 0 <= options.explained < len(paths):

@@ -221,6 +221,16 @@ def test_states_of_the_vision_tower_are_those_of_each_group(family: str) -> None
         assert left < 152 and right > 120 and top < 64 and bottom > 32
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "glm4v", "internvl", "llava_onevision", "smolvlm"])
+def test_a_batch_of_videos_is_as_each_of_them(family: str) -> None:
+    mllm, images, query = opened(family, noise_video(4), target="a cat")
+    others = tuple(1 - image for image in images)
+    with torch.no_grad():
+        both = mllm(*(torch.cat(pair) for pair in zip(images, others, strict=True)), query)
+        single = torch.cat([mllm(*images, query), mllm(*others, query)])
+    torch.testing.assert_close(both, single, atol=1e-5, rtol=1e-4)
+
+
 def test_the_cost_of_a_video_is_that_of_its_tokens() -> None:
     mllm, images, query = opened("qwen2_vl", noise_video(8))
     (found,) = estimate(mllm, ImageTextInput(noise_video(8), QUESTION), answer_tokens=64)
