@@ -57,12 +57,9 @@ def read_input(options: argparse.Namespace) -> ImageTextInput:
     if options.system is not None:
         system = {"role": "system", "content": [{"type": "text", "text": options.system}]}
         messages = [system, *messages]
-    if options.video is not None:
-        if options.explained is not None:
-            raise ValueError("all frames of a video are explained; leave out --explained")
-        video = Video.read(options.video, options.frames, options.fps)
-        return ImageTextInput(video, messages=messages)
-    if not paths:
+    if options.video is not None and options.explained is not None:
+        raise ValueError("all frames of a video are explained; leave out --explained")
+    if options.video is None and not paths:
         raise ValueError(f"{options.messages} has no image; name image files on the command line")
     if options.explained is not None and not 0 <= options.explained < len(paths):
         raise ValueError(
@@ -70,6 +67,9 @@ def read_input(options: argparse.Namespace) -> ImageTextInput:
             f"image(s), 0 to {len(paths) - 1}"
         )
     try:
+        if options.video is not None:
+            video = Video.read(options.video, options.frames, options.fps)
+            return ImageTextInput(video, messages=messages)
         images = [Image.open(path) for path in paths]
         return ImageTextInput(images, messages=messages, explained=options.explained)
     except Image.DecompressionBombError as error:

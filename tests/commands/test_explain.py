@@ -319,6 +319,7 @@ def test_output_is_not_lost_on_a_console_that_cannot_print_it(
         (["{folder}/image.png", "--video", "{folder}"], "got --video and images"),
         (["--video", "{folder}/absent"], "there is no video"),
         (["--video", "{folder}", "--explained", "0"], "all frames of a video"),
+        (["--video", "{folder}"], "decompression bomb"),
         (["--messages", "{folder}/chat.json", "--video", "{folder}"], "names images"),
         (["{folder}/bomb.png"], "decompression bomb"),
         (["{folder}/image.png", "--model", "{folder}/absent"], "there is no folder"),
