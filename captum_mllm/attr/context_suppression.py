@@ -14,6 +14,7 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
+from captum_mllm._options import check_flag
 from captum_mllm._probability import known_probability
 from captum_mllm.attr.base import (
     Target,
@@ -70,6 +71,7 @@ class ContextSuppression(TokenWrapper):
     ) -> None:
         check_attribution(attribution_method)
         super().__init__(attribution_method)
+        check_flag("normalize", normalize)
         self.normalize = normalize
         self.filter_size = filter_size
         self.strength = strength

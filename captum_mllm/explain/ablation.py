@@ -11,11 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_mllm._options import is_integer
 from captum_mllm.explain.reasons import Division, Reasons
 from captum_mllm.metrics.image_baselines import ImageBaseline, image_baseline
 from captum_mllm.models.knockout import TakesNoMask, hidden_columns
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.query import Query, is_integer
+from captum_mllm.models.query import Query
 from captum_mllm.models.word_embeddings import WordBaseline, word_baseline
 
 AbsentImage = ImageBaseline | Literal["knockout"]

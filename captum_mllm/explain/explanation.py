@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_mllm._captum import format_tensor_into_tuples
+from captum_mllm._options import check_flag, is_integer
 from captum_mllm.attr.features import find_features, to_earlier
 from captum_mllm.attr.image_shares import image_shares, image_units
 from captum_mllm.attr.scale_mean import ScaleAttribution
@@ -22,12 +23,12 @@ from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.result_parts import ScaleResult
 from captum_mllm.explain.signals import token_signals
 from captum_mllm.models.answers import generation_options
-from captum_mllm.models.inputs import ImageTextInput
+from captum_mllm.models.inputs import ImageTextInput, check_is_input
 from captum_mllm.models.loading import model_name
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.pixels import to_pil
 from captum_mllm.models.prompt_parts import prompt_parts
-from captum_mllm.models.query import Query, is_integer
+from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 from captum_mllm.models.vocabulary import Predictions
 from captum_mllm.models.words import Word, group_runs, group_words, token_texts
@@ -41,6 +42,9 @@ class Extras(NamedTuple):
 
 
 NO_EXTRAS = Extras()
+
+# What methods get from `explain`.
+_OWN_ARGUMENTS = {"additional_forward_args", "features", "images", "inputs", "query", "target"}
 
 
 def explain(
@@ -119,17 +123,36 @@ def explain(
     )
 
 
-def check_input(inp: Any, gen_args: dict[str, Any] | None, top_predictions: Any = 0) -> None:
-    r"""Refuse what is not an input, and arguments that ``generate`` or the result does not take.
+def check_input(
+    inp: Any,
+    gen_args: dict[str, Any] | None,
+    top_predictions: Any = 0,
+    options: Iterable[str] = (),
+    **flags: Any,
+) -> None:
+    r"""Refuse what is not an input, and arguments that ``generate``, the method or the result does
+    not take.
+
+    Args:
+        inp (Any): what is explained.
+        gen_args (dict, optional): arguments of ``generate``.
+        top_predictions (int): how many predictions the result has. Default: 0
+        options (Iterable[str]): names of those of the method. Default: ()
+        **flags (Any): truth values, by their names.
 
     Raises:
-        TypeError: if ``inp`` is not an :class:`ImageTextInput`.
+        TypeError: if ``inp`` is not an :class:`ImageTextInput`, for a flag that is not a truth
+            value, and for options that the explanation itself gives to the method.
         ValueError: for an argument that ``MLLM.prepare`` knows and ``generate`` does not, and for
             a number of predictions that is not an integer of at least 0.
     """
-    if not isinstance(inp, ImageTextInput):
+    check_is_input(inp)
+    for name, flag in flags.items():
+        check_flag(name, flag)
+    if taken := sorted(_OWN_ARGUMENTS & set(options)):
         raise TypeError(
-            f"got an input of type {type(inp).__name__}, expected ImageTextInput(image, text)"
+            f"got {', '.join(taken)} for the method, which the explanation gives it itself: the "
+            "input comes first, and its answer is `target`, or `targets` of several inputs"
         )
     if "target" in generation_options(gen_args):
         raise ValueError("gen_args holds 'target', which generate does not take")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from captum_mllm._options import check_choice, check_flag, check_number, check_whole
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.selection import Selection
 from captum_mllm.metrics.image_baselines import image_baseline
@@ -156,10 +157,14 @@ def what_if(
         ValueError: for words that are not there, a flat map, a result without its input, a result
             of another answer's tokens, or an option outside of its range.
     """
-    if by not in get_args(Hiding):
-        raise ValueError(f"by={by!r}, expected one of {', '.join(map(repr, get_args(Hiding)))}")
-    if not 0 <= margin < float("inf"):
-        raise ValueError(f"margin={margin}, expected a finite number of at least 0")
+    if not isinstance(result, MLLMAttributionResult):
+        raise TypeError(
+            f"got a result of type {type(result).__name__}, expected that of attribute()"
+        )
+    check_choice("by", by, get_args(Hiding))
+    check_number("margin", margin, "[0, inf)")
+    check_flag("answer", answer)
+    check_whole("seed", seed, 0)
     inp = result.inp if inp is None else inp
     if not isinstance(inp, ImageTextInput):
         raise ValueError(

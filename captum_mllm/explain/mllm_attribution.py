@@ -158,7 +158,15 @@ class MLLMAttribution(Attribution):
             ValueError: for an empty answer, a scale that makes more tokens than the model's context
                 has, or arguments that clash or that the method refuses.
         """
-        check_input(inp, gen_args, top_predictions)
+        check_input(
+            inp,
+            gen_args,
+            top_predictions,
+            kwargs,
+            include_prompt=include_prompt,
+            show_progress=show_progress,
+            diagnosis=diagnosis,
+        )
         check_reasons(reasons)
         mllm: MLLM = self.forward_func
         # The states by which the model says an answer of its own are those of a pass with it.
@@ -258,10 +266,21 @@ class MLLMAttribution(Attribution):
                 "attribute_batch() takes contrasts, a list with a contrast for each input; "
                 "contrast is of attribute(), for one"
             )
-        if isinstance(inputs, ImageTextInput):
-            raise TypeError("got one ImageTextInput, expected a list of them; see attribute()")
+        if not isinstance(inputs, Sequence) or isinstance(inputs, (str, bytes)):
+            raise TypeError(
+                f"got inputs of type {type(inputs).__name__}, expected a list of ImageTextInput; "
+                "attribute() takes one of them"
+            )
         for inp in inputs:
-            check_input(inp, gen_args, top_predictions)
+            check_input(
+                inp,
+                gen_args,
+                top_predictions,
+                kwargs,
+                include_prompt=include_prompt,
+                show_progress=show_progress,
+                diagnosis=diagnosis,
+            )
         check_reasons(reasons)
         return attribute_batch(
             self.attribution_method,
@@ -361,7 +380,8 @@ class MLLMAttribution(Attribution):
             >>> shapes == [(224, 224)] * len(stream.result.output_words)
             True
         """
-        check_input(inp, gen_args, top_predictions)
+        own = set(kwargs) - {"target"}
+        check_input(inp, gen_args, top_predictions, own, diagnosis=diagnosis)
         check_reasons(reasons)
         result = {"top_predictions": top_predictions, "extras": Extras(reasons, diagnosis)}
         options = generation_options(gen_args)

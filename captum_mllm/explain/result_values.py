@@ -13,6 +13,7 @@ from captum.attr import InterpretableInput, LLMAttributionResult
 from PIL import Image
 from torch import Tensor
 
+from captum_mllm._options import check_choice, is_integer
 from captum_mllm.attr.image_shares import image_shares as shares_of
 from captum_mllm.explain.reasons import Reasons
 from captum_mllm.explain.result_parts import (
@@ -291,7 +292,7 @@ class ResultValues(LLMAttributionResult):
         """Where an image of the prompt is among the explained ones."""
         if image is None and len(self.explained) == 1:
             return 0
-        if image not in self.explained:
+        if not is_integer(image) or image not in self.explained:
             names = ", ".join(map(str, self.explained))
             given = "no image" if image is None else f"image={image!r}"
             raise ValueError(f"got {given}, expected one of the explained images: image={names}")
@@ -309,6 +310,5 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _reduced(values: Tensor, reduce: str) -> Tensor:
-    if reduce not in ("mean", "sum"):
-        raise ValueError(f"reduce is {reduce!r}; expected 'mean' or 'sum'")
+    check_choice("reduce", reduce, ("mean", "sum"))
     return values.mean(0) if reduce == "mean" else values.sum(0)

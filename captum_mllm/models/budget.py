@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from captum_mllm._options import is_integer, numbers
 from captum_mllm.models.context import context_length, raise_too_long
+from captum_mllm.models.images import check_scaled
 from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.layout import Size
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.prompt import open_query
-from captum_mllm.models.query import Query, is_integer
+from captum_mllm.models.query import Query
 
 ANSWER_TOKENS = 64
 # Pixels up to which an image of no more than this is put through the processor to count tokens.
@@ -76,7 +78,7 @@ def estimate(
         [49, 196, 784]
     """
     _, query = open_query(mllm.backbone, inp)
-    return _estimates(mllm, query, scales, answer_tokens)
+    return _estimates(mllm, query, numbers("scales", scales), answer_tokens)
 
 
 def fit_scales(
@@ -103,6 +105,7 @@ def fit_scales(
         ValueError: if no scale fits, or the limit is below 1.
     """
     _, query = open_query(mllm.backbone, inp)
+    scales = numbers("scales", scales)
     return fitting_scales(mllm, query, scales, max_image_tokens, answer_tokens)
 
 
@@ -212,6 +215,8 @@ def _count(mllm: MLLM, query: Query, scale: float) -> tuple[int, int]:
     """Passes and tokens of the explained images at a scale."""
     natives = [query.native[index] for index in query.explained]
     sizes = [_scaled(native, scale) for native in natives]
+    for size in sizes:
+        check_scaled(size, scale)
     vision, images = mllm.model.config.vision_config, mllm.processor.image_processor
     merge = getattr(vision, "spatial_merge_size", None)
     counts = hasattr(images, "get_number_of_image_patches")

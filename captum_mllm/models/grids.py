@@ -237,6 +237,21 @@ class RowGrid(Geometry):
 class PooledGrid(Geometry):
     """One grid of pooled patches that keeps the image's shape within a budget: Gemma 4."""
 
+    def check_options(self) -> None:
+        super().check_options()
+        budget = self.option("max_soft_tokens")
+        if budget not in _BUDGETS:
+            raise ValueError(
+                f"the image processor has max_soft_tokens={budget!r}, expected one of {_BUDGETS}"
+            )
+        for name in ("patch_size", "pooling_kernel_size"):
+            value, own = self.option(name), getattr(self.vision, name)
+            if value != own:
+                raise ValueError(
+                    f"the image processor has {name}={value}, the model's vision tower {own}; is "
+                    "it the processor of another model?"
+                )
+
     def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
         if size == native:
             return {}

@@ -17,6 +17,8 @@ ImageLike = Image.Image | np.ndarray | Tensor
 
 SHORTEST_SIDE = 2
 LARGEST_RATIO = 200
+# A scale that makes more is a size in pixels, or per cent.
+MOST_PIXELS = 1 << 28
 # Noise of deviation 0.2 leaves [0, 1] by up to 1 at single pixels and by 0.08 on average where
 # all of them are black or white. Normalised images leave it by more on average.
 FARTHEST = 1.5
@@ -66,6 +68,15 @@ def check_size(size: tuple[int, ...]) -> None:
         raise ValueError(
             f"got an image of {height} x {width} pixels (height x width), expected sides of at "
             f"least {SHORTEST_SIDE} pixels that differ at most {LARGEST_RATIO}-fold"
+        )
+
+
+def check_scaled(size: tuple[int, int], scale: float) -> None:
+    """Refuse a scale that makes an image of more pixels than any model is shown."""
+    if math.prod(size) > MOST_PIXELS:
+        raise ValueError(
+            f"scale {scale:g} makes an input of {size[0]} x {size[1]} pixels; scales are factors "
+            "on height and width, such as (0.5, 1.0, 2.0)"
         )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from captum_mllm._options import is_integer
 from captum_mllm.models.images import ImageLike, read_image
-from captum_mllm.models.query import is_integer
 from captum_mllm.models.video import Video
 
 Messages = Sequence[dict[str, Any]]
@@ -126,6 +126,18 @@ class ImageTextInput:
         """The explained image, (1, 3, H, W) in [0, 1], or a tuple of them if there are several."""
         opened = tuple(self.images[index].unsqueeze(0) for index in self.explained)
         return opened if len(opened) > 1 else opened[0]
+
+
+def check_is_input(inp: Any) -> None:
+    r"""Refuse what is not an :class:`ImageTextInput`.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    if not isinstance(inp, ImageTextInput):
+        raise TypeError(
+            f"got an input of type {type(inp).__name__}, expected ImageTextInput(image, text)"
+        )
 
 
 def replace_texts(messages: Messages, texts: Sequence[str]) -> list[dict[str, Any]]:

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_mllm.models.inputs import ImageTextInput, Messages, replace_texts, text_parts
+from captum_mllm.models.inputs import (
+    ImageTextInput,
+    Messages,
+    check_is_input,
+    replace_texts,
+    text_parts,
+)
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.pairing import check_tokenizer
 from captum_mllm.models.query import Clip, Query
@@ -40,9 +46,11 @@ def open_query(backbone: Any, inp: ImageTextInput) -> tuple[tuple[Tensor, ...], 
         groups of F frames, on the device of the model; and the query.
 
     Raises:
+        TypeError: for what is not an :class:`ImageTextInput`.
         ValueError: where the chat template leaves no place for an image or the question, and for a
             tokenizer that does not tell where its tokens are.
     """
+    check_is_input(inp)
     processor, together = backbone.processor, backbone.frames_together
     check_tokenizer(processor.tokenizer)
     clip, times = None, () if inp.video is None else inp.video.times

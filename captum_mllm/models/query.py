@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_mllm._options import is_integer
 from captum_mllm.models.images import check_images
 from captum_mllm.models.layout import Size
 
@@ -255,8 +255,3 @@ def split_target(
         )
     rows, tokens = torch.tensor(pairs, dtype=torch.long, device=device).unbind(-1)
     return rows, tokens
-
-
-def is_integer(value: Any) -> TypeGuard[int]:
-    r"""Whether a value is an integer, and not a truth value."""
-    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from captum_mllm._options import is_integer
 from captum_mllm.models.images import ImageLike, read_image
 from captum_mllm.models.layout import size_of
-from captum_mllm.models.query import is_integer
 
 # Of these a folder of frames is made.
 FRAME_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
