@@ -196,7 +196,9 @@ def superpixels(image: Tensor, n_segments: int = 50, compactness: float = 10.0) 
             "superpixels need scikit-image: pip install scikit-image; or give segments as a grid, "
             "(rows, columns)"
         ) from error
-    pixels = np.asarray(to_pil(image[0] if image.ndim == 4 else image))
+    # Of a group of frames the mean.
+    frames = (image[0] if image.ndim == 4 else image).unflatten(0, (-1, 3))
+    pixels = np.asarray(to_pil(frames.mean(0)))
     labels = slic(pixels, n_segments=n_segments, compactness=compactness, start_label=0)
     return torch.from_numpy(labels).long().to(image.device)
 

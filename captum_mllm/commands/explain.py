@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   captum-mllm explain street.jpg --model ./my-finetuned-llava --answer "A red bus."
   captum-mllm explain before.jpg after.jpg --prompt "What has changed?"
   captum-mllm explain page1.png page2.png --prompt "What is the total?" --explained 1
+  captum-mllm explain --video street.mp4 --frames 8 --prompt "What happens?"
   captum-mllm explain --contrast heart=star --reasons exact
   captum-mllm explain photos/ --batch-size 8 --on-error skip
   captum-mllm explain --messages chat.json --system "Answer in one word." --device cuda:1
@@ -44,6 +45,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         help="image files, or one data set: a folder, or a file that ends in .json, .jsonl or .csv "
         "(default: the bundled scene)",
+    )
+    add(
+        "--video",
+        metavar="PATH",
+        help="a video instead of images: a file, for which PyAV is needed, or a folder of frames "
+        "in the order of their names",
+    )
+    add(
+        "--frames",
+        type=int,
+        default=8,
+        metavar="N",
+        help="frames of the video that the model sees, spread evenly (default: %(default)s)",
+    )
+    add(
+        "--fps",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="frames per second of a folder of frames (default: %(default)s)",
     )
     add("--prompt", metavar="TEXT", help="the question (default: 'Describe the image.')")
     add("--system", metavar="TEXT", help="the system's message before the question")
@@ -157,7 +178,8 @@ def run(options: argparse.Namespace) -> None:
     inp = read_input(options)
     # A folder that cannot be written is better found out before a large model is loaded.
     Path(options.output).mkdir(parents=True, exist_ok=True)
-    if options.model.startswith("demo/") and (options.images or options.messages):
+    given = options.images or options.messages or options.video
+    if options.model.startswith("demo/") and given:
         _progress(options, f"{options.model} was trained on scenes as in the bundled image alone.")
     _progress(options, f"Loading {options.model} on {device} ...")
     mllm = load_model(options, device)
@@ -196,6 +218,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("the answer to explain is empty; leave out --answer for the model's own")
     if options.max_new_tokens < 1:
         raise ValueError(f"got --max-new-tokens {options.max_new_tokens}, expected at least 1")
+    if options.video is not None and options.images:
+        raise ValueError("got --video and images; leave out one of them")
     if options.max_image_tokens is not None and options.max_image_tokens < 1:
         raise ValueError(f"got --max-image-tokens {options.max_image_tokens}, expected at least 1")
     if not options.stream:
@@ -238,7 +262,7 @@ def _report(result: captum_mllm.MLLMAttributionResult, folder: Path) -> None:
     show(f"Method: {result.method}")
     if len(result.explained) > 1:
         shares = zip(result.explained, result.image_shares.mean(0).tolist())
-        parts = (f"image {index + 1} {share:.0%}" for index, share in shares)
+        parts = (f"{result.image_names[index]} {share:.0%}" for index, share in shares)
         show(f"Evidence: {', '.join(parts)}")
     for scale in result.scales:
         if scale.output_probs is not None:

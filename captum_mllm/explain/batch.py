@@ -107,7 +107,7 @@ def open_prompts(
     Raises:
         ValueError: for an empty answer, and for options where all answers are given.
     """
-    opened = [open_query(mllm.processor, inp, mllm.device) for inp in inputs]
+    opened = [open_query(mllm.backbone, inp) for inp in inputs]
     # Where the model makes some of the answers, the options are for these.
     refused = {} if any(target is None for target in targets) else options
     return opened, [given_answer(mllm.backbone, target, refused) for target in targets]

@@ -89,6 +89,7 @@ def explain(
         scales = _scale_results(found.scales, len(images))
         found_reasons = find_reasons(mllm, images, query, extras.reasons)
         signals = token_signals(mllm, images, query, found_reasons) if extras.diagnosis else None
+    shown = inp.as_images(1 if query.clip is None else query.clip.together)
     units = image_units(method, images, states.layouts, features)
     start = 0 if query.with_prompt else states.n_prompt
     predicted = states.predictions(mllm.vocabulary, max(top_predictions, 1), query.with_prompt)
@@ -105,11 +106,12 @@ def explain(
         scales=scales,
         reasons=found_reasons,
         signals=signals,
-        images=[to_pil(each) for each in inp.images],
-        explained=inp.explained,
+        images=[to_pil(each) for each in shown.images],
+        explained=shown.explained,
+        times=query.times,
         image_shares=image_shares(found.maps, units),
         prompt_parts=prompt_parts(
-            inp.messages, texts[: states.n_prompt], states.runs or (states.n_prompt,)
+            shown.messages, texts[: states.n_prompt], states.runs or (states.n_prompt,)
         ),
         segments=[each.regions for each in features.segments] if features.segments else None,
         unit=found.unit,

@@ -171,7 +171,7 @@ def what_if(
             "the result has no input, as it was loaded from a file; give it as inp=ImageTextInput("
             "image, text)"
         )
-    opened, query = open_query(mllm.processor, inp, mllm.device)
+    opened, query = open_query(mllm.backbone, inp)
     query = replace(query, answer_ids=tuple(_answer_ids(mllm, result)))
     start = len(result.input_tokens) - len(result.output_tokens)
     tokens = result.tokens_of(remove)
@@ -194,7 +194,7 @@ def what_if(
         removed=texts,
         region=region.numpy(),
         control=control.numpy(),
-        image=to_pil(shown[place][1]),
+        image=to_pil(shown[place][1, :3]),
         words=changes,
         selected=chosen,
         answer=said,

@@ -172,7 +172,7 @@ class MLLMAttribution(Attribution):
         # The states by which the model says an answer of its own are those of a pass with it.
         with mllm.remember():
             options = generation_options(gen_args)
-            images, query = open_query(mllm.processor, inp, mllm.device)
+            images, query = open_query(mllm.backbone, inp)
             answer = given_answer(mllm.backbone, target, options)
             kwargs = fit_to_context(
                 self.attribution_method, [query], [answer], options, max_image_tokens, kwargs

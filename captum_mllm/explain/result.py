@@ -76,6 +76,8 @@ class MLLMAttributionResult(ResultValues):
         prompt (str): the question. Default: ""
         method (str): the method as code. Default: ""
         model (str): the model's name. Default: ""
+        times (Sequence[float]): when each image of a video was seen, in seconds; the images are the
+            first frames of the groups of frames that share a map. Default: (), not of a video
         inp (InterpretableInput, optional): the input; not saved. Default: None
 
     Raises:
@@ -159,7 +161,7 @@ class MLLMAttributionResult(ResultValues):
             images if len(places) > 1 else images[0],
             maps if len(places) > 1 else maps[0],
             title=title,
-            names=[f"image {self.explained[place] + 1}" for place in places],
+            names=[self.image_names[self.explained[place]] for place in places],
             label=label,
             alpha=alpha,
             segments=labels if labels is None or len(places) > 1 else labels[0],
@@ -381,7 +383,7 @@ class MLLMAttributionResult(ResultValues):
             if scale.output_probs is not None:
                 tensors[f"scale.{index}.output_probs"] = scale.output_probs
         facts = {name: getattr(self, name) for name in _FACTS}
-        facts["finished"] = self.finished
+        facts["finished"], facts["times"] = self.finished, self.times
         facts["prompt_parts"] = [vars(part) for part in self.prompt_parts]
         facts["scales"] = [scale.scale for scale in self.scales]
         facts["reasons"] = None
@@ -414,6 +416,7 @@ class MLLMAttributionResult(ResultValues):
                 image_attr=[tensors[f"image_attr.{number}"] for number in numbers],
                 **{name: parts[name] for name in _FACTS + _TENSORS},
                 finished=facts.get("finished"),
+                times=facts.get("times", ()),
                 images=[
                     Image.fromarray(tensors[f"image.{index}"].numpy()) for index in range(n_images)
                 ],

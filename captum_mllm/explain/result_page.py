@@ -37,6 +37,7 @@ def result_page(result: ResultValues, calibration: Calibration | None = None) ->
     return render_page(
         images=result.images,
         explained=result.explained,
+        names=result.image_names,
         prompt_tokens=prompt,
         prompt_parts=parts,
         answer_tokens=result.output_tokens[skipped:],

@@ -31,10 +31,12 @@ def result_dict(result: ResultValues, maps: bool) -> dict[str, Any]:
             drawn = [each[tokens].mean(0).tolist() for each in result.image_attrs]
             entry |= {"maps": drawn} if several else {"map": drawn[0]}
         words.append(entry)
-    shown = [
+    shown: list[dict[str, float]] = [
         {"width": result.images[index].width, "height": result.images[index].height}
         for index in result.explained
     ]
+    if result.times:
+        shown = [{**each, "time": time} for each, time in zip(shown, result.times)]
     return {
         "method": result.method,
         "model": result.model,

@@ -26,12 +26,14 @@ from captum_mllm.explain.result_parts import (
     check_numbers,
     check_prompt_parts,
     check_texts,
+    check_times,
     named,
     only,
 )
 from captum_mllm.explain.selection import Selection, select_tokens
 from captum_mllm.explain.signals import check_signals
 from captum_mllm.models.prompt_parts import PromptPart
+from captum_mllm.models.query import name_images
 from captum_mllm.models.words import Word, group_runs
 
 
@@ -66,6 +68,7 @@ class ResultValues(LLMAttributionResult):
         prompt: str = "",
         method: str = "",
         model: str = "",
+        times: Sequence[float] = (),
         inp: InterpretableInput | None = None,
     ) -> None:
         image_attrs = tuple(map(_plain, as_tuple(image_attr)))
@@ -116,6 +119,7 @@ class ResultValues(LLMAttributionResult):
         self.prompt = prompt
         self.method = method
         self.model = model
+        self.times = check_times(times, len(self.images))
         check_texts(
             {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens},
             (unit, prompt, method, model),
@@ -255,6 +259,12 @@ class ResultValues(LLMAttributionResult):
             for word, weight in zip(words, sums)
             if word[-1] < max(selected) and not selected & set(word)
         ]
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        """What the images of the prompt are called: by their number, or those of a video by their
+        time."""
+        return name_images(len(self.images), self.times)
 
     @property
     def _first(self) -> int:

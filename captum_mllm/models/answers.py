@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from captum_mllm._options import check_flag, is_integer
+from captum_mllm.models.families import placeholder_ids
 from captum_mllm.models.precision import RefuseNotFinite
 from captum_mllm.models.query import Answer
 
@@ -192,7 +193,7 @@ def without_special(answer: Sequence[int], tokenizer: Any) -> tuple[int, ...]:
 
 
 def answer_tokens(
-    target: str | Sequence[int] | Tensor, tokenizer: Any, size: int, image_token_id: int
+    target: str | Sequence[int] | Tensor, tokenizer: Any, size: int, placeholders: Sequence[int]
 ) -> Answer:
     r"""The tokens of an answer that the user gives.
 
@@ -201,7 +202,8 @@ def answer_tokens(
             (T,) or (1, T).
         tokenizer (Any): the model's tokenizer.
         size (int): of the vocabulary.
-        image_token_id (int): the placeholder's index, which an answer must not have.
+        placeholders (Sequence[int]): what stands for images and videos, which an answer must not
+            have.
 
     Raises:
         TypeError: for tokens that are not integers, bytes among them.
@@ -224,10 +226,11 @@ def answer_tokens(
         raise ValueError(f"the answer to explain is empty: {target!r}; give at least one token")
     if not all(0 <= token < size for token in ids):
         raise ValueError(f"the answer has tokens outside of the vocabulary of {size}: {ids}")
-    if image_token_id in ids:
-        raise ValueError(
-            f"the answer holds token {image_token_id}, the placeholder of an image; leave it out"
-        )
+    for token in placeholders:
+        if token in ids:
+            raise ValueError(
+                f"the answer holds token {token}, the placeholder of an image; leave it out"
+            )
     return Answer(map(int, ids))
 
 
@@ -300,7 +303,7 @@ def _settings(model: Any, options: dict[str, Any]) -> dict[str, Any]:
         }
     suppressed = settings.get("suppress_tokens") or model.generation_config.suppress_tokens or []
     # A placeholder without an image behind it would break every later pass.
-    settings["suppress_tokens"] = [*suppressed, model.config.image_token_id]
+    settings["suppress_tokens"] = [*suppressed, *placeholder_ids(model.config)]
     settings.pop("return_dict_in_generate", None)
     return settings
 

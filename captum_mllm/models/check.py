@@ -145,7 +145,9 @@ def _verdict(name: str, function: Callable[[], str]) -> Verdict:
 def _check_prompt(
     backbone: Backbone, inp: ImageTextInput, prepared: list[tuple[Tensor, Query]]
 ) -> str:
-    (image, *_), query = open_query(backbone.processor, inp, backbone.device)
+    if inp.video is not None:
+        raise _Wrong("got a video, expected an image, which is enough to prove the family")
+    (image, *_), query = open_query(backbone, inp)
     first, *_ = query.explained
     # One image is enough to prove the family; the others are there, and stay as they are.
     seen = [None if index == first else each.to(image) for index, each in enumerate(inp.images)]

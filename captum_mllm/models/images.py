@@ -80,18 +80,19 @@ def check_scaled(size: tuple[int, int], scale: float) -> None:
         )
 
 
-def check_images(images: Any) -> None:
+def check_images(images: Any, channels: int = 3) -> None:
     r"""Refuse what is not a batch of images (B, 3, H, W) in [0, 1], give or take some noise.
 
     Methods such as :class:`captum.attr.NoiseTunnel` add noise of a deviation of 0.1 to 0.2, which
-    leaves [0, 1] a little: such images are let through with a warning, and clamped later on.
+    leaves [0, 1] a little: such images are let through with a warning, and clamped later on. Groups
+    of F frames have 3 F channels.
 
     Raises:
         ValueError: with a guess at what was done to the image.
     """
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != channels:
         given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"got {given}, expected an image tensor of shape (B, 3, H, W)")
+        raise ValueError(f"got {given}, expected an image tensor of shape (B, {channels}, H, W)")
     if not images.is_floating_point():
         raise ValueError(
             f"got images of dtype {images.dtype}, expected floating point in [0, 1]; divide "

@@ -23,7 +23,8 @@ def text_ids(backbone: Backbone, query: Query, answer: bool) -> tuple[Tensor, tu
     the runs of neighbouring ones: those of the prompt, then the answer."""
     # They do not depend on the images.
     blank = [
-        torch.zeros(1, 3, *query.native[index], device=backbone.device) for index in query.explained
+        torch.zeros(1, query.channels, *query.native[index], device=backbone.device)
+        for index in query.explained
     ]
     encoding = backbone.encode(blank, replace(query, word_embeddings=None))
     positions = encoding.earlier_positions if answer else encoding.text_positions

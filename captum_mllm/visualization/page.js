@@ -7,7 +7,7 @@
 
   // For each explained image: its map of each answer token.
   const images = data.maps.map((packed, place) => ({
-    name: `image ${data.explained[place] + 1}`,
+    name: data.names[data.explained[place]],
     ratio: data.ratios[place],
     grid: packed.grid,
     rows: decode(packed),
@@ -311,7 +311,7 @@
     item.classList.toggle("explained", explained);
     item.querySelector("img").src = source;
     item.querySelector("span").textContent =
-      `image ${image + 1}${explained ? ", explained" : ""}`;
+      `${data.names[image]}${explained ? ", explained" : ""}`;
     element("thumbnails").append(item);
   }
 
@@ -330,7 +330,7 @@
       } else if (data.count > 1) {
         const mark = document.createElement("span");
         mark.className = "image-mark";
-        mark.textContent = `image ${image + 1}`;
+        mark.textContent = data.names[image];
         text.append(place > 0 ? " " : "", mark, " ");
       }
     }

@@ -33,6 +33,7 @@ def render_page(
     *,
     images: Sequence[Image.Image],
     explained: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
     prompt_tokens: Sequence[str],
     prompt_parts: Sequence[PromptPart] = (),
     answer_tokens: Sequence[str],
@@ -72,6 +73,8 @@ def render_page(
             beside the prompt as well; all without their metadata.
         explained (Sequence[int], optional): Which images were explained. Default: None, the first
             ones, as many as have maps
+        names (Sequence[str], optional): What the images are called, such as the times of a video's
+            frames. Default: None, by their number
         prompt_tokens (Sequence[str]): The P tokens of the prompt, or its words; may be empty.
         prompt_parts (Sequence[PromptPart]): The turns, texts and images of the prompt in their
             order, which have P tokens together. Default: (), one text.
@@ -155,6 +158,9 @@ def render_page(
     data["fade"] = FADE
     data["ratios"] = [images[index].width / images[index].height for index in shown]
     data["explained"], data["count"] = shown, len(images)
+    data["names"] = list(names or (f"image {number + 1}" for number in range(len(images))))
+    if len(data["names"]) != len(images):
+        raise ValueError(f"names has {len(data['names'])} entries for {len(images)} image(s).")
     # Explained images are on the page already.
     data["thumbnails"] = (
         [_data_uri(image, _THUMBNAIL_SIDE) for image in images] if len(images) > len(shown) else []
@@ -169,7 +175,11 @@ def render_page(
         stages="".join(
             _STAGE.substitute(
                 source=_data_uri(images[index], _LONGEST_SIDE),
-                alt=f"Image {index + 1}" if len(shown) > 1 else "The image that is explained",
+                alt=(
+                    escape(data["names"][index].capitalize())
+                    if len(shown) > 1
+                    else "The image that is explained"
+                ),
             )
             for index in shown
         ),

@@ -246,6 +246,23 @@ def test_all_of_several_images_are_explained(
     assert (tmp_path / "out" / "words.png").exists()
 
 
+def test_a_folder_of_frames_is_explained_as_a_video(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "frames").mkdir()
+    for index in range(6):
+        frame = Image.new("RGB", (84, 56), (40 * index, 0, 0))
+        frame.save(tmp_path / "frames" / f"{index}.png")
+    common = ["--model", str(folders["qwen2_vl"]), "--answer", "a cat", "--quiet"]
+    video = ["--video", str(tmp_path / "frames"), "--frames", "3", "--fps", "4"]
+    output = ["--scales", "1", "--output", str(tmp_path / "out")]
+    assert main(["explain", *video, *common, *output]) == 0
+    result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
+    assert result.times == (0.0, 0.5, 1.0)
+    assert [image.getpixel((0, 0))[0] for image in result.images] == [0, 80, 160]
+    assert "Evidence: 0.0 s " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("more", [["--answer", "图片"], ["--stream", "--max-new-tokens", "12"]])
 @pytest.mark.parametrize("broken", [False, True])
 def test_output_is_not_lost_on_a_console_that_cannot_print_it(
@@ -299,6 +316,11 @@ def test_output_is_not_lost_on_a_console_that_cannot_print_it(
         (["{folder}/image.png", "--messages", "{folder}/chat.json"], "names images"),
         (["--messages", "{folder}/chat.json", "--prompt", "what ?"], "leave out one of them"),
         (["--messages", "{folder}/blind.json"], "has no image"),
+        (["{folder}/image.png", "--video", "{folder}"], "got --video and images"),
+        (["--video", "{folder}/absent"], "there is no video"),
+        (["--video", "{folder}", "--explained", "0"], "all frames of a video"),
+        (["--video", "{folder}"], "decompression bomb"),
+        (["--messages", "{folder}/chat.json", "--video", "{folder}"], "names images"),
         (["{folder}/bomb.png"], "decompression bomb"),
         (["{folder}/image.png", "--model", "{folder}/absent"], "there is no folder"),
         (["{folder}/image.png", "--model", "demo/absent"], "absent"),
