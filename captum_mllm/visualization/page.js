@@ -464,7 +464,10 @@
     image.source = stage.querySelector("img").src;
     image.canvas = stage.querySelector("canvas");
     image.caption = stage.querySelector("b");
-    if (data.what_ifs) image.drawing = hidden.overlay(stage.querySelector(".frame"));
+    if (data.what_ifs) {
+      image.drawing = element("regions").content.cloneNode(true).firstElementChild;
+      stage.querySelector(".frame").append(image.drawing);
+    }
     stage.style.setProperty("--ratio", image.ratio);
     stage.querySelector("span").textContent = image.name;
     if (data.shares) stage.style.setProperty("--mark", colorOf(place));

@@ -1,7 +1,6 @@
 /** What the model says without a region of the image, in words and as outlines on it. */
 const hidden = (() => {
   const percent = new Intl.NumberFormat("en", { style: "percent" });
-  const SVG = "http:" + "//www.w3.org/2000/svg";
 
   /** What was hidden for a unit: each with the word's own row. */
   function of({ what_ifs: found }, unit) {
@@ -32,15 +31,6 @@ const hidden = (() => {
     );
   }
 
-  /** Lays an empty drawing over the image in a frame. */
-  function overlay(frame) {
-    const drawing = document.createElementNS(SVG, "svg");
-    drawing.setAttribute("preserveAspectRatio", "none");
-    drawing.setAttribute("aria-hidden", "true");
-    frame.append(drawing);
-    return drawing;
-  }
-
   /** Draws the regions that lie in the image at a place. */
   function outline(drawing, found, place) {
     const shown = found.filter((view) => view.place === place);
@@ -48,7 +38,7 @@ const hidden = (() => {
     drawing.replaceChildren(
       ...shown.flatMap((view) =>
         ["control", "region"].map((name) => {
-          const path = document.createElementNS(SVG, "path");
+          const path = document.createElementNS(drawing.namespaceURI, "path");
           path.setAttribute("d", view[name]);
           path.setAttribute("class", name === "control" ? "elsewhere" : "region");
           return path;

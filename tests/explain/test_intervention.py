@@ -192,8 +192,8 @@ def test_what_is_of_another_answer_is_not_kept(explained: Explained) -> None:
         result.keep_what_if(replace(found, shown=1))
     with pytest.raises(ValueError, match="selects the words"):
         result.keep_what_if(replace(found, selected=[99]))
+    words = [word._replace(after=2.0) for word in found.words]
     with pytest.raises(ValueError, match="outside of"):
-        words = [word._replace(after=2.0) for word in found.words]
         result.keep_what_if(replace(found, words=words))
     with pytest.raises(TypeError, match="strings"):
         result.keep_what_if(replace(found, answer=3))
