@@ -28,6 +28,7 @@ from captum_mllm.attr.token_maps import token_maps
 from captum_mllm.models.prompt import open_query
 from tests.attr.test_attention_maps import noise
 from tests.models.tiny_models import shared
+from tests.visualization.test_page_what_if import packed
 
 SIZE = (84, 84)
 ANSWER = "a cat sits"
@@ -146,6 +147,29 @@ def test_they_are_saved_and_loaded(mllm: MLLM, tmp_path: Path) -> None:
     assert torch.equal(loaded.ranks, found.ranks)
     assert torch.equal(loaded.token_attr, found.token_attr)
     assert torch.equal(loaded.image_attrs[0], found.image_attrs[0])
+
+
+@pytest.mark.parametrize("make", [LogitLens, AttendedLens])
+def test_the_page_has_them_beside_the_predictions(
+    make: Callable[[MLLM], Attribution], mllm: MLLM
+) -> None:
+    result = MLLMAttribution(make(mllm)).attribute(
+        asked(), target=ANSWER, alternatives=2, include_prompt=True
+    )
+    found, data = result.alternatives, packed(result.to_html())
+    assert found is not None
+    shown = data["alternatives"]
+    assert shown["ranks"] == found.ranks.tolist()
+    largest = found.image_attrs[0].flatten(0, 1).flatten(1).amax(1)
+    steps = torch.tensor(shown["maps"][0]["steps"])
+    torch.testing.assert_close(255 * steps, largest.clamp(min=0), atol=1e-6, rtol=1e-5)
+    # Attention does not know the word.
+    assert (shown["weights"] is None) == (make is AttendedLens)
+    entries = result.to_dict(maps=False)["words"][-1]["alternatives"]
+    ranked = result.top_predictions[result.words[-1][0]]
+    place = result.words[-1][0] - result.n_prompt
+    names = [ranked[rank][0] for rank in found.ranks[place].tolist()]
+    assert [entry["token"] for entry in entries] == names
 
 
 def test_what_is_out_of_range_is_refused(mllm: MLLM) -> None:

@@ -23,6 +23,7 @@ from captum_mllm.explain.intervention import (
 from captum_mllm.models.layout import Layout, Piece
 from tests.models.test_mllm import random_image
 from tests.models.tiny_models import shared
+from tests.visualization.test_page_what_if import packed
 
 ANSWER = "a striped red star is above a blue triangle"
 Explained = tuple[MLLMAttribution, MLLMAttributionResult]
@@ -180,6 +181,14 @@ def test_it_is_kept_saved_and_loaded(explained: Explained, tmp_path: Path) -> No
         for name in ("region", "control", "image"):
             assert np.array_equal(getattr(found, name), getattr(expected, name)), name
     assert kept[0].words[3].top_elsewhere[0][0].strip() == "star"
+    shown = packed(result.to_html())["what_ifs"]
+    assert [each["removed"] for each in shown] == ["star", "blue"]
+    (word,) = shown[0]["words"]
+    place = kept[0].selected[0]
+    answer = packed(result.to_html())["answer"]
+    assert [answer[token].strip() for token in word["tokens"]] == ["star"]
+    assert word["after"] == kept[0].words[place].after and word["says_elsewhere"] is None
+    assert [each["removed"] for each in result.to_dict(maps=False)["what_ifs"]] == ["star", "blue"]
 
 
 def test_what_is_of_another_answer_is_not_kept(explained: Explained) -> None:
