@@ -47,5 +47,5 @@ const hidden = (() => {
     );
   }
 
-  return { of, rows, sentence, overlay, outline };
+  return { of, rows, sentence, outline };
 })();
