@@ -42,6 +42,7 @@ class AttendedLens(TokenAttribution):
             the same scenes, also behind a pretrained language model
         layers (Sequence[int], optional): the layers whose attention counts; negative ones count
             from the last. Default: None, all
+        centered (bool): as in :class:`LogitLens`. Default: False
 
     Raises:
         TypeError: if ``forward_func`` is not an :class:`~captum_mllm.MLLM`, or the power no number.
@@ -67,10 +68,11 @@ class AttendedLens(TokenAttribution):
         power: float = 0.75,
         layers: Sequence[int] | None = None,
         text_residual: float = TEXT_RESIDUAL,
+        centered: bool = False,
     ) -> None:
         super().__init__(forward_func)
         check_image_tokens(forward_func, self.get_name())
-        self.lens: TokenAttribution = LogitLens(forward_func)
+        self.lens: TokenAttribution = LogitLens(forward_func, centered=centered)
         self.attention = AttentionMaps(
             forward_func, mode="raw", layers=layers, relative=True, text_residual=text_residual
         )

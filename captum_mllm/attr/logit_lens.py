@@ -52,9 +52,13 @@ class LogitLens(TokenAttribution):
         forward_func (MLLM): the multimodal model.
         layer (int, optional): read the states after this layer of the language model, through
             the final norm; negative ones count from the end. Default: None, the last.
+        centered (bool): take the mean logit of the vocabulary off each image token's logits. No
+            probability depends on it, so it is free to differ from token to token; behind a
+            pretrained language model that hides what tells words apart. Default: False
 
     Raises:
-        TypeError: if ``forward_func`` is not an :class:`~captum_mllm.MLLM`, or ``layer`` no index.
+        TypeError: if ``forward_func`` is not an :class:`~captum_mllm.MLLM`, ``layer`` no index, or
+            ``centered`` no truth value.
         ValueError: for a layer that the model does not have.
 
     Examples::
@@ -70,14 +74,18 @@ class LogitLens(TokenAttribution):
 
     weighs_text = True
 
-    def __init__(self, forward_func: MLLM, layer: int | None = None) -> None:
+    def __init__(
+        self, forward_func: MLLM, layer: int | None = None, centered: bool = False
+    ) -> None:
         super().__init__(forward_func)
         check_image_tokens(forward_func, self.get_name())
         if layer is not None:
             if isinstance(layer, bool) or not isinstance(layer, int):
                 raise TypeError(f"got layer={layer!r}, expected the index of a layer")
             pick_layers(decoder_layers(forward_func.model), [layer], "language model")
-        self.layer = layer
+        if not isinstance(centered, bool):
+            raise TypeError(f"got centered={centered!r}, expected True or False")
+        self.layer, self.centered = layer, centered
 
     def explain_tokens(
         self, images: tuple[Tensor, ...], query: Query, target: Target | None = None
@@ -93,6 +101,11 @@ class LogitLens(TokenAttribution):
             steps, ids = split_target(target, 1, count, ids.device, mllm.vocabulary.size)
             steps = steps % count
         scores = [mllm.vocabulary.scores(image[0], ids).mT for image in states.image]
+        if self.centered:
+            scores = [
+                own - mllm.vocabulary.mean_logit(image[0])
+                for own, image in zip(scores, states.image)
+            ]
         if query.instead_of:
             rows, others = alternatives(query, steps, count)
             own = torch.cat(scores, 1)

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
-from captum_mllm import ARC, MLLM, TAM, AttendedLens
+from captum_mllm import ARC, MLLM, TAM, AttendedLens, LogitLens
 from captum_mllm.evaluation.attributions import ImageContrast, LensProbability, geometric_mean
 from captum_mllm.evaluation.controls import CONTROLS
 from captum_mllm.evaluation.method import (
@@ -50,6 +50,8 @@ def _further(name: str, explain: Explain, every: int = SWEPT, note: str = "") ->
 _arc, _tam = partial(ARC, normalize=False), partial(TAM, normalize=False, filter_size=None)
 _contrast = partial(LensProbability, reading="contrast")
 _rank = partial(LensProbability, reading="reciprocal rank")
+_CENTERED = partial(LogitLens, centered=True)
+_CENTERED_NOTE = "the lens less the mean logit of the vocabulary"
 # The lens reads the word alone, so it does not tell two stars apart; attention does.
 _LENS_ATTENTION = (LENS, ATTENTION)
 
@@ -99,6 +101,13 @@ FURTHER: tuple[Method, ...] = (
             every=1,
         )
         for strength in (0.5, 1.0)
+    ),
+    _further("centered-lens", attribution(_CENTERED), every=1, note=_CENTERED_NOTE),
+    _further("arc-centered-lens-msea", attribution(_CENTERED, ARC, DEFAULT_SCALES), every=1),
+    _further(
+        "arc-centered-attended-lens-msea",
+        attribution(partial(AttendedLens, centered=True), ARC, DEFAULT_SCALES),
+        every=1,
     ),
     _further("arc-attention-msea", _weighed_by_area(ATTENTION, _arc)),
     _further("tam-attention-msea", _weighed_by_area(ATTENTION, _tam)),

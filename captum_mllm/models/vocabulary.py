@@ -86,6 +86,30 @@ class Vocabulary:
         scores = cap_logits(scores, self.cap)
         return scores[..., inverse.to(states.device)]
 
+    @torch.no_grad()
+    def mean_logit(self, states: Tensor) -> Tensor:
+        r"""The mean logit of all tokens, on which no probability depends.
+
+        Args:
+            states (Tensor): hidden states after the final norm, shape (..., d).
+
+        Returns:
+            Tensor: float32, or float64 if the states are, shape (...).
+        """
+        dtype = torch.promote_types(states.dtype, torch.float32)
+        if self._has_rows and self.cap is None:
+            weight, bias = self.head.weight, self.head.bias
+            with full_precision():
+                mean = states.to(dtype) @ weight.mean(0, dtype=dtype).to(states.device)
+            return mean if bias is None else mean + bias.mean(dtype=dtype).to(mean)
+        flat = states.flatten(0, -2)
+        found = torch.empty(len(flat), dtype=dtype, device=states.device)
+        for block, place in zip(self._blocks(flat), self._blocks(found)):
+            place.zero_()
+            for _, logits in self._logits(block):
+                place += logits.sum(1) / self.size
+        return found.unflatten(0, states.shape[:-1])
+
     def directions(self, ids: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         r"""The directions of some tokens among the states, (n, d), and their biases, (n,): the
         logit of a token, before a cap, is its direction times the state, plus the bias.

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from captum_mllm import MLLM, ImageTextInput, LogitLens
+from captum_mllm import MLLM, AttendedLens, ImageTextInput, LogitLens
 from tests.models.test_mllm import random_image
-from tests.models.tiny_models import FAMILIES, shared
+from tests.models.tiny_models import FAMILIES, build, shared
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -22,10 +22,47 @@ def test_the_last_layer_is_the_default(family: str) -> None:
     assert not torch.allclose(LogitLens(mllm, layer=0).attribute(image, **call), default)
 
 
+@pytest.mark.parametrize("method", [LogitLens, AttendedLens])
+def test_a_centered_lens_does_not_see_what_a_softmax_does_not_see(
+    method: type[LogitLens] | type[AttendedLens],
+) -> None:
+    model, processor = build("qwen2_vl")
+    mllm = MLLM(model, processor)
+    image, query = mllm.prepare(ImageTextInput(random_image(), "what ?"), target="a cat")
+    call = {"additional_forward_args": (query,)}
+    plain, centered = (
+        method(mllm, centered=flag).attribute(image, **call) for flag in (False, True)
+    )
+    with torch.no_grad():
+        rows = model.get_output_embeddings().weight
+        rows += torch.randn(1, rows.shape[1])
+    shifted_plain, shifted = (
+        method(mllm, centered=flag).attribute(image, **call) for flag in (False, True)
+    )
+    torch.testing.assert_close(shifted, centered, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(shifted_plain, plain, rtol=1e-2, atol=1e-2)
+
+
+def test_a_centered_lens_is_the_lens_less_the_mean_logit() -> None:
+    mllm = MLLM(*shared("llava"))
+    image, query = mllm.prepare(ImageTextInput(random_image(84, 84), "what ?"), target="a cat")
+    states = mllm.states(image, query)
+    logits = mllm.model.get_output_embeddings()(states.image[0][0]).double()
+    expected = (logits - logits.mean(-1, keepdim=True))[:, query.answer_ids]
+    found = LogitLens(mllm, centered=True).attribute(image, additional_forward_args=(query,))
+    torch.testing.assert_close(found.flatten(1).double(), expected.T, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("layer", [7, 2, -3])
 def test_a_layer_that_the_model_lacks_is_refused_at_once(layer: int) -> None:
     with pytest.raises(ValueError, match=r"indices of the 2 layers of the language model"):
         LogitLens(MLLM(*shared("llava")), layer=layer)
+
+
+@pytest.mark.parametrize("centered", [1, "mean", None])
+def test_centered_is_a_truth_value(centered: Any) -> None:
+    with pytest.raises(TypeError, match="expected True or False"):
+        LogitLens(MLLM(*shared("llava")), centered=centered)
 
 
 @pytest.mark.parametrize("layer", [1.5, "last", True])

@@ -27,6 +27,15 @@ def test_scores_are_columns_of_the_logits(head: nn.Linear) -> None:
 
 
 @pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_the_mean_logit_is_that_of_all_logits(head: nn.Linear, cap: float | None) -> None:
+    states = torch.randn(2, 7, 8, dtype=torch.float64)
+    logits = head.double()(states)
+    expected = (logits if cap is None else cap * torch.tanh(logits / cap)).mean(-1)
+    torch.testing.assert_close(Vocabulary(head, cap).mean_logit(states), expected)
+
+
+@pytest.mark.usefixtures("_chunks")
 def test_rankings_and_predictions_equal_those_of_all_logits(head: nn.Linear) -> None:
     states, ids = torch.randn(13, 8), torch.randint(0, 101, (13,))
     probabilities = head(states).softmax(-1)
