@@ -23,11 +23,11 @@ const hidden = (() => {
 
   /** What comes of it, in words. */
   function sentence({ area, word, answer }) {
-    const whole = answer ? ` Its answer is then: “${tokens.spoken(answer)}”` : "";
+    const whole = answer ? `, and answers “${tokens.spoken(answer)}”` : "";
     return (
       `Without the region (outlined, ${percent.format(area)} of the image) the model ` +
-      `${says(word.says)}. Without another of the same area (dashed) it ` +
-      `${says(word.says_elsewhere)}.${whole}`
+      `${says(word.says)}${whole}. Without another of the same area (dashed) it ` +
+      `${says(word.says_elsewhere)}.`
     );
   }
 
