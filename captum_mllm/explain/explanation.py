@@ -81,7 +81,7 @@ def explain(
     top_predictions = max(top_predictions, extras.alternatives and extras.alternatives + 1)
     with mllm.remember():
         features = find_features(method, images, segments, words)
-        if query.instead_of or extras.alternatives:
+        if extras.alternatives:
             # The words are explained several times, by themselves and in contrast to others.
             token_attribution(method).prefetch([(images, query)], **kwargs)
         weights = None

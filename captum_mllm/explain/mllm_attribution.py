@@ -136,8 +136,8 @@ class MLLMAttribution(Attribution):
                 of the answer why they were not said: maps and weights as of ``contrast``, for
                 each token by itself, see :class:`~captum_mllm.explain.Alternatives`. At least one
                 more than these are kept of the ``top_predictions``. With the lens and attention
-                it takes no further pass; methods with passes of their own make as many again for
-                each of them. Default: 0
+                it takes no further pass, and keeps the states of all scales; methods with passes
+                of their own make as many again for each of them. Default: 0
             **kwargs (Any): passed on to the attribution method: ``scales``, ``n_steps``,
                 ``n_samples``, ``perturbations_per_eval`` ... With segments or words,
                 ``baselines`` is (image, words): what replaces removed parts,

@@ -455,12 +455,6 @@ class MLLMAttributionResult(ResultValues):
         except (TypeError, AttributeError, ValueError, LookupError, OverflowError) as error:
             raise ValueError(f"{str(path)!r} is not a whole result: {error}") from error
 
-    def _size_within(self, longest: int) -> tuple[int, int]:
-        """Height and width of the image, reduced to a longest side."""
-        width, height = self.image.size
-        share = min(1.0, longest / max(width, height))
-        return max(round(height * share), 1), max(round(width * share), 1)
-
     @property
     def _label(self) -> str:
         return f"Attribution ({self.unit})" if self.unit else "Attribution"

@@ -172,48 +172,12 @@
     }
   }
 
-  function shade(span, weight, limit) {
-    span.style.setProperty("--weight", limit > 0 ? (Math.abs(weight) / limit).toFixed(3) : 0);
-    span.classList.toggle("against", weight < 0);
-  }
-
-  /** Rows of a label, a bar and a value; no rows, no section. */
-  function fillBars(section, rows) {
-    section.hidden = rows.length === 0;
-    section.querySelector("ol").replaceChildren(
-      ...rows.map(({ label, weight, limit, value, strong, choice }) => {
-        const item = document.createElement("li");
-        const [name, length, amount] = ["name", "length", "value"].map((part) => {
-          const isButton = part === "name" && choice !== undefined;
-          const span = document.createElement(isButton ? "button" : "span");
-          span.className = part;
-          return span;
-        });
-        name.lang = "";
-        name.classList.toggle("strong", Boolean(strong));
-        tokens.showExactly(name, label);
-        name.title = name.textContent;
-        if (choice !== undefined) {
-          name.type = "button";
-          name.value = choice;
-          name.title = `Why not “${tokens.spoken(label)}”?`;
-          name.ariaLabel = name.title;
-          name.ariaPressed = choice === instead;
-        }
-        shade(length, weight, limit);
-        amount.textContent = value;
-        item.append(name, length, amount);
-        return item;
-      }),
-    );
-  }
-
   function updateWeights() {
     const row = instead === null ? undefined : contrasts.weights?.[contrastRow()];
     const { prompt, answer, peak } = earlierWeights(current, row);
     const limit = shared && !row ? limits.weight : peak;
-    promptSpans.forEach((span, index) => shade(span, prompt[index], limit));
-    unitSpans.forEach((span, index) => shade(span, answer[index] ?? 0, limit));
+    promptSpans.forEach((span, index) => bars.shade(span, prompt[index], limit));
+    unitSpans.forEach((span, index) => bars.shade(span, answer[index] ?? 0, limit));
     const strongest = [
       ...data.prompt.map((label, index) => ({ label, weight: prompt[index] })),
       ...answer.map((weight, index) => ({ label: text(units[index]), weight })),
@@ -221,7 +185,7 @@
       .filter(({ weight }) => weight !== 0)
       .sort((first, second) => Math.abs(second.weight) - Math.abs(first.weight))
       .slice(0, 5);
-    fillBars(
+    bars.fill(
       element("earlier"),
       strongest.map(({ label, weight }) => ({ label, weight, limit, value: number(weight) })),
     );
@@ -242,7 +206,7 @@
         ? `The product of the probabilities of its ${unit.length} tokens`
         : "The probability that the model gave this token";
     }
-    if (data.reasons) fillBars(element("reasons"), reasons.rows(data, unit));
+    if (data.reasons) bars.fill(element("reasons"), reasons.rows(data, unit));
     const risk = reasons.sentence(data, unit);
     element("risk").hidden = !risk;
     element("risk").textContent = risk;
@@ -251,7 +215,7 @@
         `Top predictions${many ? `, first of ${unit.length} tokens` : ""}`;
       const answered = data.answer[unit[0]];
       const ranks = contrasts?.ranks[unit[0]] ?? [];
-      fillBars(
+      bars.fill(
         element("predictions"),
         data.predictions[unit[0]].slice(0, Math.max(8, ranks.length + 1)).map((row, rank) => ({
           label: row[0],
@@ -260,6 +224,7 @@
           value: probability(row[1]),
           strong: row[0] === answered && !ranks.includes(rank),
           choice: ranks.includes(rank) ? ranks.indexOf(rank) : undefined,
+          chosen: instead !== null && ranks[instead] === rank,
         })),
       );
     }
@@ -268,7 +233,7 @@
         const item = element("what-if").content.cloneNode(true).firstElementChild;
         item.querySelector("h3").textContent =
           `If the region of “${tokens.spoken(view.removed)}” is hidden`;
-        fillBars(item, hidden.rows(view));
+        bars.fill(item, hidden.rows(view));
         item.querySelector("p").textContent = hidden.sentence(view);
         return item;
       }),

@@ -32,6 +32,7 @@ __all__ = [
     "render_page",
 ]
 
+_SCRIPTS = ("_heatmap", "_tokens", "_bars", "_reasons", "_what_if", "")
 _LONGEST_SIDE, _THUMBNAIL_SIDE = 1600, 192
 _STAGE = Template(
     '<figure class="stage"><div class="frame"><img src="$source" alt="$alt">'
@@ -182,7 +183,7 @@ def render_page(
     data["cut"] = finished is False
     return fill_document(
         "page",
-        ("page_heatmap.js", "page_tokens.js", "page_reasons.js", "page_what_if.js", "page.js"),
+        tuple(f"page{part}.js" for part in _SCRIPTS),
         title,
         styles=("page_reasons.css", "page_what_if.css"),
         stages="".join(
