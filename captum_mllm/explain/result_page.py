@@ -129,6 +129,7 @@ def _what_ifs(result: ResultValues, words: Sequence[Sequence[int]]) -> list[What
                 for index, word in ((index, found.words[index]) for index in found.selected)
             ],
             answer=found.answer,
+            in_image=found.by != "knockout",
         )
         for found in result.what_ifs
     ]

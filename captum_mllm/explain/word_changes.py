@@ -160,13 +160,20 @@ class WhatIf:
                 f"{[word.word for word in self.words]}, expected {words}, those of the answer"
             )
         if not self.selected or not set(self.selected) <= set(range(len(words))):
-            raise ValueError(f"a what-if selects the words {self.selected} of {len(words)}")
-        shapes = {self.region.shape, self.control.shape}
-        if self.shown not in explained or shapes != {sizes[self.shown][::-1]}:
             raise ValueError(
-                f"the what-if without {self.removed!r} has regions of {self.region.shape} in image "
-                f"{self.shown}, expected the height and width of an explained image"
+                f"the what-if without {self.removed!r} selects the words {self.selected}, expected "
+                f"some of the {len(words)} words of the answer"
             )
+        regions = (self.region, self.control)
+        kinds = {(each.shape, each.dtype) for each in regions}
+        if self.shown not in explained or kinds != {(sizes[self.shown][::-1], np.dtype(bool))}:
+            raise ValueError(
+                f"the what-if without {self.removed!r} has regions of {self.region.shape} and "
+                f"{self.region.dtype} in image {self.shown}, expected the height and width of an "
+                "explained image, bool"
+            )
+        if not all(word.top_after and word.top_elsewhere for word in self.words):
+            raise ValueError(f"the what-if without {self.removed!r} has words without predictions")
         numbers = [value for _, value in ranked]
         numbers += [value for word in self.words for value in word[1:4]]
         if not all(0 <= value <= 1 + 1e-6 for value in numbers):

@@ -231,8 +231,7 @@
     element("what-ifs")?.replaceChildren(
       ...hidden.of(data, unit).map((view) => {
         const item = element("what-if").content.cloneNode(true).firstElementChild;
-        item.querySelector("h3").textContent =
-          `If the region of “${tokens.spoken(view.removed)}” is hidden`;
+        item.querySelector("h3").textContent = hidden.heading(view);
         bars.fill(item, hidden.rows(view));
         item.querySelector("p").textContent = hidden.sentence(view);
         return item;

@@ -11,6 +11,11 @@ const hidden = (() => {
     );
   }
 
+  function heading({ removed, in_image: changed }) {
+    const region = `the region of “${tokens.spoken(removed)}”`;
+    return changed ? `If ${region} is hidden` : `If nothing attends to ${region}`;
+  }
+
   function rows({ word }) {
     return [
       ["the image as it is", word.before],
@@ -47,5 +52,5 @@ const hidden = (() => {
     );
   }
 
-  return { of, rows, sentence, outline };
+  return { of, heading, rows, sentence, outline };
 })();

@@ -45,7 +45,9 @@ class WhatIfView:
         region (np.ndarray): the hidden pixels, bool, of shape (H, W).
         control (np.ndarray): those of another region of the same area, bool, of shape (H, W).
         words (Sequence[HiddenWord]): the words that were asked for.
-        answer (str): what the model then answers; empty where it was not asked.
+        answer (str): what the model then answers; empty where it was not asked. Default: ""
+        in_image (bool): whether the image was changed; else nothing could attend to the region.
+            Default: True
     """
 
     removed: str
@@ -54,6 +56,7 @@ class WhatIfView:
     control: np.ndarray
     words: Sequence[HiddenWord]
     answer: str = ""
+    in_image: bool = True
 
 
 def what_if_data(
@@ -92,6 +95,7 @@ def what_if_data(
                 "control": outline(view.control)[1],
                 "words": [{**word._asdict(), "tokens": list(word.tokens)} for word in view.words],
                 "answer": view.answer,
+                "in_image": view.in_image,
             }
         )
     return {"what_ifs": packed or None}

@@ -199,6 +199,8 @@ def test_what_is_of_another_answer_is_not_kept(explained: Explained) -> None:
         other.keep_what_if(found)
     with pytest.raises(ValueError, match="explained image"):
         result.keep_what_if(replace(found, shown=1))
+    with pytest.raises(ValueError, match="explained image, bool"):
+        result.keep_what_if(replace(found, region=found.region.astype(int)))
     with pytest.raises(ValueError, match="selects the words"):
         result.keep_what_if(replace(found, selected=[99]))
     words = [word._replace(after=2.0) for word in found.words]

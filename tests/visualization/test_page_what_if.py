@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -111,8 +112,11 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_a_word_shows_what_is_said_without_its_region(browser: Browser) -> None:
-    browser.open(render_page(**arguments(what_ifs=[VIEW])))
+    by_attention = replace(VIEW, words=[VIEW.words[0]._replace(tokens=[4])], in_image=False)
+    browser.open(render_page(**arguments(what_ifs=[VIEW, by_attention])))
     units = browser.all("[role=option]")
+    units[3].click()
+    assert browser.text("#what-ifs h3") == "If nothing attends to the region of “red”"
     units[0].click()
     assert browser.all("#what-ifs h3") == [] and browser.all(".frame path") == []
     units[1].click()
