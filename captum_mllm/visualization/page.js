@@ -400,12 +400,12 @@
   if (drawn.every(({ rows }) => rows.every((row) => largest(row) === 0)))
     element("slider").remove();
   if (data.words.length === data.answer.length) element("units").remove();
+  if (!contrasts) element("alternatives-help").remove();
   if (!data.predictions) element("predictions").remove();
   if (!weights) element("earlier").remove();
   if (!data.reasons) element("reasons").remove();
   else element("reasons-heading").textContent += data.reasons.exact ? "" : " (weak estimate)";
   if (!data.probs) element("probability").remove();
-  if (!contrasts) element("alternatives-help").remove();
   if (!data.what_ifs) element("what-ifs").remove();
   if (!["probs", "predictions", "weights", "reasons", "risks", "what_ifs"].some((name) => data[name]))
     element("detail").remove();
