@@ -163,7 +163,7 @@
 
   function updateScales(unit) {
     // Scales have no contrasts.
-    element("scales").hidden = instead !== null;
+    if (scales.length) element("scales").hidden = instead !== null;
     for (const view of scales) {
       const maps = mapsOf(view.images, unit);
       const limit = shared ? limits.scale : peakOf(maps);
