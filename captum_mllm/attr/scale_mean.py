@@ -174,7 +174,7 @@ class ScaleMean:
     def __init__(self, inputs: tuple[Tensor, ...], options: ScaleOptions, name: str) -> None:
         self.inputs = inputs
         self.name = name
-        # A single map is passed on as it is.
+        # A single map is not changed.
         self.is_mean = len(options.scales) > 1
         self.output_size = options.output_size
         self.mode = options.interpolate_mode

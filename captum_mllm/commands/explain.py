@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import captum_mllm
@@ -20,6 +21,7 @@ EXAMPLES = """examples:
   captum-mllm explain page1.png page2.png --prompt "What is the total?" --explained 1
   captum-mllm explain --video street.mp4 --frames 8 --prompt "What happens?"
   captum-mllm explain --contrast heart=star --reasons exact
+  captum-mllm explain --alternatives 2 --what-if heart
   captum-mllm explain photos/ --batch-size 8 --on-error skip
   captum-mllm explain --messages chat.json --system "Answer in one word." --device cuda:1
 """
@@ -118,6 +120,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "it: by leaving them out (exact, a batch of 8 rows more), or from one pass",
     )
     add(
+        "--alternatives",
+        type=int,
+        default=0,
+        metavar="K",
+        help="also say of the K next most likely tokens at each place why they were not said; "
+        "click on them on the page",
+    )
+    add(
+        "--what-if",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="also say what the model says once the region that explains a word of the answer is "
+        "hidden, beside another region of the same area; may be given several times",
+    )
+    add(
         "--stream",
         action="store_true",
         help="print each word of the model's own answer with its probability as soon as it is "
@@ -186,10 +204,11 @@ def run(options: argparse.Namespace) -> None:
     scales = options.scales or (ONE_SCALE if options.stream else None)
     method, arguments = build_method(mllm, _method_name(options), scales)
     explainer = captum_mllm.MLLMAttribution(method)
+    extras = {"reasons": options.reasons, "alternatives": options.alternatives}
     generation = {"max_new_tokens": options.max_new_tokens} if options.answer is None else None
     _progress(options, "Explaining ...")
     if options.stream:
-        with explainer.stream(inp, gen_args=generation, **arguments) as words:
+        with explainer.stream(inp, gen_args=generation, **extras, **arguments) as words:
             for step in words:
                 show(f"{step.word}  {step.probability:.3f}")
             result = words.result
@@ -201,11 +220,30 @@ def run(options: argparse.Namespace) -> None:
             show_progress=not options.quiet,
             max_image_tokens=image_tokens(options),
             contrast=dict(options.contrast) or None,
-            reasons=options.reasons,
+            **extras,
             **arguments,
         )
+    refused = _hide_regions(explainer, result, options.what_if)
     _write(result, Path(options.output))
     _report(result, Path(options.output))
+    if refused:
+        raise ValueError(f"--what-if: {'; '.join(refused)}. The rest of the result is written")
+
+
+def _hide_regions(
+    explainer: captum_mllm.MLLMAttribution,
+    result: captum_mllm.MLLMAttributionResult,
+    words: Sequence[str],
+) -> list[str]:
+    """Keep what the model says without the region of each word; why not, where it cannot be."""
+    refused = []
+    for word in words:
+        try:
+            result.keep_what_if(explainer.what_if(result, word))
+        except ValueError as error:
+            # The model has spoken: what it said is not lost for a word that it did not say.
+            refused.append(str(error))
+    return refused
 
 
 def _method_name(options: argparse.Namespace) -> str:
@@ -222,6 +260,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("got --video and images; leave out one of them")
     if options.max_image_tokens is not None and options.max_image_tokens < 1:
         raise ValueError(f"got --max-image-tokens {options.max_image_tokens}, expected at least 1")
+    if options.alternatives < 0:
+        raise ValueError(f"got --alternatives {options.alternatives}, expected at least 0")
     if not options.stream:
         return
     if options.answer is not None:
@@ -231,10 +271,8 @@ def _check(options: argparse.Namespace) -> None:
             f"--stream cannot go with --method {options.method}, which needs more than a model "
             "keeps while it answers; leave out one of them, or pass --method msea"
         )
-    if options.contrast or options.reasons:
-        raise ValueError(
-            "--contrast and --reasons need the whole answer; leave them out, or leave out --stream"
-        )
+    if options.contrast:
+        raise ValueError("--contrast needs the whole answer; leave it out, or leave out --stream")
     if options.scales not in (None, ONE_SCALE):
         raise ValueError(
             "while a model answers it sees the image at scale 1 alone; leave out "
@@ -268,6 +306,8 @@ def _report(result: captum_mllm.MLLMAttributionResult, folder: Path) -> None:
         if scale.output_probs is not None:
             sure = float(scale.output_probs.log().mean().exp())
             show(f"  scale {scale.scale:g}: the answer's tokens have probability {sure:.3f}")
+    for what_if in result.what_ifs:
+        show(str(what_if))
     show("Look at it:")
     for name, what in (
         ("page.html", "the page, for any browser"),

@@ -17,8 +17,9 @@ from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.attr.text_attribution import text_attribution
 from captum_mllm.attr.token_maps import token_attribution, token_maps
+from captum_mllm.explain.alternatives import check_alternatives, find_alternatives
 from captum_mllm.explain.contrast_words import Contrast, contrast_words
-from captum_mllm.explain.estimate import Mode, find_reasons
+from captum_mllm.explain.estimate import Mode, check_reasons, find_reasons
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.result_parts import ScaleResult
 from captum_mllm.explain.signals import token_signals
@@ -39,6 +40,12 @@ class Extras(NamedTuple):
 
     reasons: Mode | None = None
     diagnosis: bool = False
+    alternatives: int = 0
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for what is out of its range."""
+        check_reasons(self.reasons)
+        check_alternatives(self.alternatives)
 
 
 NO_EXTRAS = Extras()
@@ -74,8 +81,13 @@ def explain(
     note = ""
     if contrast is not None:
         query, note = contrast_words(mllm, query, contrast)
+    # The token itself may be anywhere among the predictions, or nowhere.
+    top_predictions = max(top_predictions, extras.alternatives and extras.alternatives + 1)
     with mllm.remember():
         features = find_features(method, images, segments, words)
+        if extras.alternatives:
+            # The words are explained several times, by themselves and in contrast to others.
+            token_attribution(method).prefetch([(images, query)], **kwargs)
         weights = None
         if features.words is None and not token_attribution(method).weighs_text:
             # Attention tells, in a pass that leaves the states which are needed anyway.
@@ -89,6 +101,9 @@ def explain(
         scales = _scale_results(found.scales, len(images))
         found_reasons = find_reasons(mllm, images, query, extras.reasons)
         signals = token_signals(mllm, images, query, found_reasons) if extras.diagnosis else None
+        alternatives = find_alternatives(
+            method, images, query, features, extras.alternatives, **kwargs
+        )
     shown = inp.as_images(1 if query.clip is None else query.clip.together)
     units = image_units(method, images, states.layouts, features)
     start = 0 if query.with_prompt else states.n_prompt
@@ -106,6 +121,7 @@ def explain(
         scales=scales,
         reasons=found_reasons,
         signals=signals,
+        alternatives=alternatives,
         images=[to_pil(each) for each in shown.images],
         explained=shown.explained,
         times=query.times,

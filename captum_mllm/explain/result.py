@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from captum_mllm.explain.alternatives import Alternatives
 from captum_mllm.explain.calibration import Calibration
 from captum_mllm.explain.diagnosis import WordRisk, diagnose
 from captum_mllm.explain.reasons import Reasons
@@ -24,6 +25,7 @@ from captum_mllm.explain.result_parts import ScaleResult
 from captum_mllm.explain.result_tables import result_dict, result_table
 from captum_mllm.explain.result_values import ResultValues
 from captum_mllm.explain.selection import Selection
+from captum_mllm.explain.word_changes import WhatIf
 from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.visualization import plots, text_plots
 from captum_mllm.visualization.colors import OPACITY
@@ -70,6 +72,10 @@ class MLLMAttributionResult(ResultValues):
             the answer so far, or none of them. Default: None, it was not asked for.
         signals (Tensor, optional): what :meth:`diagnosis` judges tokens by, see
             ``captum_mllm.explain.signals.SIGNALS``. Default: None, it was not asked for.
+        alternatives (Alternatives, optional): why the next most probable tokens were not said.
+            Default: None, it was not asked for.
+        what_ifs (Sequence[WhatIf]): what the model says without the region of a word, see
+            :meth:`keep_what_if`. Default: ()
         unit (str): what the values of the maps are counted in, such as ``"logits"``. Default: ""
         finished (bool, optional): whether the model ended its own answer, or was cut off. Default:
             None, the answer was given
@@ -390,6 +396,13 @@ class MLLMAttributionResult(ResultValues):
         if self.reasons is not None:
             reasons_tensors, facts["reasons"] = self.reasons.to_parts()
             tensors |= reasons_tensors
+        if self.alternatives is not None:
+            tensors |= self.alternatives.to_parts()
+        facts["what_ifs"] = []
+        for index, what_if in enumerate(self.what_ifs):
+            parts, texts = what_if.to_parts(f"what_if.{index}")
+            tensors |= parts
+            facts["what_ifs"].append(texts)
         write_result(path, tensors, facts)
 
     @classmethod
@@ -434,17 +447,16 @@ class MLLMAttributionResult(ResultValues):
                     for index, scale in enumerate(facts["scales"])
                 ],
                 reasons=Reasons.from_parts(tensors, facts.get("reasons")),
+                alternatives=Alternatives.from_parts(tensors, len(numbers)),
+                what_ifs=[
+                    WhatIf.from_parts(f"what_if.{index}", tensors, texts)
+                    for index, texts in enumerate(facts.get("what_ifs", ()))
+                ],
             )
         except KeyError as error:
             raise ValueError(f"{str(path)!r} lacks a part of a result: {error}") from error
         except (TypeError, AttributeError, ValueError, LookupError, OverflowError) as error:
             raise ValueError(f"{str(path)!r} is not a whole result: {error}") from error
-
-    def _size_within(self, longest: int) -> tuple[int, int]:
-        """Height and width of the image, reduced to a longest side."""
-        width, height = self.image.size
-        share = min(1.0, longest / max(width, height))
-        return max(round(height * share), 1), max(round(width * share), 1)
 
     @property
     def _label(self) -> str:

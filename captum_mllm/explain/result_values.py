@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captum_mllm._options import check_choice, is_integer
 from captum_mllm.attr.image_shares import image_shares as shares_of
+from captum_mllm.explain.alternatives import Alternatives
 from captum_mllm.explain.reasons import Reasons
 from captum_mllm.explain.result_parts import (
     ScaleResult,
@@ -32,6 +33,7 @@ from captum_mllm.explain.result_parts import (
 )
 from captum_mllm.explain.selection import Selection, select_tokens
 from captum_mllm.explain.signals import check_signals
+from captum_mllm.explain.word_changes import WhatIf
 from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.models.query import name_images
 from captum_mllm.models.words import Word, group_runs
@@ -63,6 +65,8 @@ class ResultValues(LLMAttributionResult):
         scales: Sequence[ScaleResult] = (),
         reasons: Reasons | None = None,
         signals: Tensor | None = None,
+        alternatives: Alternatives | None = None,
+        what_ifs: Sequence[WhatIf] = (),
         unit: str = "",
         finished: bool | None = None,
         prompt: str = "",
@@ -114,6 +118,8 @@ class ResultValues(LLMAttributionResult):
         self.scales = list(scales)
         self.reasons = reasons
         self.signals = None if signals is None else signals.detach().float().cpu()
+        self.alternatives = alternatives
+        self.what_ifs: tuple[WhatIf, ...] = ()
         self.unit = unit
         self.finished = finished
         self.prompt = prompt
@@ -144,6 +150,30 @@ class ResultValues(LLMAttributionResult):
             )
         if self.signals is not None:
             check_signals(self.signals, len(self.output_tokens))
+        if alternatives is not None:
+            n_input = len(self.input_tokens)
+            ranked = self.top_predictions[n_prompt - n_input :]
+            alternatives.check(len(image_attrs), n_input, ranked)
+        for what_if in what_ifs:
+            self.keep_what_if(what_if)
+
+    def keep_what_if(self, what_if: WhatIf) -> None:
+        r"""
+        Keep what the model says without the region of a word, for the page and the file.
+
+        Args:
+            what_if (WhatIf): from :meth:`MLLMAttribution.what_if` with this result.
+
+        Raises:
+            TypeError: if it is something else.
+            ValueError: if it is of another answer or image.
+        """
+        if not isinstance(what_if, WhatIf):
+            raise TypeError(f"got {type(what_if).__name__}, expected what what_if() returns")
+        skipped = self.n_prompt - self._first
+        words = [text for word, text in zip(self.words, self.output_words) if word[0] >= skipped]
+        what_if.check(words, [image.size for image in self.images], self.explained)
+        self.what_ifs += (what_if,)
 
     def __repr__(self) -> str:
         sizes = " and ".join("{} x {}".format(*maps.shape[1:]) for maps in self.image_attrs)

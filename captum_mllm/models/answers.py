@@ -107,9 +107,8 @@ def generate_answers(
         others = settings.get("stopping_criteria") or ()
         settings["stopping_criteria"] = StoppingCriteriaList([*others, watcher])
     processors = settings.get("logits_processor") or ()
-    settings["logits_processor"] = LogitsProcessorList(
-        [*processors, RefuseNotFinite(model, inputs)]
-    )
+    refuse_not_finite = RefuseNotFinite(model, inputs)
+    settings["logits_processor"] = LogitsProcessorList([*processors, refuse_not_finite])
     if settings.get("stop_strings"):
         settings["tokenizer"] = tokenizer
     length = inputs["input_ids"].shape[1]
@@ -119,7 +118,8 @@ def generate_answers(
         ends = _tokens(settings, model, "eos_token_id")
         output = generator.generate(**inputs, **settings, return_dict_in_generate=False)
     except (AssertionError, AttributeError, TypeError, ValueError) as error:
-        if not options:
+        # Once the model answers, its own errors are no fault of the arguments.
+        if not options or refuse_not_finite.has_begun:
             raise
         raise ValueError(
             f"generate does not take these arguments, {', '.join(sorted(options))}: "

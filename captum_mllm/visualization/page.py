@@ -16,11 +16,23 @@ from PIL import Image
 from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.visualization.colors import FADE, color_table
 from captum_mllm.visualization.document import fill_document
+from captum_mllm.visualization.page_alternatives import AlternativesView, alternatives_data
 from captum_mllm.visualization.page_data import ScaleView, page_data
 from captum_mllm.visualization.page_reasons import ReasonsView, RiskView, reasons_data
+from captum_mllm.visualization.page_what_if import HiddenWord, WhatIfView, what_if_data
 
-__all__ = ["ReasonsView", "RiskView", "ScaleView", "embed_page", "render_page"]
+__all__ = [
+    "AlternativesView",
+    "HiddenWord",
+    "ReasonsView",
+    "RiskView",
+    "ScaleView",
+    "WhatIfView",
+    "embed_page",
+    "render_page",
+]
 
+_SCRIPTS = ("_heatmap", "_tokens", "_bars", "_reasons", "_what_if", "")
 _LONGEST_SIDE, _THUMBNAIL_SIDE = 1600, 192
 _STAGE = Template(
     '<figure class="stage"><div class="frame"><img src="$source" alt="$alt">'
@@ -46,6 +58,8 @@ def render_page(
     scales: Sequence[ScaleView] = (),
     reasons: ReasonsView | None = None,
     risks: Sequence[RiskView] | None = None,
+    alternatives: AlternativesView | None = None,
+    what_ifs: Sequence[WhatIfView] = (),
     unit: str = "",
     finished: bool | None = None,
     method: str = "",
@@ -99,6 +113,10 @@ def render_page(
             Default: None
         risks (Sequence[RiskView] or None): The risk that the image does not show a word; words of
             some or high risk are marked. Default: None
+        alternatives (AlternativesView or None): Why other predictions were not said, shown by a
+            click on them. Default: None
+        what_ifs (Sequence[WhatIfView]): What the model says without the regions of words, which
+            are outlined on the image. Default: ()
         unit (str): What the values of the maps are counted in, such as "logits". Default: ""
         finished (bool or None): Whether the model ended its own answer. False makes a note that the
             answer is cut off. Default: None, the answer was given
@@ -154,6 +172,8 @@ def render_page(
         scales=scales,
     )
     data |= reasons_data(reasons, risks, len(answer_tokens))
+    data |= alternatives_data(alternatives, data)
+    data |= what_if_data(what_ifs, len(answer_tokens), len(shown))
     data["colors"] = _base64(color_table(data["signed"]).tobytes())
     data["fade"] = FADE
     data["ratios"] = [images[index].width / images[index].height for index in shown]
@@ -169,9 +189,9 @@ def render_page(
     data["cut"] = finished is False
     return fill_document(
         "page",
-        ("page_heatmap.js", "page_tokens.js", "page_reasons.js", "page.js"),
+        tuple(f"page{part}.js" for part in _SCRIPTS),
         title,
-        styles=("page_reasons.css",),
+        styles=("page_reasons.css", "page_what_if.css"),
         stages="".join(
             _STAGE.substitute(
                 source=_data_uri(images[index], _LONGEST_SIDE),

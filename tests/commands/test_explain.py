@@ -101,6 +101,27 @@ def test_streamed_words_are_those_of_the_result(
     assert "leave out --answer or --stream" in capsys.readouterr().err
 
 
+def test_what_ifs_and_alternatives_are_kept(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = write_image(tmp_path / "image.png", "RGB", (96, 96))
+    arguments = ["explain", str(picture), "--model", str(folders["llava"]), "--quiet"]
+    arguments += ["--output", str(tmp_path / "out"), "--answer", "a cat", "--scales", "1"]
+    arguments += ["--method", "logit-lens"]
+    assert main([*arguments, "--alternatives", "1", "--what-if", "cat"]) == 0
+    assert "without 'cat'" in capsys.readouterr().out
+    result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
+    assert [each.removed for each in result.what_ifs] == ["cat"]
+    assert result.alternatives is not None and result.alternatives.ranks.shape[1] == 1
+    # What the model said is kept, whatever words were asked for.
+    assert main([*arguments, "--what-if", "bird", "--what-if", "cat"]) == 2
+    assert "no word or phrase 'bird'" in capsys.readouterr().err
+    result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
+    assert [each.removed for each in result.what_ifs] == ["cat"] and result.alternatives is None
+    assert main([*arguments, "--alternatives", "-1"]) == 2
+    assert "--alternatives -1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", [None, *METHODS])
 def test_methods(
     method: str | None, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
