@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         MLLMAttribution,
         MLLMAttributionResult,
     )
-    from captum_mllm.models import MLLM, ImageTextInput
+    from captum_mllm.models import MLLM, ImageTextInput, Video
 
 __version__ = "0.1.0"
 
@@ -43,6 +43,7 @@ __all__ = [
     "TokenAttribution",
     "TokenCam",
     "TokenMaps",
+    "Video",
 ]
 
 _PACKAGES = ("models", "attr", "explain", "visualization", "metrics", "datasets")

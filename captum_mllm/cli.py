@@ -55,7 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         try:
             return options.run(options) or 0
-        except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
+        except (
+            ValueError,
+            TypeError,
+            OSError,
+            RuntimeError,
+            ImportError,
+            FloatingPointError,
+        ) as error:
             say(f"captum-mllm: error: {' '.join(str(error).split())}")
             return 2
 

@@ -12,9 +12,10 @@ import captum_mllm
 
 ROOT = Path(captum_mllm.__file__).parent
 #: Each room and those that it may import from, beside itself.
-GROUND = {"_captum", "_probability", "_transformers"}
+GROUND = {"_captum", "_options", "_probability", "_transformers"}
 ALLOWED = {
     "_captum": set(),
+    "_options": set(),
     "_probability": {"_captum"},
     "_transformers": set(),
     "demo": set(),

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor
 
+from captum_mllm._options import check_choice, check_flag, check_number, is_integer
 from captum_mllm.attr.base import check_image_tokens
 from captum_mllm.attr.context_suppression import ContextSuppression
 from captum_mllm.attr.functional import rank_biased_overlap
 from captum_mllm.attr.text_attribution import context_scores, explained_rows
 from captum_mllm.models.layout import size_of
-from captum_mllm.models.query import Query, is_integer
+from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 
 #: Length of the rankings in the paper.
@@ -67,7 +67,8 @@ class ARC(ContextSuppression):
             Default: None, no filter.
 
     Raises:
-        TypeError: if the method is not an attribution on an MLLM.
+        TypeError: if the method is not an attribution on an MLLM, and for an option of another
+            type.
         ValueError: for an option outside of its range.
 
     Examples::
@@ -103,19 +104,18 @@ class ARC(ContextSuppression):
             raise ValueError(
                 f"top_k={top_k!r}, expected a whole number from 1 to the vocabulary's size, {size}"
             )
-        if not 0 < persistence < 1:
-            raise ValueError(f"persistence={persistence}, expected a number in (0, 1)")
-        _check_choice("suppress", suppress, ("irrelevant", "relevant", None))
-        _check_choice("reading", reading, ("next", "previous"))
-        if not 0 < power < math.inf:
-            raise ValueError(f"power={power}, expected a finite number above 0")
+        check_number("persistence", persistence, "(0, 1)")
+        check_choice("suppress", suppress, ("irrelevant", "relevant", None))
+        check_choice("reading", reading, ("next", "previous"))
+        check_number("power", power, "(0, inf)")
+        check_number("text_floor", text_floor, "[0, inf)", optional=True)
+        check_flag("by_activation", by_activation)
+        check_flag("image_agreement", image_agreement)
         self.top_k = top_k
         self.persistence = persistence
         self.suppress = suppress
         self.reading = reading
         self.power = power
-        if text_floor is not None and not 0 <= text_floor < math.inf:
-            raise ValueError(f"text_floor={text_floor}, expected a finite number of at least 0")
         self.by_activation = by_activation
         self.text_floor = text_floor
         self.image_agreement = image_agreement
@@ -192,8 +192,3 @@ class ARC(ContextSuppression):
     @property
     def _length(self) -> int:
         return self.top_k or min(TOP_K, self.forward_func.vocabulary.size)
-
-
-def _check_choice(name: str, given: Any, known: tuple[Any, ...]) -> None:
-    if given not in known:
-        raise ValueError(f"{name}={given!r}, expected one of {', '.join(map(repr, known))}")

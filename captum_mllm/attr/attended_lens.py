@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from captum_mllm._options import check_number
 from captum_mllm.attr.attention_maps import TEXT_RESIDUAL, AttentionMaps
 from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps, check_image_tokens
 from captum_mllm.attr.logit_lens import LogitLens
@@ -76,10 +76,7 @@ class AttendedLens(TokenAttribution):
         self.attention = AttentionMaps(
             forward_func, mode="raw", layers=layers, relative=True, text_residual=text_residual
         )
-        if isinstance(power, bool) or not isinstance(power, (int, float)):
-            raise TypeError(f"got power={power!r}, expected a number")
-        if not 0 <= power < math.inf:
-            raise ValueError(f"power={power}, expected a finite number of at least 0")
+        check_number("power", power, "[0, inf)")
         self.power = power
         self.layers = layers
         self.text_residual = text_residual

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_mllm._captum import format_tensor_into_tuples
+from captum_mllm._options import check_choice, check_flag, check_number
 from captum_mllm.attr.attention_rows import (
     AttentionRows,
     RawAttention,
@@ -131,15 +131,12 @@ class AttentionMaps(TokenAttribution):
         text_residual: float = 0.0,
     ) -> None:
         super().__init__(forward_func)
-        _check_option("mode", mode, ("raw", "rollout", "gradient"))
-        _check_option("head_fusion", head_fusion, ("mean", "max", "min"))
-        _check_option("tower", tower, ("decoder", "vision"))
-        if not 0 <= residual <= 1:
-            raise ValueError(f"residual={residual}, expected a share from 0 to 1")
-        if not 0 <= text_residual < math.inf:
-            raise ValueError(
-                f"text_residual={text_residual}, expected a finite number of at least 0"
-            )
+        check_choice("mode", mode, ("raw", "rollout", "gradient"))
+        check_choice("head_fusion", head_fusion, ("mean", "max", "min"))
+        check_choice("tower", tower, ("decoder", "vision"))
+        check_number("residual", residual, "[0, 1]")
+        check_number("text_residual", text_residual, "[0, inf)")
+        check_flag("relative", relative)
         self.mode = mode
         self.layers = layers
         self.head_fusion = head_fusion
@@ -363,8 +360,3 @@ class AttentionMaps(TokenAttribution):
             return fused
         total = fused.sum(-1, keepdim=True)
         return fused / torch.where(total > 0, total, 1.0)
-
-
-def _check_option(name: str, given: str, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise ValueError(f"{name}={given!r}, expected one of {', '.join(map(repr, known))}")

@@ -14,6 +14,7 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
+from captum_mllm._options import check_flag
 from captum_mllm._probability import known_probability
 from captum_mllm.attr.base import (
     Target,
@@ -70,6 +71,7 @@ class ContextSuppression(TokenWrapper):
     ) -> None:
         check_attribution(attribution_method)
         super().__init__(attribution_method)
+        check_flag("normalize", normalize)
         self.normalize = normalize
         self.filter_size = filter_size
         self.strength = strength
@@ -119,7 +121,17 @@ class ContextSuppression(TokenWrapper):
         """
         mllm: MLLM = self.forward_func
         asked = query.including_prompt() if self.suppresses else query
+        context = None
         with mllm.remember():
+            if self.suppresses and query.instead_of:
+                # A word interferes by what says it, not by what tells it from another word.
+                plain = replace(asked, instead_of=())
+                self.prefetch([(images, plain)], **kwargs)
+                quiet = {name: kwargs[name] for name in kwargs if name != "on_scale"}
+                context = token_maps(
+                    self.attribution_method, images, plain, None, features, **quiet
+                ).maps
+                asked = query
             found = token_maps(
                 self.attribution_method, images, asked, None, features, show_progress, **kwargs
             )
@@ -134,7 +146,7 @@ class ContextSuppression(TokenWrapper):
         # Maps of the explained tokens alone begin with the first of them.
         start = len(states.ids) - len(found.maps[0])
         units = image_units(self.attribution_method, images, states.layouts, features)
-        cleaned = self._clean(found, seen, states, rows, rows - start, units)
+        cleaned = self._clean(found, context or found.maps, seen, states, rows, rows - start, units)
         text = found.text
         if text is not None and not query.with_prompt:
             text = text[len(text) - len(query.answer_ids) :]
@@ -171,6 +183,7 @@ class ContextSuppression(TokenWrapper):
     def _clean(
         self,
         found: TokenMaps,
+        context: Sequence[Tensor],
         seen: Sequence[Tensor],
         states: States,
         rows: Tensor,
@@ -178,13 +191,14 @@ class ContextSuppression(TokenWrapper):
         units: Sequence[float],
     ) -> tuple[Tensor, ...]:
         """The maps of the tokens ``rows``, which are those at ``own_maps``."""
-        maps = [each.relu() for each in found.maps]
         weights = self.weights(states)
-        own = [each[own_maps] for each in maps]
+        own = [each[own_maps].relu() for each in found.maps]
         if weights is not None:
             another_word = states.ids[rows, None] != states.ids
-            weights = (weights.tril(-1)[rows] * another_word).to(maps[0])
-            own = suppress_together(own, maps, weights, units, self.strength)
+            weights = (weights.tril(-1)[rows] * another_word).to(own[0])
+            own = suppress_together(
+                own, [each.relu() for each in context], weights, units, self.strength
+            )
         own = [self.refine(each, states, rows, image) for image, each in enumerate(own)]
         seen = [cells.to(each.device) for cells, each in zip(seen, own)]
         if self.normalize:

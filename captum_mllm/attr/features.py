@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from captum.attr import Attribution
 from torch import Tensor
 
+from captum_mllm._options import is_integer
 from captum_mllm.attr.base import TokenAttribution, wrapper_chain
 from captum_mllm.attr.segments import Segments, SegmentsLike, image_segments
-from captum_mllm.models.query import is_integer
 
 _TEXTS = {"prompt": "the words of the prompt", "earlier": "the earlier words"}
 

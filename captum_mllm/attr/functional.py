@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_mllm._options import check_number, is_integer
 from captum_mllm.models.precision import full_precision
 
 
@@ -77,9 +78,8 @@ def suppress_context(
 
 
 def check_strength(strength: float | None) -> None:
-    r"""Raise ValueError for a strength that :func:`suppress_context` does not take."""
-    if strength is not None and not 0 <= strength <= 1:
-        raise ValueError(f"strength={strength}, expected a number in [0, 1] or None")
+    r"""Refuse a strength that :func:`suppress_context` does not take."""
+    check_number("strength", strength, "[0, 1]", optional=True)
 
 
 def _by_largest(rows: Tensor) -> Tensor:
@@ -201,8 +201,7 @@ def _check_rankings(first: Tensor, second: Tensor, persistence: float) -> None:
         )
     if first.device != second.device:
         raise ValueError(f"rankings must be on one device, got {first.device} and {second.device}")
-    if not 0.0 < persistence < 1.0:
-        raise ValueError(f"persistence must lie strictly between 0 and 1, got {persistence}")
+    check_number("persistence", persistence, "(0, 1)")
     for name, rankings in (("first", first), ("second", second)):
         in_order = rankings.sort(dim=1).values
         repeats = (in_order[:, 1:] == in_order[:, :-1]).any(dim=1).nonzero()
@@ -338,7 +337,7 @@ def _check_maps(maps: Tensor, kernel_size: int) -> None:
         raise TypeError(f"maps must be a floating-point Tensor, got {given}; use maps.float()")
     if maps.dim() < 2:
         raise ValueError(f"maps must have shape (..., h, w), got {tuple(maps.shape)}")
-    if isinstance(kernel_size, bool) or not isinstance(kernel_size, int):
+    if not is_integer(kernel_size):
         raise TypeError(f"kernel_size must be an int, got {type(kernel_size).__name__}")
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(

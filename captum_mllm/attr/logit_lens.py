@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_mllm._captum import format_tensor_into_tuples
+from captum_mllm._options import check_flag
 from captum_mllm.attr.base import (
     Target,
     TokenAttribution,
@@ -83,8 +84,7 @@ class LogitLens(TokenAttribution):
             if isinstance(layer, bool) or not isinstance(layer, int):
                 raise TypeError(f"got layer={layer!r}, expected the index of a layer")
             pick_layers(decoder_layers(forward_func.model), [layer], "language model")
-        if not isinstance(centered, bool):
-            raise TypeError(f"got centered={centered!r}, expected True or False")
+        check_flag("centered", centered)
         self.layer, self.centered = layer, centered
 
     def explain_tokens(

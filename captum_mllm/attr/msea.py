@@ -280,7 +280,7 @@ class MSEA(TokenWrapper):
                 raise
             return self._detached(found)
 
-        mean = ScaleMean(tensors, options)
+        mean = ScaleMean(tensors, options, method.get_name())
         separate: dict[int, Attributions] = {}
         for index, found in self._each_scale(
             tensors, options, target, additional, kwargs, explain, show_progress
@@ -334,7 +334,7 @@ class MSEA(TokenWrapper):
         # Arguments on the pixels are put on the features instead, which fit any scale.
         fixed = {} if features is None else {name: kwargs.pop(name, None) for name in ON_PIXELS}
         fixed = {name: value for name, value in fixed.items() if value is not None}
-        mean = ScaleMean(images, options)
+        mean = ScaleMean(images, options, self.attribution_method.get_name())
         found_scales = []
         with self.forward_func.remember():
             for index, found in self._each_scale(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
+from captum_mllm._options import check_choice, check_number, is_integer, numbers
 from captum_mllm.attr.resizing import resize_seen, scaled_size
+from captum_mllm.models.images import check_scaled
 from captum_mllm.models.layout import Layout, Size, size_of
 
 #: The scales of MSEA by default.
@@ -38,15 +39,8 @@ class ScaleOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", _factors(self.scales))
-        if self.normalize not in get_args(Normalize):
-            raise ValueError(
-                f"normalize must be one of {', '.join(map(repr, get_args(Normalize)))}, got "
-                f"{self.normalize!r}"
-            )
-        if self.interpolate_mode not in ("bilinear", "bicubic"):
-            raise ValueError(
-                f"interpolate_mode must be 'bilinear' or 'bicubic', got {self.interpolate_mode!r}"
-            )
+        check_choice("normalize", self.normalize, get_args(Normalize))
+        check_choice("interpolate_mode", self.interpolate_mode, ("bilinear", "bicubic"))
         _check_size(self.output_size)
         _ = self.scale_weights
 
@@ -59,20 +53,14 @@ class ScaleOptions:
         """One weight per scale, float64, the largest 1; None for confidence."""
         weights, number = self.weights, len(self.scales)
         if isinstance(weights, str):
-            if weights not in ("uniform", "confidence"):
-                raise ValueError(
-                    "weights must be 'uniform', 'confidence' or a number for each scale, got "
-                    f"{weights!r}"
-                )
+            check_choice("weights", weights, ("uniform", "confidence"))
             return None if weights == "confidence" else torch.ones(number, dtype=torch.float64)
-        try:
-            values = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
-        except (TypeError, ValueError, RuntimeError):
-            values = torch.empty(0)
-        if values.shape != (number,):
+        given = numbers("weights", weights)
+        if len(given) != number:
             raise ValueError(
                 f"weights must hold one number for each of the {number} scales, got {weights!r}"
             )
+        values = torch.tensor(given, dtype=torch.float64)
         if not bool(values.isfinite().all()) or bool((values < 0).any()) or not bool(values.any()):
             raise ValueError(
                 f"weights must be finite, not negative, and not all 0, got {weights!r}"
@@ -114,6 +102,8 @@ class ScaleOptions:
                         f"scale {scale:g} makes an input of {height} x {width} pixels {size[0]} x "
                         f"{size[1]}: every side needs at least 1 pixel; use a larger scale"
                     )
+                if size is not None:
+                    check_scaled(size, scale)
         return tensors
 
 
@@ -181,8 +171,11 @@ class RunningMean:
 class ScaleMean:
     """Weighted mean of the scales' maps at the output size, one scale at a time."""
 
-    def __init__(self, inputs: tuple[Tensor, ...], options: ScaleOptions) -> None:
+    def __init__(self, inputs: tuple[Tensor, ...], options: ScaleOptions, name: str) -> None:
         self.inputs = inputs
+        self.name = name
+        # A single map is not changed.
+        self.is_mean = len(options.scales) > 1
         self.output_size = options.output_size
         self.mode = options.interpolate_mode
         # A single scale is not changed, not even by rounding.
@@ -215,6 +208,13 @@ class ScaleMean:
         if len(layouts) != len(attributions):
             layouts = (*layouts, *layouts[:1] * len(attributions))[: len(attributions)]
         weight = weight.reshape(-1)
+        has_say = self.is_mean and bool((weight > 0).any())
+        if has_say and not all(bool(each.isfinite().all()) for each in attributions):
+            raise ValueError(
+                f"{self.name} gives attributions that are NaN or infinite, at scale "
+                f"{found.scale:g}, which have no mean with those of other scales; leave that scale "
+                "out, or give it the weight 0"
+            )
         values, seen = zip(*map(self._at_output_size, attributions, self.sizes, layouts))
         extents = [_extent(*each, self.normalize) for each in zip(values, seen)]
         together = _images(found.layouts, attributions)
@@ -348,16 +348,11 @@ def check_probability(probability: Tensor | None, scale: float) -> None:
 
 
 def _factors(scales: Any) -> tuple[float, ...]:
-    try:
-        # float alone would read digits out of a text.
-        factors = tuple(float(scale * 1.0) for scale in scales)
-    except (TypeError, ValueError):
-        raise ValueError(f"scales must be a sequence of numbers, got {scales!r}") from None
+    factors = numbers("scales", scales)
     if not factors:
         raise ValueError("scales must hold at least one scale, got an empty sequence")
     for scale in factors:
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"scales must be finite and above 0, got {scale}")
+        check_number("scale", scale, "(0, inf)")
     return factors
 
 
@@ -365,7 +360,7 @@ def _check_size(size: Any) -> None:
     if size is None or size == "largest":
         return
     is_size = isinstance(size, (tuple, list)) and len(size) == 2
-    if not is_size or not all(isinstance(side, int) and side >= 1 for side in size):
+    if not is_size or not all(is_integer(side) and side >= 1 for side in size):
         raise ValueError(
             f"output_size must be None, 'largest' or a height and width of at least 1, got {size!r}"
         )

@@ -263,7 +263,7 @@ def _absent(image: Tensor, native: Size, baseline: Any) -> Tensor:
     """What replaces absent segments of an image."""
     at_native = isinstance(baseline, Tensor) and baseline.ndim >= 2 and size_of(baseline) == native
     if at_native and native != size_of(image):
-        whole = baseline.expand(1, 3, *native)
+        whole = baseline.expand(1, image.shape[1], *native)
         baseline = F.interpolate(whole, size_of(image), mode="bilinear", antialias=True)
     return image_baseline(image, baseline)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_mllm._options import is_integer
 from captum_mllm.attr.resizing import resample
 from captum_mllm.models.layout import Size, size_of
 from captum_mllm.models.pixels import to_pil
 from captum_mllm.models.precision import full_precision
-from captum_mllm.models.query import is_integer
 
+# Data sets of classes have fewer, and 255 for what has none.
+_LAST_LABEL = 200
 SegmentsLike = tuple[int, int] | int | Tensor | np.ndarray | Sequence[Tensor]
 
 
@@ -101,23 +104,22 @@ def image_segments(segments: SegmentsLike, image: Tensor) -> Segments:
     Raises:
         TypeError: for anything else.
         ValueError: for a number below 1, more rows or columns than pixels, labels or masks of
-            another size, and an empty mask.
+            another size, an empty mask, and one of several levels.
         ModuleNotFoundError: for superpixels without scikit-image.
     """
     size = size_of(image)
-    if isinstance(segments, np.ndarray):
-        segments = torch.as_tensor(segments)
-    if isinstance(segments, Tensor):
-        return _by_labels(segments.to(image.device), size, "segments")
+    if isinstance(segments, (Tensor, np.ndarray)):
+        return _by_labels(_labels(segments, size).to(image.device), "segments")
     if is_integer(segments):
-        return _by_labels(superpixels(image, segments), size, "superpixels")
+        return _by_labels(superpixels(image, segments), "superpixels")
     given: tuple[Any, ...] = tuple(segments) if isinstance(segments, Sequence) else ()
     if len(given) == 2 and all(map(is_integer, given)):
         labels = grid_segments(size, given).to(image.device)
         text = f"a grid of {given[0]} x {given[1]}"
-        return replace(_by_labels(labels, size, ""), text=text, grid=given)
+        return replace(_by_labels(labels, ""), text=text, grid=given)
     if given and all(isinstance(mask, (Tensor, np.ndarray)) for mask in given):
-        return _by_masks([torch.as_tensor(mask).to(image.device) for mask in given], size)
+        masks = [_mask(each, size, index) for index, each in enumerate(given)]
+        return _by_masks([mask.to(image.device) for mask in masks], size)
     kinds = sorted({type(each).__name__ for each in given})
     shown = f"a {type(segments).__name__} of {', '.join(kinds)}" if kinds else repr(segments)
     raise TypeError(
@@ -194,31 +196,98 @@ def superpixels(image: Tensor, n_segments: int = 50, compactness: float = 10.0) 
             "superpixels need scikit-image: pip install scikit-image; or give segments as a grid, "
             "(rows, columns)"
         ) from error
-    pixels = np.asarray(to_pil(image[0] if image.ndim == 4 else image))
+    # Of a group of frames the mean.
+    frames = (image[0] if image.ndim == 4 else image).unflatten(0, (-1, 3))
+    pixels = np.asarray(to_pil(frames.mean(0)))
     labels = slic(pixels, n_segments=n_segments, compactness=compactness, start_label=0)
     return torch.from_numpy(labels).long().to(image.device)
 
 
-def _by_labels(labels: Tensor, size: Size, text: str) -> Segments:
+def _labels(given: Tensor | np.ndarray, size: Size) -> Tensor:
+    """Labels as a user gives them, (H, W), int64."""
+    labels = _to_tensor(given)
     if tuple(labels.shape) != size or labels.is_floating_point() or labels.is_complex():
         raise ValueError(
             f"got labels of shape {tuple(labels.shape)} and dtype {labels.dtype} for segments, "
             f"expected integers of the image's {size[0]} x {size[1]} pixels"
         )
+    _warn_of_levels(labels)
+    return labels.long()
+
+
+def check_feature_mask(mask: Any) -> None:
+    r"""Refuse a ``feature_mask`` of Captum that has no labels, and warn of a grey one.
+
+    Args:
+        mask (Any): a tensor of any shape and dtype, or None.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for numbers that are not whole.
+    """
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"got a feature_mask of type {type(mask).__name__}, expected a tensor")
+    if mask.is_floating_point() and bool((mask != mask.round()).any()):
+        raise ValueError(
+            "got a feature_mask of numbers that are not whole, expected a label for each pixel; "
+            "threshold a soft mask, such as `(mask > 0.5).long()`"
+        )
+    _warn_of_levels(mask)
+
+
+def _warn_of_levels(labels: Tensor) -> None:
+    """Warn where labels of 8 bits may be the levels of a grey mask."""
+    if labels.dtype != torch.uint8:
+        return
+    levels = labels.unique()
+    if len(levels) > 2 and levels[-1] > _LAST_LABEL:
+        warnings.warn(
+            f"each of the {len(levels)} levels of the 8-bit segments, up to {int(levels[-1])}, is "
+            "taken for a segment of its own; give `[mask > 127]` if they are a grey mask, or "
+            "labels as int64 if they are labels",
+            stacklevel=3,
+        )
+
+
+def _mask(given: Tensor | np.ndarray, size: Size, index: int) -> Tensor:
+    """A mask as a user gives it, (H, W), bool."""
+    mask = _to_tensor(given)
+    if tuple(mask.shape) != size or not mask.any():
+        raise ValueError(
+            f"got a mask of shape {tuple(mask.shape)} with {int(mask.count_nonzero())} pixels "
+            f"for segment {index}, expected one of the image's {size[0]} x {size[1]} pixels "
+            "that is not empty"
+        )
+    if len(levels := mask[mask != 0].unique()) > 1:
+        raise ValueError(
+            f"got a mask of {len(levels)} levels beside 0 for segment {index}, expected one of "
+            "them; threshold it, such as `mask > 127` for 8 bits or `mask > 0.5`"
+        )
+    return mask.bool()
+
+
+def _to_tensor(given: Tensor | np.ndarray) -> Tensor:
+    """A tensor of what may be of any byte order and strides."""
+    if isinstance(given, Tensor):
+        return given
+    if given.dtype.kind not in "buif":
+        raise TypeError(f"got segments of dtype {given.dtype}, expected integers or truth values")
+    dtype = given.dtype.newbyteorder("=")
+    if dtype.kind in "ui" and dtype != np.uint8:
+        dtype = np.dtype(np.int64)
+    return torch.from_numpy(np.array(given, dtype=dtype))
+
+
+def _by_labels(labels: Tensor, text: str) -> Segments:
     found, regions = labels.unique(return_inverse=True)
     members = torch.eye(len(found), dtype=torch.bool, device=labels.device)
     return Segments(regions, members, f"{len(found)} {text}")
 
 
 def _by_masks(masks: Sequence[Tensor], size: Size) -> Segments:
-    for index, mask in enumerate(masks):
-        if tuple(mask.shape) != size or not mask.any():
-            raise ValueError(
-                f"got a mask of shape {tuple(mask.shape)} with {int(mask.count_nonzero())} pixels "
-                f"for segment {index}, expected one of the image's {size[0]} x {size[1]} pixels "
-                "that is not empty"
-            )
-    columns = torch.stack([mask.bool().flatten() for mask in masks], dim=1)
+    columns = torch.stack([mask.flatten() for mask in masks], dim=1)
     regions = torch.zeros(len(columns), dtype=torch.long, device=columns.device)
     # Numbers are told apart much faster than rows.
     for part in columns.split(32, dim=1):

@@ -10,6 +10,7 @@ import torch
 from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
+from captum_mllm._options import check_choice, is_integer
 from captum_mllm.attr.base import (
     Target,
     TokenAttribution,
@@ -23,7 +24,7 @@ from captum_mllm.models.backbone import hook
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.image_tokens import ImageTokens, decoder_tokens, vision_tokens
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.query import Query, is_integer
+from captum_mllm.models.query import Query
 from captum_mllm.models.towers import (
     Tower,
     decoder_layers,
@@ -116,10 +117,7 @@ class TokenCam(TokenAttribution, LayerAttribution):
     ) -> None:
         mllm = multimodal_model(forward_func)
         check_image_tokens(mllm, self.get_name())
-        known = get_args(Variant)
-        if variant not in known:
-            expected = ", ".join(map(repr, known))
-            raise ValueError(f"variant={variant!r}, expected one of {expected}")
+        check_choice("variant", variant, get_args(Variant))
         LayerAttribution.__init__(self, mllm, _find_layer(mllm, layer, tower))
         self.variant = variant
 
@@ -211,8 +209,7 @@ class TokenCam(TokenAttribution, LayerAttribution):
 def _find_layer(mllm: MLLM, layer: int | nn.Module | None, tower: Tower) -> nn.Module:
     if isinstance(layer, nn.Module):
         return layer
-    if tower not in get_args(Tower):
-        raise ValueError(f"tower={tower!r}, expected 'decoder' or 'vision'")
+    check_choice("tower", tower, get_args(Tower))
     name = {"decoder": "language model", "vision": "vision tower"}[tower]
     layers = (decoder_layers if tower == "decoder" else vision_layers)(mllm.model)
     layer = (len(layers) - 1) // 2 if layer is None else layer

@@ -17,6 +17,7 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples, progress
+from captum_mllm._options import check_whole
 from captum_mllm.attr.base import (
     Target,
     TokenAttribution,
@@ -28,11 +29,15 @@ from captum_mllm.attr.base import (
 from captum_mllm.attr.features import Features, image_baselines, split_baselines
 from captum_mllm.attr.resizing import check_on_input, for_each_input, image_layouts
 from captum_mllm.attr.segment_attribution import SegmentAttribution
+from captum_mllm.attr.segments import check_feature_mask
 from captum_mllm.metrics.image_baselines import image_baseline
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Prompt, Query
 from captum_mllm.models.word_embeddings import word_baseline
+
+# Of methods of Captum, and at least 1.
+_COUNTS = {"internal_batch_size", "n_samples", "n_steps", "nt_samples", "perturbations_per_eval"}
 
 
 def token_maps(
@@ -61,13 +66,16 @@ def token_maps(
 
     Raises:
         TypeError: for a method that takes no segments or words.
-        ValueError: if the options ask for something else than one map for each token.
+        ValueError: if the options ask for something else than one map for each token, and for
+            maps that are not finite.
     """
     if kwargs.get("return_convergence_delta") or not kwargs.get("combine", True):
         raise ValueError(
             "each word has one map here; leave out return_convergence_delta and combine=False, or "
             f"ask {method.get_name()} itself"
         )
+    for name in _COUNTS & set(kwargs):
+        check_whole(name, kwargs[name], 1, optional=name == "internal_batch_size")
     found = token_attribution(method)
     check_option_names(found, kwargs)
     if found.takes_features:
@@ -76,7 +84,15 @@ def token_maps(
         SegmentAttribution(method, features.segments)
     elif features is not None and features.words is not None:
         raise _no_words(method)
-    return found.explain_tokens(images, query, target, **kwargs)
+    explained = found.explain_tokens(images, query, target, **kwargs)
+    if not all(bool(maps.isfinite().all()) for maps in explained.maps):
+        height = query.native[query.explained[0]][0]
+        raise ValueError(
+            f"{method.get_name()} gives attributions that are NaN or infinite, at scale "
+            f"{size_of(images[0])[0] / height:.3g}, so no map can be shown; look in it for a "
+            f"division by zero, or for sums beyond the range of {method.forward_func.dtype}"
+        )
+    return explained
 
 
 def token_attribution(method: Attribution) -> TokenAttribution:
@@ -134,6 +150,7 @@ class TokenByToken(TokenAttribution):
             ValueError: if the method's maps are not maps of the whole image.
         """
         method = self.attribution_method
+        _check_names(method, kwargs)
         segments, words = (None, None) if features is None else (features.segments, features.words)
         if segments is not None:
             if show_progress and "show_progress" in _parameters(method):
@@ -196,6 +213,9 @@ class TokenByToken(TokenAttribution):
         rows = []
         inputs = format_output(len(tensors) > 1, tensors)
         kwargs = for_each_input(kwargs, len(tensors))
+        masks = kwargs.get("feature_mask")
+        for mask in masks if isinstance(masks, tuple) else (masks,):
+            check_feature_mask(mask)
         with gradients_for(method, tensors):
             for wanted in targets:
                 found = method.attribute(
@@ -301,6 +321,21 @@ def _no_words(method: Attribution) -> TypeError:
         "take a method of gradients such as IntegratedGradients, or one that perturbs, such "
         "as FeatureAblation, and give it `segments`, (1, 1) for the image as a whole"
     )
+
+
+def _check_names(method: Attribution, options: dict[str, Any]) -> None:
+    """Refuse options that no method of Captum in a chain has: those that perturb take any name, and
+    do nothing with it."""
+    chain = list(wrapper_chain(method))
+    if not type(chain[-1]).__module__.startswith("captum."):
+        return
+    windows = {"baselines", "sliding_window_shapes", "strides"}
+    unknown = sorted(set(options).difference(windows, *map(_parameters, chain)))
+    if unknown:
+        raise TypeError(
+            f"{method.get_name()} does not take {', '.join(unknown)}; see the arguments of its "
+            "attribute(), and those of MLLMAttribution.attribute"
+        )
 
 
 def _parameters(method: Attribution) -> Any:

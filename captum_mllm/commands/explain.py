@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import captum_mllm
@@ -18,7 +19,9 @@ EXAMPLES = """examples:
   captum-mllm explain street.jpg --model ./my-finetuned-llava --answer "A red bus."
   captum-mllm explain before.jpg after.jpg --prompt "What has changed?"
   captum-mllm explain page1.png page2.png --prompt "What is the total?" --explained 1
+  captum-mllm explain --video street.mp4 --frames 8 --prompt "What happens?"
   captum-mllm explain --contrast heart=star --reasons exact
+  captum-mllm explain --alternatives 2 --what-if heart
   captum-mllm explain photos/ --batch-size 8 --on-error skip
   captum-mllm explain --messages chat.json --system "Answer in one word." --device cuda:1
 """
@@ -44,6 +47,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         help="image files, or one data set: a folder, or a file that ends in .json, .jsonl or .csv "
         "(default: the bundled scene)",
+    )
+    add(
+        "--video",
+        metavar="PATH",
+        help="a video instead of images: a file, for which PyAV is needed, or a folder of frames "
+        "in the order of their names",
+    )
+    add(
+        "--frames",
+        type=int,
+        default=8,
+        metavar="N",
+        help="frames of the video that the model sees, spread evenly (default: %(default)s)",
+    )
+    add(
+        "--fps",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="frames per second of a folder of frames (default: %(default)s)",
     )
     add("--prompt", metavar="TEXT", help="the question (default: 'Describe the image.')")
     add("--system", metavar="TEXT", help="the system's message before the question")
@@ -95,6 +118,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("estimate", "exact"),
         help="also say how much each word rests on the image, the question and the words before "
         "it: by leaving them out (exact, a batch of 8 rows more), or from one pass",
+    )
+    add(
+        "--alternatives",
+        type=int,
+        default=0,
+        metavar="K",
+        help="also say of the K next most likely tokens at each place why they were not said; "
+        "click on them on the page",
+    )
+    add(
+        "--what-if",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="also say what the model says once the region that explains a word of the answer is "
+        "hidden, beside another region of the same area; may be given several times",
     )
     add(
         "--stream",
@@ -157,17 +196,19 @@ def run(options: argparse.Namespace) -> None:
     inp = read_input(options)
     # A folder that cannot be written is better found out before a large model is loaded.
     Path(options.output).mkdir(parents=True, exist_ok=True)
-    if options.model.startswith("demo/") and (options.images or options.messages):
+    given = options.images or options.messages or options.video
+    if options.model.startswith("demo/") and given:
         _progress(options, f"{options.model} was trained on scenes as in the bundled image alone.")
     _progress(options, f"Loading {options.model} on {device} ...")
     mllm = load_model(options, device)
     scales = options.scales or (ONE_SCALE if options.stream else None)
     method, arguments = build_method(mllm, _method_name(options), scales)
     explainer = captum_mllm.MLLMAttribution(method)
+    extras = {"reasons": options.reasons, "alternatives": options.alternatives}
     generation = {"max_new_tokens": options.max_new_tokens} if options.answer is None else None
     _progress(options, "Explaining ...")
     if options.stream:
-        with explainer.stream(inp, gen_args=generation, **arguments) as words:
+        with explainer.stream(inp, gen_args=generation, **extras, **arguments) as words:
             for step in words:
                 show(f"{step.word}  {step.probability:.3f}")
             result = words.result
@@ -179,11 +220,30 @@ def run(options: argparse.Namespace) -> None:
             show_progress=not options.quiet,
             max_image_tokens=image_tokens(options),
             contrast=dict(options.contrast) or None,
-            reasons=options.reasons,
+            **extras,
             **arguments,
         )
+    refused = _hide_regions(explainer, result, options.what_if)
     _write(result, Path(options.output))
     _report(result, Path(options.output))
+    if refused:
+        raise ValueError(f"--what-if: {'; '.join(refused)}. The rest of the result is written")
+
+
+def _hide_regions(
+    explainer: captum_mllm.MLLMAttribution,
+    result: captum_mllm.MLLMAttributionResult,
+    words: Sequence[str],
+) -> list[str]:
+    """Keep what the model says without the region of each word; why not, where it cannot be."""
+    refused = []
+    for word in words:
+        try:
+            result.keep_what_if(explainer.what_if(result, word))
+        except ValueError as error:
+            # The model has spoken: what it said is not lost for a word that it did not say.
+            refused.append(str(error))
+    return refused
 
 
 def _method_name(options: argparse.Namespace) -> str:
@@ -196,8 +256,12 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("the answer to explain is empty; leave out --answer for the model's own")
     if options.max_new_tokens < 1:
         raise ValueError(f"got --max-new-tokens {options.max_new_tokens}, expected at least 1")
+    if options.video is not None and options.images:
+        raise ValueError("got --video and images; leave out one of them")
     if options.max_image_tokens is not None and options.max_image_tokens < 1:
         raise ValueError(f"got --max-image-tokens {options.max_image_tokens}, expected at least 1")
+    if options.alternatives < 0:
+        raise ValueError(f"got --alternatives {options.alternatives}, expected at least 0")
     if not options.stream:
         return
     if options.answer is not None:
@@ -207,10 +271,8 @@ def _check(options: argparse.Namespace) -> None:
             f"--stream cannot go with --method {options.method}, which needs more than a model "
             "keeps while it answers; leave out one of them, or pass --method msea"
         )
-    if options.contrast or options.reasons:
-        raise ValueError(
-            "--contrast and --reasons need the whole answer; leave them out, or leave out --stream"
-        )
+    if options.contrast:
+        raise ValueError("--contrast needs the whole answer; leave it out, or leave out --stream")
     if options.scales not in (None, ONE_SCALE):
         raise ValueError(
             "while a model answers it sees the image at scale 1 alone; leave out "
@@ -238,12 +300,14 @@ def _report(result: captum_mllm.MLLMAttributionResult, folder: Path) -> None:
     show(f"Method: {result.method}")
     if len(result.explained) > 1:
         shares = zip(result.explained, result.image_shares.mean(0).tolist())
-        parts = (f"image {index + 1} {share:.0%}" for index, share in shares)
+        parts = (f"{result.image_names[index]} {share:.0%}" for index, share in shares)
         show(f"Evidence: {', '.join(parts)}")
     for scale in result.scales:
         if scale.output_probs is not None:
             sure = float(scale.output_probs.log().mean().exp())
             show(f"  scale {scale.scale:g}: the answer's tokens have probability {sure:.3f}")
+    for what_if in result.what_ifs:
+        show(str(what_if))
     show("Look at it:")
     for name, what in (
         ("page.html", "the page, for any browser"),

@@ -27,7 +27,7 @@ from captum_mllm.visualization.index_page import Entry, render_index
 
 _PER_PAGE = 1000
 _THUMBNAIL = 128
-_REFUSED = ("messages", "answer", "stream", "contrast", "reasons")
+_REFUSED = ("messages", "answer", "stream", "contrast", "reasons", "alternatives", "what_if")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def explain_data(options: argparse.Namespace, method: str) -> None:
     for name in _REFUSED:
         if getattr(options, name):
             raise ValueError(
-                f"--{name} is for single images, and {options.images[0]} is a data set"
+                f"--{name.replace('_', '-')} is for single images, and {options.images[0]} is a "
+                "data set"
             )
     if options.explained is not None:
         raise ValueError("--explained is for several images of one question")

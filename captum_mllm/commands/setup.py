@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 import captum_mllm
-from captum_mllm import MLLM, MSEA, ImageTextInput
+from captum_mllm import MLLM, MSEA, ImageTextInput, Video
 from captum_mllm.commands.methods import METHODS, ONE_SCALE
 from captum_mllm.demo import DEMO_PROMPT, demo_folder, demo_image
 from captum_mllm.models import load_processor
@@ -23,7 +23,7 @@ DEFAULT_PROMPT = "Describe the image."
 
 def read_input(options: argparse.Namespace) -> ImageTextInput:
     r"""
-    The images and the question of the command's options.
+    The images or the video, and the question, of the command's options.
 
     Args:
         options (argparse.Namespace): What the command's parser gave.
@@ -44,18 +44,22 @@ def read_input(options: argparse.Namespace) -> ImageTextInput:
             raise ValueError(
                 f"{options.messages} names images, and the command line as well; leave out one"
             )
+        if named and options.video is not None:
+            raise ValueError(f"{options.messages} names images; leave them out, or --video")
         paths = paths or named
     else:
-        paths = paths or [demo_image()]
+        paths = paths or ([] if options.video else [demo_image()])
         prompt = options.prompt
         if prompt is None:
             prompt = DEMO_PROMPT if options.model.startswith("demo/") else DEFAULT_PROMPT
-        parts: list[dict[str, Any]] = [{"type": "image"} for _ in paths]
+        parts: list[dict[str, Any]] = [{"type": "image"} for _ in paths] or [{"type": "video"}]
         messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
     if options.system is not None:
         system = {"role": "system", "content": [{"type": "text", "text": options.system}]}
         messages = [system, *messages]
-    if not paths:
+    if options.video is not None and options.explained is not None:
+        raise ValueError("all frames of a video are explained; leave out --explained")
+    if options.video is None and not paths:
         raise ValueError(f"{options.messages} has no image; name image files on the command line")
     if options.explained is not None and not 0 <= options.explained < len(paths):
         raise ValueError(
@@ -63,6 +67,9 @@ def read_input(options: argparse.Namespace) -> ImageTextInput:
             f"image(s), 0 to {len(paths) - 1}"
         )
     try:
+        if options.video is not None:
+            video = Video.read(options.video, options.frames, options.fps)
+            return ImageTextInput(video, messages=messages)
         images = [Image.open(path) for path in paths]
         return ImageTextInput(images, messages=messages, explained=options.explained)
     except Image.DecompressionBombError as error:

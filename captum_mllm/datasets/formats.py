@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from captum_mllm._options import check_choice, check_whole
 from captum_mllm.datasets import coco, json_lines, phrases, questions
 from captum_mllm.datasets.entries import Entry
 from captum_mllm.datasets.rows import RawRow, json_rows
@@ -285,10 +286,8 @@ def open_samples(
         ('What is it?', (1, 224, 224), 1200)
     """
     path = Path(path)
-    if on_error not in get_args(OnError):
-        raise ValueError(f"on_error={on_error!r}, expected one of {', '.join(get_args(OnError))}")
-    if limit is not None and (isinstance(limit, bool) or limit < 1):
-        raise ValueError(f"limit={limit!r}, expected at least 1, or None for all rows")
+    check_choice("on_error", on_error, get_args(OnError))
+    check_whole("limit", limit, 1, optional=True)
     if format != "auto" and format not in FORMATS:
         raise ValueError(f"format={format!r}, expected auto or one of {', '.join(FORMATS)}")
     if prompt is not None and not prompt.strip():

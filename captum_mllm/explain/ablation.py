@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Literal
@@ -10,11 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_mllm._options import is_integer
 from captum_mllm.explain.reasons import Division, Reasons
 from captum_mllm.metrics.image_baselines import ImageBaseline, image_baseline
 from captum_mllm.models.knockout import TakesNoMask, hidden_columns
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.query import Query, is_integer
+from captum_mllm.models.query import Query
 from captum_mllm.models.word_embeddings import WordBaseline, word_baseline
 
 AbsentImage = ImageBaseline | Literal["knockout"]
@@ -23,14 +25,13 @@ AbsentImage = ImageBaseline | Literal["knockout"]
 _MOST_IMAGES = 4
 
 
-def group_names(n_images: int) -> tuple[str, ...]:
-    r"""The groups of inputs: each image, all of them where there are too many, and the texts."""
-    if n_images == 1:
+def group_names(names: Sequence[str]) -> tuple[str, ...]:
+    r"""The groups of inputs: each image by its name, all of them where there are too many, and the
+    texts."""
+    if len(names) == 1:
         names = ["image"]
-    elif n_images > _MOST_IMAGES:
+    elif len(names) > _MOST_IMAGES:
         names = ["images"]
-    else:
-        names = [f"image {number}" for number in range(1, n_images + 1)]
     return (*names, "question", "answer")
 
 
@@ -69,7 +70,7 @@ class Ablation:
         self.encoding = mllm.encode(self.images, self.query)
         self.words = mllm.word_embeddings(query, answer=True)
         self.mean = word_baseline(mllm.model, mllm.tokenizer, self.words, absent_word)
-        self.groups = group_names(count)
+        self.groups = group_names(query.names)
         n_images = len(self.groups) - 2
         self._of_image = list(range(count)) if n_images == count else [0] * count
         n_prompt = len(self.encoding.text_positions)

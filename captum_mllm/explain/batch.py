@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from reprlib import repr as shown
 from typing import Any
 
 from captum.attr import Attribution
@@ -40,16 +41,14 @@ def attribute_batch(
     ``explaining`` as of :func:`explain`.
 
     Raises:
-        TypeError: for a single text as targets, or a single contrast.
+        TypeError: for targets or contrasts that are not a list.
         ValueError: for no inputs, or another number of targets or contrasts.
     """
-    if isinstance(targets, str):
-        raise TypeError(f"got targets={targets!r}, expected a list with an answer for each input")
-    if isinstance(contrasts, (str, Mapping)):
-        raise TypeError(
-            f"got contrasts={contrasts!r}, expected a list with a contrast for each input, None "
-            "for no contrast"
-        )
+    for name, each in (("targets", targets), ("contrasts", contrasts)):
+        if each is not None and (isinstance(each, str) or not isinstance(each, Sequence)):
+            raise TypeError(
+                f"got {name}={shown(each)}, expected a list with one for each input, None for none"
+            )
     targets = [None] * len(inputs) if targets is None else list(targets)
     contrasts = [None] * len(inputs) if contrasts is None else list(contrasts)
     if not inputs or len(targets) != len(inputs):
@@ -108,7 +107,7 @@ def open_prompts(
     Raises:
         ValueError: for an empty answer, and for options where all answers are given.
     """
-    opened = [open_query(mllm.processor, inp, mllm.device) for inp in inputs]
+    opened = [open_query(mllm.backbone, inp) for inp in inputs]
     # Where the model makes some of the answers, the options are for these.
     refused = {} if any(target is None for target in targets) else options
     return opened, [given_answer(mllm.backbone, target, refused) for target in targets]

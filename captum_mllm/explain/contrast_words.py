@@ -33,8 +33,8 @@ def contrast_words(mllm: MLLM, query: Query, contrast: Contrast) -> tuple[Query,
 
     Raises:
         TypeError: for something that is not text.
-        ValueError: for words that the answer does not have, the same word twice, and words whose
-            tokens do not differ.
+        ValueError: for words that the answer does not have, the same word twice, words whose
+            tokens do not differ, and words that the tokenizer does not know.
     """
     tokenizer = mllm.tokenizer
     answer = list(query.answer_ids)
@@ -95,6 +95,12 @@ def _first_difference(
         pairs = enumerate(zip(answer, tokens))
         place = next((index for index, (said, might) in pairs if said != might), None)
         if place is not None and start <= place < end:
+            if tokens[place] == tokenizer.unk_token_id:
+                raise ValueError(
+                    f"got {other!r} in contrast to {own.strip()!r}, which this model does not "
+                    f"know: its tokenizer writes {tokenizer.unk_token!r} for it; take a word that "
+                    "the model might say"
+                )
             return place, tokens[place]
     raise ValueError(
         f"got {other!r} in contrast to {own.strip()!r}, but one begins with the tokens of the "

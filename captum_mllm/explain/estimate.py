@@ -90,7 +90,7 @@ def estimate_reasons(mllm: MLLM, images: tuple[Tensor, ...], query: Query) -> Re
     start = 0 if query.with_prompt else states.n_prompt
     predicting, ids = states.predicting[:, start:], states.ids[start:]
     whole = mllm.vocabulary.log_probability(predicting, ids)[0].cpu().float()
-    groups = group_names(len(query.images))
+    groups = group_names(query.names)
     if groups[0] == "images":
         count = len(query.images)
         masses = torch.cat([masses[:, :count].sum(1, keepdim=True), masses[:, count:]], dim=1)

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_mllm._captum import format_tensor_into_tuples
+from captum_mllm._options import check_flag, is_integer
 from captum_mllm.attr.features import find_features, to_earlier
 from captum_mllm.attr.image_shares import image_shares, image_units
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.attr.text_attribution import text_attribution
 from captum_mllm.attr.token_maps import token_attribution, token_maps
+from captum_mllm.explain.alternatives import check_alternatives, find_alternatives
 from captum_mllm.explain.contrast_words import Contrast, contrast_words
-from captum_mllm.explain.estimate import Mode, find_reasons
+from captum_mllm.explain.estimate import Mode, check_reasons, find_reasons
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.result_parts import ScaleResult
 from captum_mllm.explain.signals import token_signals
 from captum_mllm.models.answers import generation_options
-from captum_mllm.models.inputs import ImageTextInput
+from captum_mllm.models.inputs import ImageTextInput, check_is_input
 from captum_mllm.models.loading import model_name
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.pixels import to_pil
 from captum_mllm.models.prompt_parts import prompt_parts
-from captum_mllm.models.query import Query, is_integer
+from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 from captum_mllm.models.vocabulary import Predictions
 from captum_mllm.models.words import Word, group_runs, group_words, token_texts
@@ -38,9 +40,18 @@ class Extras(NamedTuple):
 
     reasons: Mode | None = None
     diagnosis: bool = False
+    alternatives: int = 0
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for what is out of its range."""
+        check_reasons(self.reasons)
+        check_alternatives(self.alternatives)
 
 
 NO_EXTRAS = Extras()
+
+# What methods get from `explain`.
+_OWN_ARGUMENTS = {"additional_forward_args", "features", "images", "inputs", "query", "target"}
 
 
 def explain(
@@ -70,8 +81,13 @@ def explain(
     note = ""
     if contrast is not None:
         query, note = contrast_words(mllm, query, contrast)
+    # The token itself may be anywhere among the predictions, or nowhere.
+    top_predictions = max(top_predictions, extras.alternatives and extras.alternatives + 1)
     with mllm.remember():
         features = find_features(method, images, segments, words)
+        if extras.alternatives:
+            # The words are explained several times, by themselves and in contrast to others.
+            token_attribution(method).prefetch([(images, query)], **kwargs)
         weights = None
         if features.words is None and not token_attribution(method).weighs_text:
             # Attention tells, in a pass that leaves the states which are needed anyway.
@@ -85,6 +101,10 @@ def explain(
         scales = _scale_results(found.scales, len(images))
         found_reasons = find_reasons(mllm, images, query, extras.reasons)
         signals = token_signals(mllm, images, query, found_reasons) if extras.diagnosis else None
+        alternatives = find_alternatives(
+            method, images, query, features, extras.alternatives, **kwargs
+        )
+    shown = inp.as_images(1 if query.clip is None else query.clip.together)
     units = image_units(method, images, states.layouts, features)
     start = 0 if query.with_prompt else states.n_prompt
     predicted = states.predictions(mllm.vocabulary, max(top_predictions, 1), query.with_prompt)
@@ -101,11 +121,13 @@ def explain(
         scales=scales,
         reasons=found_reasons,
         signals=signals,
-        images=[to_pil(each) for each in inp.images],
-        explained=inp.explained,
+        alternatives=alternatives,
+        images=[to_pil(each) for each in shown.images],
+        explained=shown.explained,
+        times=query.times,
         image_shares=image_shares(found.maps, units),
         prompt_parts=prompt_parts(
-            inp.messages, texts[: states.n_prompt], states.runs or (states.n_prompt,)
+            shown.messages, texts[: states.n_prompt], states.runs or (states.n_prompt,)
         ),
         segments=[each.regions for each in features.segments] if features.segments else None,
         unit=found.unit,
@@ -117,17 +139,36 @@ def explain(
     )
 
 
-def check_input(inp: Any, gen_args: dict[str, Any] | None, top_predictions: Any = 0) -> None:
-    r"""Refuse what is not an input, and arguments that ``generate`` or the result does not take.
+def check_input(
+    inp: Any,
+    gen_args: dict[str, Any] | None,
+    top_predictions: Any = 0,
+    options: Iterable[str] = (),
+    **flags: Any,
+) -> None:
+    r"""Refuse what is not an input, and arguments that ``generate``, the method or the result does
+    not take.
+
+    Args:
+        inp (Any): what is explained.
+        gen_args (dict, optional): arguments of ``generate``.
+        top_predictions (int): how many predictions the result has. Default: 0
+        options (Iterable[str]): names of those of the method. Default: ()
+        **flags (Any): truth values, by their names.
 
     Raises:
-        TypeError: if ``inp`` is not an :class:`ImageTextInput`.
+        TypeError: if ``inp`` is not an :class:`ImageTextInput`, for a flag that is not a truth
+            value, and for options that the explanation itself gives to the method.
         ValueError: for an argument that ``MLLM.prepare`` knows and ``generate`` does not, and for
             a number of predictions that is not an integer of at least 0.
     """
-    if not isinstance(inp, ImageTextInput):
+    check_is_input(inp)
+    for name, flag in flags.items():
+        check_flag(name, flag)
+    if taken := sorted(_OWN_ARGUMENTS & set(options)):
         raise TypeError(
-            f"got an input of type {type(inp).__name__}, expected ImageTextInput(image, text)"
+            f"got {', '.join(taken)} for the method, which the explanation gives it itself: the "
+            "input comes first, and its answer is `target`, or `targets` of several inputs"
         )
     if "target" in generation_options(gen_args):
         raise ValueError("gen_args holds 'target', which generate does not take")

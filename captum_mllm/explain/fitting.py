@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from captum.attr import Attribution
 
+from captum_mllm._options import check_whole
 from captum_mllm.attr.token_maps import token_attribution
 from captum_mllm.models.answers import MAX_NEW_TOKENS
 from captum_mllm.models.budget import check_context, fitting_scales
@@ -44,6 +45,8 @@ def fit_to_context(
         ValueError: without a limit, for scales that are beyond the context of the model; with a
             limit, for a method without scales if the image is beyond it.
     """
+    if not (isinstance(limit, str) and limit == "context"):
+        check_whole("max_image_tokens", limit, 1, optional=True)
     scales = token_attribution(method).scales_seen(**options)
     if scales == (1.0,) and not isinstance(limit, int):
         return options

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from dataclasses import replace
+from typing import get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from captum_mllm._options import check_choice, check_flag, check_number, check_whole
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.selection import Selection
+from captum_mllm.explain.word_changes import Hiding, WhatIf, WordChange
 from captum_mllm.metrics.image_baselines import image_baseline
 from captum_mllm.metrics.localization import otsu_threshold
 from captum_mllm.models.decoding import find_answer
@@ -28,90 +28,9 @@ from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
 from captum_mllm.models.words import token_texts
 
-Hiding = Literal["fill", "mean", "blur", "knockout"]
-
 _TOP = 5
 # Places that are tried for a region elsewhere.
 _TRIES = 200
-
-
-class WordChange(NamedTuple):
-    r"""
-    A word before and after something was hidden.
-
-    Args:
-        word (str): the word, without the spaces around it.
-        before (float): its probability, the product over its tokens.
-        after (float): its probability with the region hidden.
-        elsewhere (float): its probability with a region of the same shape hidden elsewhere.
-        changed (bool): whether another token is the most probable one with the region hidden.
-        changed_elsewhere (bool): the same with the other region hidden.
-        top_after (list[tuple[str, float]]): the most probable tokens with the region hidden, best
-            first, at the first token of the word that is no longer the most probable one, or else
-            at its first token.
-    """
-
-    word: str
-    before: float
-    after: float
-    elsewhere: float
-    changed: bool
-    changed_elsewhere: bool
-    top_after: list[tuple[str, float]]
-
-
-@dataclass(frozen=True, eq=False)
-class WhatIf:
-    r"""
-    What a model says once a region is hidden.
-
-    Args:
-        removed (str): the words whose region was hidden.
-        region (numpy.ndarray): the hidden pixels, bool, (H, W).
-        control (numpy.ndarray): the pixels of the region elsewhere, bool, (H, W).
-        image (PIL.Image.Image): the image without the region; the image itself where attention to
-            the region was knocked out.
-        words (list[WordChange]): the words of the answer, in their order.
-        selected (list[int]): which of them were asked for.
-        answer (str): what the model answers of its own with the region hidden; empty where it was
-            not asked.
-    """
-
-    removed: str
-    region: np.ndarray
-    control: np.ndarray
-    image: Image.Image
-    words: list[WordChange]
-    selected: list[int]
-    answer: str = ""
-
-    @property
-    def area(self) -> float:
-        """The share of the image that was hidden, in [0, 1]."""
-        return float(self.region.mean())
-
-    @property
-    def changed(self) -> bool:
-        """Whether the model says another word instead of one that was asked for."""
-        return any(self.words[index].changed for index in self.selected)
-
-    @property
-    def changed_elsewhere(self) -> bool:
-        """The same with a region of the same shape hidden elsewhere."""
-        return any(self.words[index].changed_elsewhere for index in self.selected)
-
-    def __str__(self) -> str:
-        lines = [f"without {self.removed!r} ({self.area:.0%} of the image hidden)"]
-        for index, word in enumerate(self.words):
-            mark = "*" if index in self.selected else " "
-            says = word.top_after[0][0].strip() if word.changed and word.top_after else ""
-            lines.append(
-                f"{mark} {word.word:<14} {word.before:.2f} -> {word.after:.2f} {says:<14} "
-                f"(elsewhere {word.elsewhere:.2f})"
-            )
-        if self.answer:
-            lines.append(f"the model now answers: {self.answer}")
-        return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -156,17 +75,21 @@ def what_if(
         ValueError: for words that are not there, a flat map, a result without its input, a result
             of another answer's tokens, or an option outside of its range.
     """
-    if by not in get_args(Hiding):
-        raise ValueError(f"by={by!r}, expected one of {', '.join(map(repr, get_args(Hiding)))}")
-    if not 0 <= margin < float("inf"):
-        raise ValueError(f"margin={margin}, expected a finite number of at least 0")
+    if not isinstance(result, MLLMAttributionResult):
+        raise TypeError(
+            f"got a result of type {type(result).__name__}, expected that of attribute()"
+        )
+    check_choice("by", by, get_args(Hiding))
+    check_number("margin", margin, "[0, inf)")
+    check_flag("answer", answer)
+    check_whole("seed", seed, 0)
     inp = result.inp if inp is None else inp
     if not isinstance(inp, ImageTextInput):
         raise ValueError(
             "the result has no input, as it was loaded from a file; give it as inp=ImageTextInput("
             "image, text)"
         )
-    opened, query = open_query(mllm.processor, inp, mllm.device)
+    opened, query = open_query(mllm.backbone, inp)
     query = replace(query, answer_ids=tuple(_answer_ids(mllm, result)))
     start = len(result.input_tokens) - len(result.output_tokens)
     tokens = result.tokens_of(remove)
@@ -189,10 +112,12 @@ def what_if(
         removed=texts,
         region=region.numpy(),
         control=control.numpy(),
-        image=to_pil(shown[place][1]),
+        image=to_pil(shown[place][1, :3]),
         words=changes,
         selected=chosen,
         answer=said,
+        by=by,
+        shown=result.explained[place],
     )
 
 
@@ -348,9 +273,12 @@ def _changes(
     texts = result.input_tokens[result.n_prompt :]
     changes = []
     for word in words:
-        place = next((token for token in word if other[1, token]), word[0])
         before, after, elsewhere = probability[:, list(word)].prod(1).tolist()
-        ranked = zip(top_ids[1, place].tolist(), top_probability[1, place].tolist())
+        tops = []
+        for hidden in (1, 2):
+            place = next((token for token in word if other[hidden, token]), word[0])
+            pairs = zip(top_ids[hidden, place].tolist(), top_probability[hidden, place].tolist())
+            tops.append([(mllm.tokenizer.decode([token]), value) for token, value in pairs])
         changes.append(
             WordChange(
                 word="".join(texts[token] for token in word).strip(),
@@ -359,7 +287,8 @@ def _changes(
                 elsewhere=elsewhere,
                 changed=bool(other[1, list(word)].any()),
                 changed_elsewhere=bool(other[2, list(word)].any()),
-                top_after=[(mllm.tokenizer.decode([token]), value) for token, value in ranked],
+                top_after=tops[0],
+                top_elsewhere=tops[1],
             )
         )
     return changes

@@ -15,13 +15,14 @@ from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.explain.answer_stream import AnswerStream
 from captum_mllm.explain.batch import attribute_batch
 from captum_mllm.explain.contrast_words import Contrast
-from captum_mllm.explain.estimate import Mode, check_reasons
+from captum_mllm.explain.estimate import Mode
 from captum_mllm.explain.explanation import Extras, check_input, explain
 from captum_mllm.explain.fitting import ImageTokens, fit_to_context
-from captum_mllm.explain.intervention import WhatIf, what_if
+from captum_mllm.explain.intervention import what_if
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.selection import Selection
 from captum_mllm.explain.stream import stream_answer
+from captum_mllm.explain.word_changes import WhatIf
 from captum_mllm.models.answers import generation_options
 from captum_mllm.models.decoding import answer_prompts, given_answer
 from captum_mllm.models.inputs import ImageTextInput
@@ -85,6 +86,7 @@ class MLLMAttribution(Attribution):
         contrast: Contrast | None = None,
         reasons: Mode | None = None,
         diagnosis: bool = False,
+        alternatives: int = 0,
         **kwargs: Any,
     ) -> MLLMAttributionResult:
         r"""
@@ -122,8 +124,7 @@ class MLLMAttribution(Attribution):
                 of a word, ``{"dog": "cat"}``, or ``"cat"`` for an answer of one word: the maps and
                 weights of that word then tell why it was said and not the other. Of words of
                 several tokens the first that differs is in contrast, and the result's ``method``
-                names it. Other words are explained without it; around them, ARC and TAM suppress
-                this map as that of an earlier word. Default: None
+                names it. Other words are explained as without it. Default: None
             reasons (str, optional): also tell what each token rests on: the image, the question,
                 the answer so far, or none of them. ``"exact"`` leaves each of them out, alone and
                 together, in a batch of 8 rows (see :func:`~captum_mllm.explain.exact_reasons`);
@@ -131,6 +132,12 @@ class MLLMAttribution(Attribution):
             diagnosis (bool): also read the signals by which :meth:`MLLMAttributionResult.diagnosis`
                 tells words that the image does not show, from at most two rows of a batch more
                 than the explanation. Default: False
+            alternatives (int): also tell of so many of the next most probable tokens at each place
+                of the answer why they were not said: maps and weights as of ``contrast``, for
+                each token by itself, see :class:`~captum_mllm.explain.Alternatives`. At least one
+                more than these are kept of the ``top_predictions``. With the lens and attention
+                it takes no further pass, and keeps the states of all scales; methods with passes
+                of their own make as many again for each of them. Default: 0
             **kwargs (Any): passed on to the attribution method: ``scales``, ``n_steps``,
                 ``n_samples``, ``perturbations_per_eval`` ... With segments or words,
                 ``baselines`` is (image, words): what replaces removed parts,
@@ -158,13 +165,22 @@ class MLLMAttribution(Attribution):
             ValueError: for an empty answer, a scale that makes more tokens than the model's context
                 has, or arguments that clash or that the method refuses.
         """
-        check_input(inp, gen_args, top_predictions)
-        check_reasons(reasons)
+        check_input(
+            inp,
+            gen_args,
+            top_predictions,
+            kwargs,
+            include_prompt=include_prompt,
+            show_progress=show_progress,
+            diagnosis=diagnosis,
+        )
+        extras = Extras(reasons, diagnosis, alternatives)
+        extras.check()
         mllm: MLLM = self.forward_func
         # The states by which the model says an answer of its own are those of a pass with it.
         with mllm.remember():
             options = generation_options(gen_args)
-            images, query = open_query(mllm.processor, inp, mllm.device)
+            images, query = open_query(mllm.backbone, inp)
             answer = given_answer(mllm.backbone, target, options)
             kwargs = fit_to_context(
                 self.attribution_method, [query], [answer], options, max_image_tokens, kwargs
@@ -184,7 +200,7 @@ class MLLMAttribution(Attribution):
                 segments,
                 words,
                 contrast,
-                Extras(reasons, diagnosis),
+                extras,
                 **kwargs,
             )
 
@@ -202,6 +218,7 @@ class MLLMAttribution(Attribution):
         contrasts: Sequence[Contrast | None] | None = None,
         reasons: Mode | None = None,
         diagnosis: bool = False,
+        alternatives: int = 0,
         **kwargs: Any,
     ) -> list[MLLMAttributionResult]:
         r"""
@@ -231,6 +248,7 @@ class MLLMAttribution(Attribution):
                 ``contrast`` in :meth:`attribute`, None for no contrast. Default: None, none
             reasons (str, optional): as in :meth:`attribute`, in turn. Default: None
             diagnosis (bool): as in :meth:`attribute`, in turn. Default: False
+            alternatives (int): as in :meth:`attribute`. Default: 0
             **kwargs (Any): passed on to the attribution method.
 
         Returns:
@@ -258,11 +276,23 @@ class MLLMAttribution(Attribution):
                 "attribute_batch() takes contrasts, a list with a contrast for each input; "
                 "contrast is of attribute(), for one"
             )
-        if isinstance(inputs, ImageTextInput):
-            raise TypeError("got one ImageTextInput, expected a list of them; see attribute()")
+        if not isinstance(inputs, Sequence) or isinstance(inputs, (str, bytes)):
+            raise TypeError(
+                f"got inputs of type {type(inputs).__name__}, expected a list of ImageTextInput; "
+                "attribute() takes one of them"
+            )
         for inp in inputs:
-            check_input(inp, gen_args, top_predictions)
-        check_reasons(reasons)
+            check_input(
+                inp,
+                gen_args,
+                top_predictions,
+                kwargs,
+                include_prompt=include_prompt,
+                show_progress=show_progress,
+                diagnosis=diagnosis,
+            )
+        extras = Extras(reasons, diagnosis, alternatives)
+        extras.check()
         return attribute_batch(
             self.attribution_method,
             inputs,
@@ -276,12 +306,13 @@ class MLLMAttribution(Attribution):
             show_progress=show_progress,
             segments=segments,
             words=words,
-            extras=Extras(reasons, diagnosis),
+            extras=extras,
         )
 
     def what_if(self, result: MLLMAttributionResult, remove: Selection, **options: Any) -> WhatIf:
         r"""
         Hide the region that explains a word, and look what the model then says.
+        :meth:`MLLMAttributionResult.keep_what_if` keeps it for the page and the file.
 
         Args:
             result (MLLMAttributionResult): an explained answer of this model.
@@ -318,6 +349,7 @@ class MLLMAttribution(Attribution):
         top_predictions: int = 5,
         reasons: Mode | None = None,
         diagnosis: bool = False,
+        alternatives: int = 0,
         **kwargs: Any,
     ) -> AnswerStream:
         r"""
@@ -337,6 +369,7 @@ class MLLMAttribution(Attribution):
                 own after the answer. Default: None
             diagnosis (bool): as in :meth:`attribute`, for the ``result``, in passes of its own
                 after the answer. Default: False
+            alternatives (int): as in :meth:`attribute`, for the ``result``. Default: 0
             **kwargs (Any): passed on to the attribution method.
 
         Returns:
@@ -361,11 +394,13 @@ class MLLMAttribution(Attribution):
             >>> shapes == [(224, 224)] * len(stream.result.output_words)
             True
         """
-        check_input(inp, gen_args, top_predictions)
-        check_reasons(reasons)
-        result = {"top_predictions": top_predictions, "extras": Extras(reasons, diagnosis)}
+        own = set(kwargs) - {"target"}
+        check_input(inp, gen_args, top_predictions, own, diagnosis=diagnosis)
+        extras = Extras(reasons, diagnosis, alternatives)
+        extras.check()
+        of_result = {"top_predictions": top_predictions, "extras": extras}
         options = generation_options(gen_args)
-        return stream_answer(self.attribution_method, inp, options, kwargs, result)
+        return stream_answer(self.attribution_method, inp, options, kwargs, of_result)
 
     @classmethod
     def get_name(cls) -> str:

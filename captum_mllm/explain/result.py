@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from captum_mllm.explain.alternatives import Alternatives
 from captum_mllm.explain.calibration import Calibration
 from captum_mllm.explain.diagnosis import WordRisk, diagnose
 from captum_mllm.explain.reasons import Reasons
@@ -24,6 +25,7 @@ from captum_mllm.explain.result_parts import ScaleResult
 from captum_mllm.explain.result_tables import result_dict, result_table
 from captum_mllm.explain.result_values import ResultValues
 from captum_mllm.explain.selection import Selection
+from captum_mllm.explain.word_changes import WhatIf
 from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.visualization import plots, text_plots
 from captum_mllm.visualization.colors import OPACITY
@@ -70,12 +72,18 @@ class MLLMAttributionResult(ResultValues):
             the answer so far, or none of them. Default: None, it was not asked for.
         signals (Tensor, optional): what :meth:`diagnosis` judges tokens by, see
             ``captum_mllm.explain.signals.SIGNALS``. Default: None, it was not asked for.
+        alternatives (Alternatives, optional): why the next most probable tokens were not said.
+            Default: None, it was not asked for.
+        what_ifs (Sequence[WhatIf]): what the model says without the region of a word, see
+            :meth:`keep_what_if`. Default: ()
         unit (str): what the values of the maps are counted in, such as ``"logits"``. Default: ""
         finished (bool, optional): whether the model ended its own answer, or was cut off. Default:
             None, the answer was given
         prompt (str): the question. Default: ""
         method (str): the method as code. Default: ""
         model (str): the model's name. Default: ""
+        times (Sequence[float]): when each image of a video was seen, in seconds; the images are the
+            first frames of the groups of frames that share a map. Default: (), not of a video
         inp (InterpretableInput, optional): the input; not saved. Default: None
 
     Raises:
@@ -159,7 +167,7 @@ class MLLMAttributionResult(ResultValues):
             images if len(places) > 1 else images[0],
             maps if len(places) > 1 else maps[0],
             title=title,
-            names=[f"image {self.explained[place] + 1}" for place in places],
+            names=[self.image_names[self.explained[place]] for place in places],
             label=label,
             alpha=alpha,
             segments=labels if labels is None or len(places) > 1 else labels[0],
@@ -381,13 +389,20 @@ class MLLMAttributionResult(ResultValues):
             if scale.output_probs is not None:
                 tensors[f"scale.{index}.output_probs"] = scale.output_probs
         facts = {name: getattr(self, name) for name in _FACTS}
-        facts["finished"] = self.finished
+        facts["finished"], facts["times"] = self.finished, self.times
         facts["prompt_parts"] = [vars(part) for part in self.prompt_parts]
         facts["scales"] = [scale.scale for scale in self.scales]
         facts["reasons"] = None
         if self.reasons is not None:
             reasons_tensors, facts["reasons"] = self.reasons.to_parts()
             tensors |= reasons_tensors
+        if self.alternatives is not None:
+            tensors |= self.alternatives.to_parts()
+        facts["what_ifs"] = []
+        for index, what_if in enumerate(self.what_ifs):
+            parts, texts = what_if.to_parts(f"what_if.{index}")
+            tensors |= parts
+            facts["what_ifs"].append(texts)
         write_result(path, tensors, facts)
 
     @classmethod
@@ -414,6 +429,7 @@ class MLLMAttributionResult(ResultValues):
                 image_attr=[tensors[f"image_attr.{number}"] for number in numbers],
                 **{name: parts[name] for name in _FACTS + _TENSORS},
                 finished=facts.get("finished"),
+                times=facts.get("times", ()),
                 images=[
                     Image.fromarray(tensors[f"image.{index}"].numpy()) for index in range(n_images)
                 ],
@@ -431,17 +447,16 @@ class MLLMAttributionResult(ResultValues):
                     for index, scale in enumerate(facts["scales"])
                 ],
                 reasons=Reasons.from_parts(tensors, facts.get("reasons")),
+                alternatives=Alternatives.from_parts(tensors, len(numbers)),
+                what_ifs=[
+                    WhatIf.from_parts(f"what_if.{index}", tensors, texts)
+                    for index, texts in enumerate(facts.get("what_ifs", ()))
+                ],
             )
         except KeyError as error:
             raise ValueError(f"{str(path)!r} lacks a part of a result: {error}") from error
         except (TypeError, AttributeError, ValueError, LookupError, OverflowError) as error:
             raise ValueError(f"{str(path)!r} is not a whole result: {error}") from error
-
-    def _size_within(self, longest: int) -> tuple[int, int]:
-        """Height and width of the image, reduced to a longest side."""
-        width, height = self.image.size
-        share = min(1.0, longest / max(width, height))
-        return max(round(height * share), 1), max(round(width * share), 1)
 
     @property
     def _label(self) -> str:

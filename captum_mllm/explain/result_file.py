@@ -55,6 +55,7 @@ def read_result(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         IsADirectoryError: if the path is a folder.
         ValueError: if it is a file of another kind, or is cut off.
     """
+    check_path(path)
     if Path(path).is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder; give the file of a saved result")
     if not Path(path).exists():
@@ -90,6 +91,16 @@ def _digest(tensors: dict[str, Tensor], facts: str) -> str:
     return found.hexdigest()
 
 
+def check_path(path: Any) -> None:
+    r"""Refuse what is not the path of a file.
+
+    Raises:
+        TypeError: for anything but a text or a path.
+    """
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"got a path of type {type(path).__name__}, expected str or pathlib.Path")
+
+
 def write_file(path: str | Path, content: bytes) -> None:
     r"""
     Write a file so that a failure leaves what was there before.
@@ -107,6 +118,7 @@ def write_file(path: str | Path, content: bytes) -> None:
         PermissionError: if the folder or the file may not be written.
         OSError: for any other failure of the system, such as a full disk.
     """
+    check_path(path)
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(

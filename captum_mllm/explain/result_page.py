@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +14,15 @@ from captum_mllm.explain.reasons import PRIOR
 from captum_mllm.explain.result_values import ResultValues
 from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.models.words import group_runs
-from captum_mllm.visualization.page import ReasonsView, RiskView, ScaleView, render_page
+from captum_mllm.visualization.page import (
+    AlternativesView,
+    HiddenWord,
+    ReasonsView,
+    RiskView,
+    ScaleView,
+    WhatIfView,
+    render_page,
+)
 
 
 def result_page(result: ResultValues, calibration: Calibration | None = None) -> str:
@@ -37,6 +46,7 @@ def result_page(result: ResultValues, calibration: Calibration | None = None) ->
     return render_page(
         images=result.images,
         explained=result.explained,
+        names=result.image_names,
         prompt_tokens=prompt,
         prompt_parts=parts,
         answer_tokens=result.output_tokens[skipped:],
@@ -49,6 +59,8 @@ def result_page(result: ResultValues, calibration: Calibration | None = None) ->
         scales=scales,
         reasons=_reasons(result, skipped),
         risks=_risks(result, skipped, calibration),
+        alternatives=_alternatives(result, skipped, lowest),
+        what_ifs=_what_ifs(result, words),
         unit=result.unit,
         finished=result.finished,
         method=result.method,
@@ -79,6 +91,48 @@ def _risks(
             why=each.why,
         )
         for each in diagnose(result, calibration)
+    ]
+
+
+def _alternatives(
+    result: ResultValues, skipped: int, lowest: float | None
+) -> AlternativesView | None:
+    """Why the next most probable tokens were not said."""
+    found = result.alternatives
+    if found is None:
+        return None
+    weights = None
+    # Attention gives the same weights whatever the alternative.
+    if not torch.allclose(found.token_attr, result.token_attr[skipped:, None]):
+        _, _, flat = _by_words(result, found.token_attr.flatten(0, 1))
+        weights = flat.unflatten(0, found.ranks.shape).numpy()
+    maps = [each.clamp(min=lowest, max=torch.inf).numpy() for each in found.image_attrs]
+    return AlternativesView(found.ranks.numpy(), maps, weights)
+
+
+def _what_ifs(result: ResultValues, words: Sequence[Sequence[int]]) -> list[WhatIfView]:
+    """What the model says without the regions of words of the answer."""
+    return [
+        WhatIfView(
+            removed=found.removed,
+            place=result.explained.index(found.shown),
+            region=found.region,
+            control=found.control,
+            words=[
+                HiddenWord(
+                    words[index],
+                    word.before,
+                    word.after,
+                    word.elsewhere,
+                    word.top_after[0][0] if word.changed else None,
+                    word.top_elsewhere[0][0] if word.changed_elsewhere else None,
+                )
+                for index, word in ((index, found.words[index]) for index in found.selected)
+            ],
+            answer=found.answer,
+            in_image=found.by != "knockout",
+        )
+        for found in result.what_ifs
     ]
 
 

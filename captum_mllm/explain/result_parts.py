@@ -146,6 +146,18 @@ def check_finished(finished: bool | None) -> None:
         raise TypeError(f"finished is {finished!r}, expected True, False or None")
 
 
+def check_times(times: Sequence[float], n_images: int) -> tuple[float, ...]:
+    """The times of a video's images; raise where there is not one for each."""
+    found = tuple(map(float, times))
+    if found and (len(found) != n_images or list(found) != sorted(found)):
+        raise ValueError(
+            f"times are {found}, expected those of {n_images} image(s) in seconds, in order"
+        )
+    if not all(map(math.isfinite, found)):
+        raise ValueError(f"times are {found}, expected finite numbers of seconds")
+    return found
+
+
 def check_images(
     images: Sequence[Image.Image],
     explained: Sequence[int],

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from captum_mllm.explain.result_values import ResultValues
+from captum_mllm.explain.word_changes import WhatIf
 
 
 def result_dict(result: ResultValues, maps: bool) -> dict[str, Any]:
     """A result as plain values, see ``MLLMAttributionResult.to_dict``."""
     several = len(result.explained) > 1
+    skipped = len(result.output_tokens) - (len(result.input_tokens) - result.n_prompt)
     words = []
     for word, text in zip(result.words, result.output_words):
         tokens = list(word)
@@ -27,14 +29,18 @@ def result_dict(result: ResultValues, maps: bool) -> dict[str, Any]:
             entry["image_shares"] = result.image_shares[tokens].mean(0).tolist()
         if result.reasons is not None:
             entry["reasons"] = result.reasons.parts(tokens)
+        if result.alternatives is not None and word[0] >= skipped:
+            entry["alternatives"] = _alternatives(result, word[0], word[0] - skipped, maps)
         if maps:
             drawn = [each[tokens].mean(0).tolist() for each in result.image_attrs]
             entry |= {"maps": drawn} if several else {"map": drawn[0]}
         words.append(entry)
-    shown = [
+    shown: list[dict[str, float]] = [
         {"width": result.images[index].width, "height": result.images[index].height}
         for index in result.explained
     ]
+    if result.times:
+        shown = [{**each, "time": time} for each, time in zip(shown, result.times)]
     return {
         "method": result.method,
         "model": result.model,
@@ -44,7 +50,27 @@ def result_dict(result: ResultValues, maps: bool) -> dict[str, Any]:
         "finished": result.finished,
         **({"images": shown} if several else {"image": shown[0]}),
         "words": words,
+        **({"what_ifs": list(map(_what_if, result.what_ifs))} if result.what_ifs else {}),
     }
+
+
+def _alternatives(result: ResultValues, token: int, row: int, maps: bool) -> list[dict[str, Any]]:
+    """What might have been said instead of a token, the one at ``row`` of the answer."""
+    found = result.alternatives
+    assert found is not None
+    entries = []
+    for turn, rank in enumerate(found.ranks[row].tolist()):
+        text, probability = result.top_predictions[token][rank]
+        entry: dict[str, Any] = {"token": text, "probability": probability}
+        if maps:
+            entry["maps"] = [each[row, turn].tolist() for each in found.image_attrs]
+        entries.append(entry)
+    return entries
+
+
+def _what_if(found: WhatIf) -> dict[str, Any]:
+    _, facts = found.to_parts("")
+    return {**facts, "area": found.area, "changed": found.changed}
 
 
 def result_table(result: ResultValues) -> Any:

@@ -13,7 +13,9 @@ from captum.attr import InterpretableInput, LLMAttributionResult
 from PIL import Image
 from torch import Tensor
 
+from captum_mllm._options import check_choice, is_integer
 from captum_mllm.attr.image_shares import image_shares as shares_of
+from captum_mllm.explain.alternatives import Alternatives
 from captum_mllm.explain.reasons import Reasons
 from captum_mllm.explain.result_parts import (
     ScaleResult,
@@ -25,12 +27,15 @@ from captum_mllm.explain.result_parts import (
     check_numbers,
     check_prompt_parts,
     check_texts,
+    check_times,
     named,
     only,
 )
 from captum_mllm.explain.selection import Selection, select_tokens
 from captum_mllm.explain.signals import check_signals
+from captum_mllm.explain.word_changes import WhatIf
 from captum_mllm.models.prompt_parts import PromptPart
+from captum_mllm.models.query import name_images
 from captum_mllm.models.words import Word, group_runs
 
 
@@ -60,11 +65,14 @@ class ResultValues(LLMAttributionResult):
         scales: Sequence[ScaleResult] = (),
         reasons: Reasons | None = None,
         signals: Tensor | None = None,
+        alternatives: Alternatives | None = None,
+        what_ifs: Sequence[WhatIf] = (),
         unit: str = "",
         finished: bool | None = None,
         prompt: str = "",
         method: str = "",
         model: str = "",
+        times: Sequence[float] = (),
         inp: InterpretableInput | None = None,
     ) -> None:
         image_attrs = tuple(map(_plain, as_tuple(image_attr)))
@@ -110,11 +118,14 @@ class ResultValues(LLMAttributionResult):
         self.scales = list(scales)
         self.reasons = reasons
         self.signals = None if signals is None else signals.detach().float().cpu()
+        self.alternatives = alternatives
+        self.what_ifs: tuple[WhatIf, ...] = ()
         self.unit = unit
         self.finished = finished
         self.prompt = prompt
         self.method = method
         self.model = model
+        self.times = check_times(times, len(self.images))
         check_texts(
             {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens},
             (unit, prompt, method, model),
@@ -139,6 +150,30 @@ class ResultValues(LLMAttributionResult):
             )
         if self.signals is not None:
             check_signals(self.signals, len(self.output_tokens))
+        if alternatives is not None:
+            n_input = len(self.input_tokens)
+            ranked = self.top_predictions[n_prompt - n_input :]
+            alternatives.check(len(image_attrs), n_input, ranked)
+        for what_if in what_ifs:
+            self.keep_what_if(what_if)
+
+    def keep_what_if(self, what_if: WhatIf) -> None:
+        r"""
+        Keep what the model says without the region of a word, for the page and the file.
+
+        Args:
+            what_if (WhatIf): from :meth:`MLLMAttribution.what_if` with this result.
+
+        Raises:
+            TypeError: if it is something else.
+            ValueError: if it is of another answer or image.
+        """
+        if not isinstance(what_if, WhatIf):
+            raise TypeError(f"got {type(what_if).__name__}, expected what what_if() returns")
+        skipped = self.n_prompt - self._first
+        words = [text for word, text in zip(self.words, self.output_words) if word[0] >= skipped]
+        what_if.check(words, [image.size for image in self.images], self.explained)
+        self.what_ifs += (what_if,)
 
     def __repr__(self) -> str:
         sizes = " and ".join("{} x {}".format(*maps.shape[1:]) for maps in self.image_attrs)
@@ -256,6 +291,12 @@ class ResultValues(LLMAttributionResult):
         ]
 
     @property
+    def image_names(self) -> tuple[str, ...]:
+        """What the images of the prompt are called: by their number, or those of a video by their
+        time."""
+        return name_images(len(self.images), self.times)
+
+    @property
     def _first(self) -> int:
         """Where the explained tokens begin among the input tokens."""
         return len(self.input_tokens) - len(self.output_tokens)
@@ -281,7 +322,7 @@ class ResultValues(LLMAttributionResult):
         """Where an image of the prompt is among the explained ones."""
         if image is None and len(self.explained) == 1:
             return 0
-        if image not in self.explained:
+        if not is_integer(image) or image not in self.explained:
             names = ", ".join(map(str, self.explained))
             given = "no image" if image is None else f"image={image!r}"
             raise ValueError(f"got {given}, expected one of the explained images: image={names}")
@@ -299,6 +340,5 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _reduced(values: Tensor, reduce: str) -> Tensor:
-    if reduce not in ("mean", "sum"):
-        raise ValueError(f"reduce is {reduce!r}; expected 'mean' or 'sum'")
+    check_choice("reduce", reduce, ("mean", "sum"))
     return values.mean(0) if reduce == "mean" else values.sum(0)

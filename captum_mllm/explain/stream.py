@@ -200,7 +200,7 @@ def stream_answer(
         raise ValueError(reason)
     check_option_names(token_attribution(method), kwargs)
     mllm = method.forward_func
-    images, question = open_query(mllm.processor, inp, mllm.device)
+    images, question = open_query(mllm.backbone, inp)
     said = Said(mllm, images, question)
 
     def finish() -> MLLMAttributionResult:

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_mllm._options import is_number
+
 ImageBaseline = Tensor | float | Literal["blur", "mean"] | None
 #: And what depends on the pixels that are left.
 PixelBaseline = ImageBaseline | Literal["road"]
@@ -43,7 +45,7 @@ def image_baseline(inputs: Tensor, baselines: ImageBaseline) -> Tensor:
         )
     if baselines is None:
         return torch.zeros_like(inputs)
-    if not isinstance(baselines, (Tensor, int, float)):
+    if not isinstance(baselines, Tensor) and not is_number(baselines):
         raise TypeError(
             f'baselines must be "blur", "mean", a tensor or a number, got '
             f"{type(baselines).__name__}"

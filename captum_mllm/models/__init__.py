@@ -9,6 +9,7 @@ from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.probe import probe
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States
+from captum_mllm.models.video import Video
 
 __all__ = [
     "MLLM",
@@ -20,6 +21,7 @@ __all__ = [
     "Report",
     "States",
     "Verdict",
+    "Video",
     "image_only",
     "load_processor",
     "probe",

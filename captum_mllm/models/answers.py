@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +19,10 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from captum_mllm._options import check_flag, is_integer
+from captum_mllm.models.families import placeholder_ids
 from captum_mllm.models.precision import RefuseNotFinite
-from captum_mllm.models.query import Answer, is_integer
+from captum_mllm.models.query import Answer
 
 # Greedy decoding, without what checkpoints set to change it: each token is the most probable one.
 GREEDY: dict[str, Any] = {
@@ -58,6 +61,8 @@ SAMPLING = {
     *("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
 }
 MAX_NEW_TOKENS = 64
+# What they would bring is not part of an answer.
+_THROWN_AWAY = {"output_attentions", "output_hidden_states"}
 # What `generate` takes without a name in its signature.
 _LATER = ("tokenizer", "assistant_tokenizer")
 
@@ -95,25 +100,31 @@ def generate_answers(
     """
     options = generation_options(options)
     settings = _settings(model, options)
-    if taken := sorted(set(options) & set(inputs)):
-        raise ValueError(f"got {', '.join(taken)} for generate, which the prompt itself gives")
-    _check_names(options, model)
+    _check_names(options, model, inputs)
     if settings["num_return_sequences"] != 1:
         raise ValueError("got num_return_sequences above 1, expected 1: one answer is explained")
     if watcher is not None:
         others = settings.get("stopping_criteria") or ()
         settings["stopping_criteria"] = StoppingCriteriaList([*others, watcher])
     processors = settings.get("logits_processor") or ()
-    settings["logits_processor"] = LogitsProcessorList(
-        [*processors, RefuseNotFinite(model, inputs)]
-    )
+    refuse_not_finite = RefuseNotFinite(model, inputs)
+    settings["logits_processor"] = LogitsProcessorList([*processors, refuse_not_finite])
     if settings.get("stop_strings"):
         settings["tokenizer"] = tokenizer
     length = inputs["input_ids"].shape[1]
     limit = _limit(settings, length)
     generator: Any = model
-    ends = _tokens(settings, model, "eos_token_id")
-    output = generator.generate(**inputs, **settings, return_dict_in_generate=False)
+    try:
+        ends = _tokens(settings, model, "eos_token_id")
+        output = generator.generate(**inputs, **settings, return_dict_in_generate=False)
+    except (AssertionError, AttributeError, TypeError, ValueError) as error:
+        # Once the model answers, its own errors are no fault of the arguments.
+        if not options or refuse_not_finite.has_begun:
+            raise
+        raise ValueError(
+            f"generate does not take these arguments, {', '.join(sorted(options))}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     new = output[:, length:]
     # Rows that ended before others of their batch, by a text to stop at, are filled up.
     fills = _tokens(settings, model, "pad_token_id") if len(new) > 1 else set()
@@ -182,7 +193,7 @@ def without_special(answer: Sequence[int], tokenizer: Any) -> tuple[int, ...]:
 
 
 def answer_tokens(
-    target: str | Sequence[int] | Tensor, tokenizer: Any, size: int, image_token_id: int
+    target: str | Sequence[int] | Tensor, tokenizer: Any, size: int, placeholders: Sequence[int]
 ) -> Answer:
     r"""The tokens of an answer that the user gives.
 
@@ -191,7 +202,8 @@ def answer_tokens(
             (T,) or (1, T).
         tokenizer (Any): the model's tokenizer.
         size (int): of the vocabulary.
-        image_token_id (int): the placeholder's index, which an answer must not have.
+        placeholders (Sequence[int]): what stands for images and videos, which an answer must not
+            have.
 
     Raises:
         TypeError: for tokens that are not integers, bytes among them.
@@ -214,10 +226,11 @@ def answer_tokens(
         raise ValueError(f"the answer to explain is empty: {target!r}; give at least one token")
     if not all(0 <= token < size for token in ids):
         raise ValueError(f"the answer has tokens outside of the vocabulary of {size}: {ids}")
-    if image_token_id in ids:
-        raise ValueError(
-            f"the answer holds token {image_token_id}, the placeholder of an image; leave it out"
-        )
+    for token in placeholders:
+        if token in ids:
+            raise ValueError(
+                f"the answer holds token {token}, the placeholder of an image; leave it out"
+            )
     return Answer(map(int, ids))
 
 
@@ -271,6 +284,13 @@ def _settings(model: Any, options: dict[str, Any]) -> dict[str, Any]:
             "have the answer that it makes",
             stacklevel=3,
         )
+    check_flag("do_sample", options.get("do_sample", False))
+    for name, value in options.items():
+        is_list = isinstance(value, (list, tuple))
+        if name in ("logits_processor", "stopping_criteria") and not is_list:
+            raise TypeError(f"got {name} of type {type(value).__name__}, expected a list")
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"got {name}={value} for generate, expected a number")
     settings = {**GREEDY, **options}
     if "max_length" not in options:
         settings.setdefault("max_new_tokens", MAX_NEW_TOKENS)
@@ -283,16 +303,23 @@ def _settings(model: Any, options: dict[str, Any]) -> dict[str, Any]:
         }
     suppressed = settings.get("suppress_tokens") or model.generation_config.suppress_tokens or []
     # A placeholder without an image behind it would break every later pass.
-    settings["suppress_tokens"] = [*suppressed, model.config.image_token_id]
+    settings["suppress_tokens"] = [*suppressed, *placeholder_ids(model.config)]
     settings.pop("return_dict_in_generate", None)
     return settings
 
 
-def _check_names(options: dict[str, Any], model: Any) -> None:
-    """Refuse arguments that neither ``generate`` nor the model knows."""
-    known = {*vars(GenerationConfig()), *_LATER}
-    for function in (model.generate, getattr(model, "_orig_mod", model).forward):
-        known |= set(inspect.signature(function).parameters)
+def _check_names(options: dict[str, Any], model: Any, inputs: dict[str, Tensor]) -> None:
+    """Refuse arguments that the prompt gives, or that would change the pass of the model, which
+    the explanation makes without them, and those that ``generate`` does not know."""
+    settings = set(vars(GenerationConfig()))
+    forward = set(inspect.signature(getattr(model, "_orig_mod", model).forward).parameters)
+    reserved = ({"inputs", *inputs, *forward} - settings) | _THROWN_AWAY
+    if taken := sorted(reserved & set(options)):
+        raise ValueError(
+            f"got {', '.join(taken)} for generate, which the prompt itself gives, or which the "
+            "explanation does not know of; give settings of transformers.GenerationConfig alone"
+        )
+    known = settings | set(_LATER) | set(inspect.signature(model.generate).parameters)
     unknown = sorted(set(options) - known)
     # A function of the user's own may take any.
     if unknown and "custom_generate" not in options:

@@ -18,16 +18,18 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.video_processing_utils import BaseVideoProcessor
 
+from captum_mllm._options import is_integer
 from captum_mllm.models.context import check_length
 from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
-from captum_mllm.models.families import Family, family_of, softcap
+from captum_mllm.models.families import Family, family_of, placeholder_ids, softcap
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.pairing import complete_processor
 from captum_mllm.models.parity import check_parity
 from captum_mllm.models.passes import PassMemory
 from captum_mllm.models.precision import check_finite
-from captum_mllm.models.query import Query, is_integer
+from captum_mllm.models.query import Query
 from captum_mllm.models.states import States, gather_states
 from captum_mllm.models.towers import body_of, decoder_of
 from captum_mllm.models.vocabulary import Vocabulary
@@ -191,6 +193,15 @@ class Backbone(PassMemory):
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(self.model.get_output_embeddings(), softcap(self.model.config))
 
+    @property
+    def frames_together(self) -> int | None:
+        """How many frames of a video share their tokens; None where a model has no tokens for
+        videos, or its processor, without torchvision, cannot make them."""
+        video_processor = getattr(self.processor, "video_processor", None)
+        if self.family.video is None or not isinstance(video_processor, BaseVideoProcessor):
+            return None
+        return int(getattr(self.model.config.vision_config, "temporal_patch_size", 1))
+
     def encode(
         self, images: Sequence[Tensor], query: Query, within_context: bool = True
     ) -> Encoding:
@@ -203,6 +214,12 @@ class Backbone(PassMemory):
                 context of the model. Default: True
         """
         self._check_options()
+        geometry, options = self.geometry, self._checked_options
+        if query.clip is not None:
+            geometry = self.family.make_video_geometry(
+                self.model.config, self.processor, query.clip
+            )
+            options = geometry.options_key
         differentiable = wants_gradient(images)
         # Kept for the time of an explanation where the processor makes the pixels.
         here = self.passes
@@ -211,10 +228,10 @@ class Backbone(PassMemory):
             query.all_images(images),
             query,
             complete_processor(self.processor, self.model.config),
-            self.geometry,
-            self.image_token_id,
+            geometry,
+            placeholder_ids(self.model.config),
             self.dtype,
-            self._checked_options,
+            options,
             cache,
             differentiable,
         )

@@ -44,6 +44,11 @@ def join(
     fills["input_ids"] = next(token for token in ids if token is not None)
     if side == "right":
         fills |= encodings[0].fills
+    if len({frozenset(encoding.inputs) for encoding in encodings}) > 1:
+        raise ValueError(
+            "the prompts have images and videos, which do not go into one batch; explain them one "
+            "at a time"
+        )
     joined = {}
     for name in encodings[0].inputs:
         images = image_axis(name, encodings[0].inputs)

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from captum_mllm._options import is_integer, numbers
 from captum_mllm.models.context import context_length, raise_too_long
+from captum_mllm.models.images import check_scaled
 from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.layout import Size
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.prompt import open_query
-from captum_mllm.models.query import Query, is_integer
+from captum_mllm.models.query import Query
 
 ANSWER_TOKENS = 64
 # Pixels up to which an image of no more than this is put through the processor to count tokens.
@@ -75,8 +77,8 @@ def estimate(
         >>> [each.image_tokens for each in estimate(mllm, inp, scales=(0.5, 1.0, 2.0))]
         [49, 196, 784]
     """
-    _, query = open_query(mllm.processor, inp, mllm.device)
-    return _estimates(mllm, query, scales, answer_tokens)
+    _, query = open_query(mllm.backbone, inp)
+    return _estimates(mllm, query, numbers("scales", scales), answer_tokens)
 
 
 def fit_scales(
@@ -102,7 +104,8 @@ def fit_scales(
     Raises:
         ValueError: if no scale fits, or the limit is below 1.
     """
-    _, query = open_query(mllm.processor, inp, mllm.device)
+    _, query = open_query(mllm.backbone, inp)
+    scales = numbers("scales", scales)
     return fitting_scales(mllm, query, scales, max_image_tokens, answer_tokens)
 
 
@@ -212,10 +215,17 @@ def _count(mllm: MLLM, query: Query, scale: float) -> tuple[int, int]:
     """Passes and tokens of the explained images at a scale."""
     natives = [query.native[index] for index in query.explained]
     sizes = [_scaled(native, scale) for native in natives]
+    for size in sizes:
+        check_scaled(size, scale)
     vision, images = mllm.model.config.vision_config, mllm.processor.image_processor
     merge = getattr(vision, "spatial_merge_size", None)
     counts = hasattr(images, "get_number_of_image_patches")
-    if merge is not None and counts and getattr(images, "merge_size", None) == merge:
+    if (
+        query.clip is None
+        and merge is not None
+        and counts
+        and getattr(images, "merge_size", None) == merge
+    ):
         n_tokens = 0
         for size, native in zip(sizes, natives):
             options = mllm.geometry.processor_options(size, native)
@@ -227,7 +237,7 @@ def _count(mllm: MLLM, query: Query, scale: float) -> tuple[int, int]:
         min(math.sqrt(_MEASURED / max(size[0] * size[1], native[0] * native[1])), 1.0)
         for size, native in zip(sizes, natives)
     ]
-    blanks = [_blank(mllm, _shrunk(*each)) for each in zip(sizes, shrinks)]
+    blanks = [_blank(mllm, query, _shrunk(*each)) for each in zip(sizes, shrinks)]
     encoding = mllm.backbone.encode(
         tuple(blanks), _at(query, [_shrunk(*each) for each in zip(natives, shrinks)]), False
     )
@@ -242,7 +252,7 @@ def _n_text(mllm: MLLM, query: Query) -> int:
         for native in natives
     ]
     encoding = mllm.backbone.encode(
-        tuple(_blank(mllm, size) for size in small), _at(query, small), False
+        tuple(_blank(mllm, query, size) for size in small), _at(query, small), False
     )
     own = [] if encoding.crosses else query.explained
     n_image = sum(len(encoding.image_positions[index]) for index in own)
@@ -257,8 +267,8 @@ def _shrunk(size: Size, factor: float) -> Size:
     return max(round(size[0] * factor), 2), max(round(size[1] * factor), 2)
 
 
-def _blank(mllm: MLLM, size: Size) -> torch.Tensor:
-    return torch.zeros(1, 3, *size, device=mllm.device)
+def _blank(mllm: MLLM, query: Query, size: Size) -> torch.Tensor:
+    return torch.zeros(1, query.channels, *size, device=mllm.device)
 
 
 def _at(query: Query, natives: Sequence[Size]) -> Query:

@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_mllm.models.attentions import has_softmax_attention
 from captum_mllm.models.backbone import Backbone, logits_at
 from captum_mllm.models.encoding import Encoding
-from captum_mllm.models.inputs import ImageTextInput
+from captum_mllm.models.inputs import ImageTextInput, check_is_input
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.locate import locate
 from captum_mllm.models.parity import check_parity, noise
@@ -100,6 +100,8 @@ def check(
         tokens, the states' precision, the scales, the places of image tokens, the differentiable
         pixels, the logits, teacher forcing, and attention.
     """
+    if inp is not None:
+        check_is_input(inp)
     inp = inp or ImageTextInput(noise(336, 448)[0], QUESTION)
     config = backbone.model.config
     geometry = type(backbone.geometry).__name__
@@ -143,7 +145,9 @@ def _verdict(name: str, function: Callable[[], str]) -> Verdict:
 def _check_prompt(
     backbone: Backbone, inp: ImageTextInput, prepared: list[tuple[Tensor, Query]]
 ) -> str:
-    (image, *_), query = open_query(backbone.processor, inp, backbone.device)
+    if inp.video is not None:
+        raise _Wrong("got a video, expected an image, which is enough to prove the family")
+    (image, *_), query = open_query(backbone, inp)
     first, *_ = query.explained
     # One image is enough to prove the family; the others are there, and stay as they are.
     seen = [None if index == first else each.to(image) for index, each in enumerate(inp.images)]

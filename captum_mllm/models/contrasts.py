@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_mllm.models.query import Query, is_integer
+from captum_mllm._options import is_integer
+from captum_mllm.models.query import Query
 
 #: From the place of a token in the answer to what might have been said there.
 Alternatives = tuple[Tensor, Tensor]

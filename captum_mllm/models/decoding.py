@@ -19,7 +19,7 @@ from captum_mllm.models.answers import answer_tokens, generate_answers
 from captum_mllm.models.backbone import Backbone, hook
 from captum_mllm.models.batches import join, lengths
 from captum_mllm.models.encoding import Encoding
-from captum_mllm.models.families import softcap
+from captum_mllm.models.families import placeholder_ids, softcap
 from captum_mllm.models.query import Answer, Prompt, Query
 from captum_mllm.models.states import PREDICTIONS, RANKED, States, gather_states
 from captum_mllm.models.towers import body_of
@@ -183,7 +183,10 @@ def given_answer(
             "leave out one of them"
         )
     return answer_tokens(
-        target, backbone.tokenizer, backbone.vocabulary.size, backbone.image_token_id
+        target,
+        backbone.tokenizer,
+        backbone.vocabulary.size,
+        placeholder_ids(backbone.model.config),
     )
 
 

@@ -114,9 +114,12 @@ class TokenCache(OrderedDict[tuple[Any, ...], Processed]):
     def keep(self, key: tuple[Any, ...], processed: Processed) -> None:
         """Keep it, and forget the one that was not used for longest if there are too many."""
         # A tensor on the meta device has a shape and no memory.
-        pixels = processed.inputs["pixel_values"].to("meta")
+        inputs = {
+            name: value.to("meta") if name.startswith("pixel_values") else value
+            for name, value in processed.inputs.items()
+        }
         with _CACHE_LOCK:
-            self[key] = replace(processed, inputs={**processed.inputs, "pixel_values": pixels})
+            self[key] = replace(processed, inputs=inputs)
             if len(self) > self.SIZE:
                 self.popitem(last=False)
 
@@ -141,7 +144,7 @@ def encode(
     query: Query,
     processor: Any,
     geometry: Geometry,
-    image_token_id: int,
+    token_ids: Sequence[int],
     dtype: torch.dtype,
     options_key: str,
     cache: TokenCache | None = None,
@@ -150,11 +153,12 @@ def encode(
     r"""Run the processor, and append the answer for teacher forcing.
 
     Args:
-        images (Sequence[Tensor]): (B, 3, H, W) in [0, 1] for each image of the prompt.
+        images (Sequence[Tensor]): (B, 3, H, W) in [0, 1] for each image of the prompt, or
+            (B, 3 F, H, W) for each group of frames.
         query (Query): the question and the answer.
         processor (Any): the model's processor.
         geometry (Geometry): how images turn into tokens.
-        image_token_id (int): the placeholder's index.
+        token_ids (Sequence[int]): the indices that tokens of images have in the vocabulary.
         dtype (torch.dtype): of the pixels.
         options_key (str): that of the geometry.
         cache (TokenCache, optional): where it is given all but the pixels is made once for each
@@ -176,14 +180,17 @@ def encode(
         for image, native in zip(images, query.native)
     ]
     shapes = (part.shape for part in (*images, *cut))
-    key = (query.prompt, query.native, *shapes, options_key)
+    key = (query.prompt, query.native, query.clip, *shapes, options_key)
     processed = cache.recall(key) if cache is not None else None
     if processed is None or not differentiable:
-        rows = [[to_pil(image[row]) for image in cut] for row in range(len(cut[0]))]
+        rows = [
+            [to_pil(frame) for image in cut for frame in image[row].split(3)]
+            for row in range(len(cut[0]))
+        ]
         if processed is not None:
             processed = process_again(processor, processed, rows, options)
     if processed is None:
-        processed = process(processor, query.prompt, rows, options, image_token_id)
+        processed = process(processor, query.prompt, rows, options, token_ids, query.clip)
         if cache is not None:
             cache.keep(key, processed)
     inputs = dict(processed.inputs)
@@ -200,7 +207,8 @@ def encode(
         for index, (found, layout) in enumerate(zip(positions, layouts))
     ]
     if differentiable:
-        inputs["pixel_values"] = _pixel_values(cut, layouts, geometry, inputs["pixel_values"])
+        name = geometry.pixels
+        inputs[name] = _pixel_values(cut, layouts, geometry, inputs[name])
     length, n_answer = inputs["input_ids"].shape[1], len(query.answer_ids)
     inputs = _append(inputs, query.answer_ids[:-1], geometry.answer_fills)
     device = images[0].device
@@ -231,7 +239,7 @@ def _windows(images: Sequence[Tensor], query: Query, geometry: Geometry) -> list
 
 
 def _cut(images: Tensor, boxes: list[Box]) -> Tensor:
-    """(B, 3, H, W) to (B * windows, 3, h, w), in float32 at least."""
+    """(B, C, H, W) to (B * windows, C, h, w), in float32 at least."""
     images = images.to(torch.promote_types(images.dtype, torch.float32))
     parts = [
         images[..., int(top) : int(bottom), int(left) : int(right)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from captum_mllm.models.cross_tiles import CrossTiles
+from captum_mllm.models.frame_groups import ShrunkSquare, VideoGrid, VideoSquare
 from captum_mllm.models.geometry import Geometry
 from captum_mllm.models.grids import NativeGrid, NewlineGrid, PaddedGrid, PooledGrid, RowGrid
+from captum_mllm.models.query import Clip
 from captum_mllm.models.slices import Slices, ThumbnailTiles
 from captum_mllm.models.squares import FixedSquare, PaddedSquare
 from captum_mllm.models.tiles import PaddedTiles, SplitTiles, Tiles
@@ -39,6 +41,9 @@ class Family:
             predicted from what comes before it. Default: False
         capped (bool): whether the model applies its language model's ``final_logit_softcapping``.
             Default: False
+        video (Callable, optional): makes the geometry of its tokens for videos, of the config,
+            the processor and the :class:`Clip`. Default: None, each frame is shown as an image.
+        video_options (Mapping[str, Any]): facts for it. Default: {}
     """
 
     model_type: str
@@ -51,6 +56,8 @@ class Family:
     answer_fills: Mapping[str, int] = field(default_factory=dict)
     prefix: bool = False
     capped: bool = False
+    video: Callable[..., Geometry] | None = None
+    video_options: Mapping[str, Any] = field(default_factory=dict)
 
     def make_geometry(self, config: Any, processor: Any) -> Geometry:
         r"""The geometry of a model.
@@ -58,7 +65,18 @@ class Family:
         Raises:
             ValueError: for options of the processor under which its layout would be wrong.
         """
-        geometry = self.geometry(config, processor, **self.options)
+        return self._verified(self.geometry(config, processor, **self.options))
+
+    def make_video_geometry(self, config: Any, processor: Any, clip: Clip) -> Geometry:
+        r"""The geometry of a video.
+
+        Raises:
+            ValueError: as :meth:`make_geometry`, for options of the video processor.
+        """
+        assert self.video is not None
+        return self._verified(self.video(config, processor, clip=clip, **self.video_options))
+
+    def _verified(self, geometry: Geometry) -> Geometry:
         geometry.verify_options()
         geometry.answer_fills = {**geometry.answer_fills, **self.answer_fills}
         return geometry
@@ -74,7 +92,12 @@ class Family:
 
 
 _MERGED = "vision_config.spatial_merge_size"
-_NATIVE: dict[str, Any] = {"merge": _MERGED, "blocks": True}
+_NATIVE: dict[str, Any] = {"merge": _MERGED, "blocks": True, "video": VideoGrid}
+# Limits on pixels that all frames count for.
+_COUNTED = {"frames_count": True}
+_QWEN3: dict[str, Any] = {**_NATIVE, "video_options": _COUNTED}
+_GLM: dict[str, Any] = {**_QWEN3, "options": _COUNTED}
+_FRAMES = {"pixels": "pixel_values"}
 
 FAMILIES: dict[tuple[str, str | None], Family] = {}
 
@@ -98,14 +121,14 @@ def register_family(family: Family) -> None:
 for _family in (
     Family("qwen2_vl", NativeGrid, tower=True, **_NATIVE),
     Family("qwen2_5_vl", NativeGrid, tower=True, **_NATIVE),
-    Family("qwen3_vl", NativeGrid, tower=True, **_NATIVE),
-    Family("qwen3_vl_moe", NativeGrid, **_NATIVE),
-    Family("qwen3_5", NativeGrid, **_NATIVE),
-    Family("qwen3_5_moe", NativeGrid, **_NATIVE),
-    Family("glm4v", NativeGrid, {"frames_count": True}, **_NATIVE),
-    Family("glm4v_moe", NativeGrid, {"frames_count": True}, **_NATIVE),
-    Family("glm46v", NativeGrid, {"frames_count": True}, **_NATIVE),
-    Family("glm_ocr", NativeGrid, {"frames_count": True}, **_NATIVE),
+    Family("qwen3_vl", NativeGrid, tower=True, **_QWEN3),
+    Family("qwen3_vl_moe", NativeGrid, **_QWEN3),
+    Family("qwen3_5", NativeGrid, **_QWEN3),
+    Family("qwen3_5_moe", NativeGrid, **_QWEN3),
+    Family("glm4v", NativeGrid, **_GLM),
+    Family("glm4v_moe", NativeGrid, **_GLM),
+    Family("glm46v", NativeGrid, **_GLM),
+    Family("glm_ocr", NativeGrid, **_GLM),
     Family("paddleocr_vl", NativeGrid, {"blocks": False}, merge=_MERGED),
     Family("exaone4_5", NativeGrid, **_NATIVE),
     Family("hyperclovax_vision_v2", NativeGrid, **_NATIVE),
@@ -114,8 +137,8 @@ for _family in (
     Family("mistral3", RowGrid, merge="spatial_merge_size"),
     Family("lighton_ocr", RowGrid, merge="spatial_merge_size"),
     Family("llava_next", NewlineGrid),
-    Family("llava_next_video", NewlineGrid),
-    Family("llava_onevision", NewlineGrid),
+    Family("llava_next_video", NewlineGrid, video=VideoSquare),
+    Family("llava_onevision", NewlineGrid, video=VideoSquare),
     Family("gemma4", PooledGrid, capped=True),
     Family("llava", FixedSquare, vision_type="clip_vision_model", tower=True),
     Family("llava", FixedSquare, vision_type="siglip_vision_model"),
@@ -124,13 +147,20 @@ for _family in (
     Family("paligemma", FixedSquare, answer_fills={"token_type_ids": 1}, prefix=True, capped=True),
     Family("deepseek_vl", PaddedSquare),
     Family("janus", PaddedSquare),
-    Family("internvl", Tiles, merge="downsample_ratio", tower=True),
+    Family(
+        "internvl",
+        Tiles,
+        merge="downsample_ratio",
+        tower=True,
+        video=VideoSquare,
+        video_options={**_FRAMES, "stacked": False},
+    ),
     Family("got_ocr2", Tiles),
     Family("aya_vision", Tiles, merge="downsample_factor"),
     Family("cohere2_vision", Tiles, {"exact": False}, merge="downsample_factor"),
     Family("ovis2", Tiles, {"exact": False, "whole_first": True}),
     Family("idefics3", SplitTiles, merge="scale_factor"),
-    Family("smolvlm", SplitTiles, merge="scale_factor"),
+    Family("smolvlm", SplitTiles, merge="scale_factor", video=ShrunkSquare, video_options=_FRAMES),
     Family("llama4", PaddedTiles, {"exact": False}),
     Family("minicpmv4_6", Slices),
     Family("lfm2_vl", ThumbnailTiles),
@@ -145,6 +175,13 @@ def softcap(config: Any) -> float | None:
     if family is None or not family.capped:
         return None
     return getattr(config.get_text_config(), "final_logit_softcapping", None)
+
+
+def placeholder_ids(config: Any) -> list[int]:
+    r"""What stands for images and videos in a model's vocabulary."""
+    names = ("image_token_id", "video_token_id")
+    found = (getattr(config, name, None) for name in names)
+    return [token for token in found if token is not None]
 
 
 def family_of(config: Any) -> Family:

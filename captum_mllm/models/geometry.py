@@ -32,6 +32,9 @@ class Geometry(ABC):
     required: ClassVar[dict[str, tuple[Any, ...]]] = {"do_resize": (True,)}
     # Whether the decoder looks at images by cross-attention, so that no token stands for them.
     crosses: ClassVar[bool] = False
+    # What it prepares, and the name that the model takes the pixels by.
+    kind: ClassVar[str] = "image"
+    pixels: str = "pixel_values"
 
     def __init__(self, config: PretrainedConfig, processor: Any) -> None:
         self.config: Any = config
@@ -42,7 +45,7 @@ class Geometry(ABC):
 
     @property
     def image_processor(self) -> Any:
-        return self.processor.image_processor
+        return getattr(self.processor, f"{self.kind}_processor")
 
     def option(self, name: str, default: Any = None) -> Any:
         r"""An option of the image processor, with the value that the processor calls it with.
@@ -56,7 +59,7 @@ class Geometry(ABC):
         accepted = getattr(accepted, "__annotations__", {})
         if name in given and name in accepted:
             return getattr(tokenizer, name, given[name])
-        own = getattr(self.processor, "images_kwargs", {})
+        own = getattr(self.processor, f"{self.kind}s_kwargs", {})
         if name in own:
             return own[name]
         value = getattr(self.image_processor, name, None)
@@ -78,8 +81,9 @@ class Geometry(ABC):
             if value not in allowed:
                 expected = " or ".join(f"{name}={choice}" for choice in allowed)
                 raise ValueError(
-                    f"the image processor has {name}={value!r}, for which it is not known where "
-                    f"image tokens lie; expected {expected}. Set it on `processor.image_processor`"
+                    f"the {self.kind} processor has {name}={value!r}, for which it is not known "
+                    f"where image tokens lie; expected {expected}. Set it on "
+                    f"`processor.{self.kind}_processor`"
                 )
 
     def verify_options(self) -> None:
@@ -119,7 +123,7 @@ class Geometry(ABC):
         names = getattr(getattr(self.image_processor, "valid_kwargs", None), "__annotations__", {})
         given = getattr(getattr(self.processor, "tokenizer", None), "init_kwargs", {})
         before = [given.get(name) for name in sorted(names)]
-        own = getattr(self.processor, "images_kwargs", {})
+        own = getattr(self.processor, f"{self.kind}s_kwargs", {})
         return f"{self.image_processor.to_json_string()}{own}{before}"
 
     def frozen(self) -> str | None:
@@ -174,7 +178,8 @@ class Geometry(ABC):
 
     @abstractmethod
     def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
-        """What the processor makes of (B, 3, H, W) images in [0, 1], differentiable."""
+        """What the processor makes of (B, 3, H, W) images in [0, 1], or of (B, 3 F, H, W) groups of
+        frames, differentiable."""
 
     def join(self, parts: list[Tensor], rows: int) -> Tensor:
         """Pixels of several images of ``rows`` prompts, from those of each image over all rows."""
@@ -195,8 +200,8 @@ class Geometry(ABC):
 
     def _refuse_scale(self, asked: str, came: str) -> None:
         raise ValueError(
-            f"at this scale the image processor makes {came}, expected {asked}. Do options hold it "
-            f"fixed? It has size={self.size}; remove what does, or explain at scale 1 alone"
+            f"at this scale the {self.kind} processor makes {came}, expected {asked}. Do options "
+            f"hold it fixed? It has size={self.size}; remove what does, or explain at scale 1 alone"
         )
 
 

@@ -99,7 +99,7 @@ class NativeGrid(Geometry):
         _check_grid(self, [length * shrink / self.cell for length in size], layout)
 
     def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
-        _, rows, columns = (int(count) for count in inputs["image_grid_thw"][index])
+        _, rows, columns = self._counts(inputs, index)
         height, width = size
         return Layout(
             size, (Piece(rows // self.merge, columns // self.merge, (0, 0, width, height)),)
@@ -108,17 +108,24 @@ class NativeGrid(Geometry):
     def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
         patch, piece = self.vision.patch_size, layout.pieces[0]
         size = (piece.rows * self.cell, piece.columns * self.cell)
-        images = normalize(resize(images, size, self.option("resample")), self.option)
+        frames = images.unflatten(1, (-1, 3)).flatten(0, 1)
+        frames = normalize(resize(frames, size, self.option("resample")), self.option)
         if not self.blocks:
-            patches = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+            patches = frames.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
             return patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-        blocks = images.unflatten(3, (piece.columns, self.merge, patch)).unflatten(
+        blocks = frames.unflatten(3, (piece.columns, self.merge, patch)).unflatten(
             2, (piece.rows, self.merge, patch)
         )
-        blocks = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7)
-        frames = self.option("temporal_patch_size", 1)
-        blocks = blocks.unsqueeze(6).expand(*blocks.shape[:6], frames, patch, patch)
-        return blocks.reshape(-1, 3 * frames * patch * patch)
+        blocks = blocks.unflatten(0, (len(images), -1)).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+        together = self.option("temporal_patch_size", 1)
+        # A still is repeated.
+        blocks = blocks.expand(*blocks.shape[:6], together, patch, patch)
+        return blocks.reshape(-1, 3 * together * patch * patch)
+
+    def _counts(self, inputs: dict[str, Any], index: int) -> tuple[int, int, int]:
+        """Groups of frames, rows and columns of patches of an image."""
+        groups, rows, columns = (int(count) for count in inputs["image_grid_thw"][index])
+        return groups, rows, columns
 
     def _limits(self, zoom: float) -> tuple[int, int]:
         """The least and the largest number of pixels, moved by the zoom of the area."""
@@ -229,6 +236,21 @@ class RowGrid(Geometry):
 
 class PooledGrid(Geometry):
     """One grid of pooled patches that keeps the image's shape within a budget: Gemma 4."""
+
+    def check_options(self) -> None:
+        super().check_options()
+        budget = self.option("max_soft_tokens")
+        if budget not in _BUDGETS:
+            raise ValueError(
+                f"the image processor has max_soft_tokens={budget!r}, expected one of {_BUDGETS}"
+            )
+        for name in ("patch_size", "pooling_kernel_size"):
+            value, own = self.option(name), getattr(self.vision, name)
+            if value != own:
+                raise ValueError(
+                    f"the image processor has {name}={value}, the model's vision tower {own}; is "
+                    "it the processor of another model?"
+                )
 
     def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
         if size == native:

@@ -17,6 +17,8 @@ ImageLike = Image.Image | np.ndarray | Tensor
 
 SHORTEST_SIDE = 2
 LARGEST_RATIO = 200
+# A scale that makes more is a size in pixels, or per cent.
+MOST_PIXELS = 1 << 28
 # Noise of deviation 0.2 leaves [0, 1] by up to 1 at single pixels and by 0.08 on average where
 # all of them are black or white. Normalised images leave it by more on average.
 FARTHEST = 1.5
@@ -69,18 +71,28 @@ def check_size(size: tuple[int, ...]) -> None:
         )
 
 
-def check_images(images: Any) -> None:
+def check_scaled(size: tuple[int, int], scale: float) -> None:
+    """Refuse a scale that makes an image of more pixels than any model is shown."""
+    if math.prod(size) > MOST_PIXELS:
+        raise ValueError(
+            f"scale {scale:g} makes an input of {size[0]} x {size[1]} pixels; scales are factors "
+            "on height and width, such as (0.5, 1.0, 2.0)"
+        )
+
+
+def check_images(images: Any, channels: int = 3) -> None:
     r"""Refuse what is not a batch of images (B, 3, H, W) in [0, 1], give or take some noise.
 
     Methods such as :class:`captum.attr.NoiseTunnel` add noise of a deviation of 0.1 to 0.2, which
-    leaves [0, 1] a little: such images are let through with a warning, and clamped later on.
+    leaves [0, 1] a little: such images are let through with a warning, and clamped later on. Groups
+    of F frames have 3 F channels.
 
     Raises:
         ValueError: with a guess at what was done to the image.
     """
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != channels:
         given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"got {given}, expected an image tensor of shape (B, 3, H, W)")
+        raise ValueError(f"got {given}, expected an image tensor of shape (B, {channels}, H, W)")
     if not images.is_floating_point():
         raise ValueError(
             f"got images of dtype {images.dtype}, expected floating point in [0, 1]; divide "

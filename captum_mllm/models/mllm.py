@@ -200,7 +200,7 @@ class MLLM(nn.Module):
             ValueError: for an empty answer, and where the chat template leaves no place for the
                 image.
         """
-        opened, query = open_query(self.processor, inp, self.device)
+        opened, query = open_query(self.backbone, inp)
         answer = find_answer(self.backbone, opened, query, target, generation)
         return format_output(len(opened) > 1, opened), replace(query, answer_ids=answer)
 

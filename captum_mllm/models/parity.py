@@ -63,7 +63,7 @@ def pixel_difference(
 ) -> float:
     r"""The mean difference of a geometry's pixels to the processor's, as a part of the range."""
     processed = process(
-        processor, processor.image_token, [[to_pil(image[0])]], [{}], image_token_id
+        processor, processor.image_token, [[to_pil(image[0])]], [{}], [image_token_id]
     )
     count = int((processed.image == 0).sum())
     inputs = processed.images | processed.inputs

@@ -1,5 +1,5 @@
-"""process: run a model's processor, with each image of a prompt prepared by its own options; and
-process_again: prepare other images of the same prompt."""
+"""process: run a model's processor, with each image of a prompt prepared by its own options, or on
+a video; and process_again: prepare other images of the same prompt."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from difflib import SequenceMatcher
 from itertools import cycle
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
 from captum_mllm.models.prompt import special_tokens_option
+from captum_mllm.models.query import Clip
 
 # What a processor returns for training, which a pass must not have.
 _UNWANTED = ("labels",)
@@ -29,7 +31,7 @@ class Processed:
         inputs (dict[str, Tensor]): keyword arguments of the model.
         offsets (Tensor): where the text of each token starts and ends in the prompt; both are the
             same for a token that has no text there; shape (S, 2).
-        image (Tensor): which image a token stands for, -1 for text, shape (S,).
+        image (Tensor): which image or group of frames a token stands for, -1 for text, shape (S,).
         images (dict[str, Any]): what the image processor returned but the pixels, also what the
             model does not take.
         call (ImageCall, optional): how the image processor was called; None where the processor
@@ -92,12 +94,44 @@ class _Recorder:
         return made
 
 
+class _VideoRecorder:
+    """A video processor that leaves out no frame, and keeps its output."""
+
+    def __init__(self, video_processor: Any, options: dict[str, Any], clip: Clip) -> None:
+        self.video_processor = video_processor
+        self.options = options
+        self.clip = clip
+        self.output: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.video_processor, name)
+
+    def __call__(self, videos: Sequence[Any], **kwargs: Any) -> BatchFeature:
+        count, fps = len(self.clip.frames), self.clip.fps
+        known = {
+            "total_num_frames": count,
+            "fps": fps,
+            "duration": self.clip.n_frames / fps,
+            "frames_indices": self.clip.frames,
+        }
+        settings = {
+            **self.options,
+            "do_sample_frames": False,
+            "return_metadata": True,
+            "video_metadata": [dict(known) for _ in videos],
+        }
+        made = self.video_processor(videos, **{**kwargs, **settings})
+        self.output = {name: made[name] for name in made if not name.startswith("pixel_values")}
+        return made
+
+
 def process(
     processor: Any,
     prompt: str,
     rows: Sequence[Sequence[Image.Image]],
     options: Sequence[dict[str, Any]],
-    image_token_id: int,
+    token_ids: Sequence[int],
+    clip: Clip | None = None,
 ) -> Processed:
     r"""Run the processor on a prompt, once with each row of images.
 
@@ -106,7 +140,9 @@ def process(
         prompt (str): with one placeholder for each image.
         rows (Sequence[Sequence[PIL.Image.Image]]): the images of the prompt, for each row.
         options (Sequence[dict]): options of the image processor for each image of the prompt.
-        image_token_id (int): the placeholder's index.
+        token_ids (Sequence[int]): the indices that tokens of images have in the vocabulary.
+        clip (Clip, optional): the video whose frames the images of a row are; the prompt has one
+            placeholder for it. Default: None
 
     Returns:
         Processed: on the CPU.
@@ -115,14 +151,25 @@ def process(
         ValueError: if images at several scales do not fit into one input of the model.
         RuntimeError: if the processor does not tell what it put instead of a placeholder.
     """
-    recorder = _Recorder(processor.image_processor, options)
-    processor = _with_image_processor(processor, recorder)
-    images: Any = [list(row) for row in rows]
-    if _takes_pages(processor):
-        images = [image for row in rows for image in row]
+    recorder: Any
+    seen_as: dict[str, Any]
+    if clip is None:
+        recorder = _Recorder(processor.image_processor, options)
+        processor = _with(processor, image_processor=recorder)
+        nested = not _takes_pages(processor)
+        seen_as = {
+            "images": list(map(list, rows)) if nested else [each for row in rows for each in row]
+        }
+    else:
+        recorder = _VideoRecorder(processor.video_processor, options[0], clip)
+        processor = _with(processor, video_processor=recorder)
+        # Channels first, which is unambiguous also where a side has three pixels.
+        videos = [np.stack([np.asarray(frame) for frame in row]) for row in rows]
+        seen_as = {"videos": [video.transpose(0, 3, 1, 2) for video in videos]}
+    n_slots = len(options) if clip is None else 1
     output = dict(
         processor(
-            images=images,
+            **seen_as,
             text=[prompt] * len(rows),
             return_tensors="pt",
             return_offsets_mapping=True,
@@ -137,11 +184,11 @@ def process(
             "`padding` and `max_length` out of the arguments that it is loaded with"
         )
     replacements = output.pop("text_replacement_offsets", None)
-    own = output["input_ids"][0] == image_token_id
+    own = torch.isin(output["input_ids"][0], torch.tensor(token_ids))
     if replacements is None and int(own.sum()) == len(options):
         # Where images are seen by cross-attention nothing is put there.
         replacements = [[]]
-    elif not replacements or len(replacements[0]) != len(options):
+    elif not replacements or len(replacements[0]) != n_slots:
         raise RuntimeError(
             f"{type(processor).__name__} does not tell what it puts instead of each "
             "placeholder (`return_text_replacement_offsets`), which is needed to find the tokens "
@@ -162,19 +209,40 @@ def process(
     for index, replacement in enumerate(replacements[0]):
         start, end = replacement["new_span"]
         inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 0] < end)
-        image[inside & (ids == image_token_id)] = index
+        found = (inside & own).nonzero()[:, 0]
+        image[found] = index
+        if clip is not None:
+            image[found] = _group_of(len(found), clip.n_groups)
         grown = end - start - (replacement["span"][1] - replacement["span"][0])
         shift[offsets[:, 0] >= end] += grown
         length += grown
         offsets[inside] = start
     offsets = offsets - shift
-    written = prompt if _takes_pages(processor) else _written(processor, prompt, list(rows[0]))
+    written = prompt
+    if clip is None and not _takes_pages(processor):
+        written = _written(processor, prompt, list(rows[0]))
     _warn_of_cut_text(written, seen, len(written) + length)
     if written != prompt:
         offsets = _in_prompt(prompt, written)[offsets]
-    untouched = recorder.pixels is not None and inputs.get("pixel_values") is recorder.pixels
+    untouched = clip is None and recorder.pixels is not None
+    untouched = untouched and inputs.get("pixel_values") is recorder.pixels
     call = recorder.call if untouched else None
     return Processed(inputs, offsets, image, recorder.output, call)
+
+
+def _group_of(n_tokens: int, n_groups: int) -> Tensor:
+    """Which group each token of a video is of, in order; -1 for one token behind all of them, which
+    LLaVA-OneVision has."""
+    each = n_tokens // n_groups
+    behind = n_tokens - each * n_groups
+    if each == 0 or behind > 1:
+        raise RuntimeError(
+            f"the processor writes {n_tokens} tokens for a video of {n_groups} groups of frames, "
+            "expected as many for each group; please report it with the model's name and the "
+            "number and size of the frames"
+        )
+    groups = torch.arange(n_groups).repeat_interleave(each)
+    return torch.cat([groups, groups.new_full((behind,), -1)])
 
 
 def process_again(
@@ -242,11 +310,10 @@ def _warn_of_cut_text(written: str, seen: tuple[int, int], length: int) -> None:
         )
 
 
-def _with_image_processor(processor: Any, image_processor: Any) -> Any:
-    """A shallow copy of the processor, which other threads may be using."""
+def _with(processor: Any, **parts: Any) -> Any:
+    """A shallow copy of the processor with other parts; other threads may be using it."""
     copied = object.__new__(type(processor))
-    copied.__dict__.update(processor.__dict__)
-    copied.image_processor = image_processor
+    copied.__dict__.update(processor.__dict__, **parts)
     return copied
 
 

@@ -13,10 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_mllm.models.inputs import ImageTextInput, Messages, replace_texts, text_parts
+from captum_mllm.models.inputs import (
+    ImageTextInput,
+    Messages,
+    check_is_input,
+    replace_texts,
+    text_parts,
+)
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.pairing import check_tokenizer
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Clip, Query
 
 Span = tuple[int, int]
 
@@ -25,29 +31,39 @@ _START, _FILL = "\ue000", "\ue001"
 _SENTINELS = re.compile(f"{_START}(\\d+){_FILL}+")
 
 
-def open_query(
-    processor: Any, inp: ImageTextInput, device: torch.device
-) -> tuple[tuple[Tensor, ...], Query]:
+def open_query(backbone: Any, inp: ImageTextInput) -> tuple[tuple[Tensor, ...], Query]:
     r"""The images that are explained, and a query without an answer yet.
 
+    A video becomes an image for each group of frames that share their image tokens; or, where the
+    model has no tokens for videos, for each frame.
+
     Args:
-        processor (Any): the model's processor.
+        backbone (Backbone): the model.
         inp (ImageTextInput): the images and the question.
-        device (torch.device): the device of the images.
 
     Returns:
-        tuple[tuple[Tensor, ...], Query]: images (1, 3, H, W) in [0, 1], and the query.
+        tuple[tuple[Tensor, ...], Query]: images (1, 3, H, W) in [0, 1], or (1, 3 F, H, W) for
+        groups of F frames, on the device of the model; and the query.
 
     Raises:
+        TypeError: for what is not an :class:`ImageTextInput`.
         ValueError: where the chat template leaves no place for an image or the question, and for a
             tokenizer that does not tell where its tokens are.
     """
+    check_is_input(inp)
+    processor, together = backbone.processor, backbone.frames_together
     check_tokenizer(processor.tokenizer)
+    clip, times = None, () if inp.video is None else inp.video.times
+    if inp.video is not None and together is not None:
+        clip = Clip(len(inp.images), inp.video.fps, together)
+        times = times[::together]
+    else:
+        inp = inp.as_images()
     prompt, spans = read_prompt(processor, inp)
     _warn_of_unknown_words(processor.tokenizer, inp.texts)
     # Tensors of their own, also for gradients later on where they are made in inference mode.
     with torch.inference_mode(False):
-        images = [image.to(device, copy=True) for image in inp.images]
+        images = [image.to(backbone.device, copy=True) for image in _grouped(inp.images, clip)]
     query = Query(
         prompt=prompt,
         answer_ids=(),
@@ -56,6 +72,8 @@ def open_query(
         images=tuple(
             None if index in inp.explained else image for index, image in enumerate(images)
         ),
+        clip=clip,
+        times=times,
     )
     return tuple(images[index].unsqueeze(0) for index in query.explained), query
 
@@ -82,13 +100,15 @@ def read_prompt(processor: Any, inp: ImageTextInput) -> tuple[str, tuple[Span, .
             last message, or does not let the last message be continued; and for a text that has
             the placeholder of an image.
     """
-    placeholder = processor.image_token
+    has_video = _has_video(inp)
+    placeholder = processor.video_token if has_video else processor.image_token
     for text in inp.texts:
-        if placeholder in text:
-            raise ValueError(
-                f"the text {_shorten(text)} has the placeholder of an image, {placeholder!r}, "
-                "without an image; leave it out"
-            )
+        for name in {placeholder, processor.image_token}:
+            if name in text:
+                raise ValueError(
+                    f"the text {_shorten(text)} has the placeholder of an image, {name!r}, "
+                    "without an image; leave it out"
+                )
     messages, prompt, pattern = _render_all(processor, inp)
     unseen = [
         index
@@ -99,7 +119,13 @@ def read_prompt(processor: Any, inp: ImageTextInput) -> tuple[str, tuple[Span, .
         _report_unseen(inp, unseen)
     _warn_of_unseen_entries(processor, inp, messages, prompt)
     count = prompt.count(placeholder)
-    if count != len(inp.images):
+    if has_video and count != 1:
+        raise ValueError(
+            f"the prompt has {count} placeholder(s) {placeholder!r} for one video; does the chat "
+            "template render parts of type 'video'? Else give the frames as a list of images. The "
+            f"prompt is {prompt!r}"
+        )
+    if not has_video and count != len(inp.images):
         raise ValueError(
             f"the prompt has {count} placeholder(s) {placeholder!r} for {len(inp.images)} "
             f"image(s){_name_images(processor, inp, messages, count)}; does the chat template "
@@ -116,6 +142,17 @@ def read_prompt(processor: Any, inp: ImageTextInput) -> tuple[str, tuple[Span, .
         )
         spans = ((0, len(prompt)),)
     return prompt, spans
+
+
+def _grouped(images: Sequence[Tensor], clip: Clip | None) -> Sequence[Tensor]:
+    """The frames of each group as the channels of one image."""
+    if clip is None:
+        return images
+    frames = [images[index] for index in clip.frames]
+    return [
+        torch.cat(frames[start : start + clip.together])
+        for start in range(0, len(frames), clip.together)
+    ]
 
 
 def special_tokens_option(tokenizer: Any, prompt: str) -> dict[str, bool]:
@@ -169,6 +206,11 @@ def _render(processor: Any, messages: Messages, continues: bool) -> str:
                 "the template does not allow it, let the last message be the user's"
             )
         raise ValueError(f"the chat template cannot render the messages: {error}{hint}") from error
+
+
+def _has_video(inp: ImageTextInput) -> bool:
+    parts = (part for message in inp.messages for part in text_parts([message])[0]["content"])
+    return any(part["type"] == "video" for part in parts)
 
 
 def _sentinels(texts: Sequence[str]) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_mllm._options import is_integer
 from captum_mllm.models.images import check_images
 from captum_mllm.models.layout import Size
 
@@ -33,6 +33,32 @@ class Answer(tuple[int, ...]):
 
     def __getnewargs__(self) -> tuple[tuple[int, ...], bool | None]:
         return tuple(self), self.finished
+
+
+@dataclass(frozen=True)
+class Clip:
+    r"""A video of a prompt whose neighbouring frames are groups that share their image tokens.
+
+    Args:
+        n_frames (int): how many frames it has. The last group may lack some, and repeats the last
+            frame then.
+        fps (float): frames per second.
+        together (int): how many frames a group has.
+    """
+
+    n_frames: int
+    fps: float
+    together: int
+
+    @property
+    def n_groups(self) -> int:
+        return -(-self.n_frames // self.together)
+
+    @property
+    def frames(self) -> list[int]:
+        """The index of each frame of each group."""
+        count = self.n_groups * self.together
+        return [min(index, self.n_frames - 1) for index in range(count)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +84,10 @@ class Query:
         instead_of (tuple[tuple[int, int], ...]): tokens that are explained in contrast to another
             one, see :meth:`captum_mllm.MLLM.contrast`: the place of each, from the end and
             negative, and the other token. Default: (), no token
+        clip (Clip, optional): the video whose groups of frames the images are, each group of F
+            frames as an image of 3 F channels. Default: None, they are images
+        times (tuple[float, ...]): when each image of a video was seen, in seconds. Default: (),
+            they are not of a video
     """
 
     prompt: str
@@ -68,6 +98,18 @@ class Query:
     with_prompt: bool = False
     word_embeddings: Tensor | None = None
     instead_of: tuple[tuple[int, int], ...] = ()
+    clip: Clip | None = None
+    times: tuple[float, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the images are called."""
+        return name_images(len(self.images), self.times)
+
+    @property
+    def channels(self) -> int:
+        """Channels of each image: three, or those of all frames of a group."""
+        return 3 if self.clip is None else 3 * self.clip.together
 
     @property
     def finished(self) -> bool | None:
@@ -85,7 +127,7 @@ class Query:
         words = self.word_embeddings
         version = None if words is None or words.is_inference() else words._version
         images = tuple(map(id, self.images))
-        return (self.prompt, self.answer_ids, self.native, images, id(words), version)
+        return (self.prompt, self.answer_ids, self.native, images, id(words), version, self.clip)
 
     def including_prompt(self) -> Query:
         """The same query with the tokens of the prompt explained too."""
@@ -108,6 +150,28 @@ class Query:
             next(remaining) if fixed is None else fixed.to(like).expand(len(like), -1, -1, -1)
             for fixed in self.images
         ]
+
+
+def name_images(count: int, times: Sequence[float] = ()) -> tuple[str, ...]:
+    r"""What images are called: by their number, or those of a video by their time.
+
+    Args:
+        count (int): how many there are.
+        times (Sequence[float]): when each was seen, in seconds; or none. Default: ()
+
+    Examples::
+        >>> name_images(2)
+        ('image 1', 'image 2')
+        >>> name_images(3, (0.0, 0.5, 1.0))
+        ('0.0 s', '0.5 s', '1.0 s')
+    """
+    if not times:
+        return tuple(f"image {number + 1}" for number in range(count))
+    for digits in range(4):
+        names = tuple(f"{time:.{digits}f} s" for time in times)
+        if len(set(names)) == count and (digits > 0 or all(float(t).is_integer() for t in times)):
+            break
+    return names
 
 
 #: The images that a query leaves open, (B, 3, H, W) each, and the query.
@@ -148,7 +212,7 @@ def split_arguments(
         )
     if look:
         for image in inputs:
-            check_images(image)
+            check_images(image, query.channels)
     words = query.word_embeddings
     sizes = [len(tensor) for tensor in (*inputs, *([] if words is None else [words]))]
     if len(set(sizes)) > 1:
@@ -191,8 +255,3 @@ def split_target(
         )
     rows, tokens = torch.tensor(pairs, dtype=torch.long, device=device).unbind(-1)
     return rows, tokens
-
-
-def is_integer(value: Any) -> TypeGuard[int]:
-    r"""Whether a value is an integer, and not a truth value."""
-    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -7,10 +7,14 @@ count from the last. ``tower`` says in which tower they count, where a method ca
 from __future__ import annotations
 
 from collections.abc import Sequence
+from reprlib import repr as shown
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
+
+from captum_mllm._options import is_integer
 
 Tower = Literal["decoder", "vision"]
 
@@ -82,9 +86,13 @@ def pick_layers(layers: Sequence[nn.Module], indices: Sequence[int], tower: str)
     r"""Some of the layers, in the order in which they run, each once.
 
     Raises:
+        TypeError: for indices that are not a sequence of integers.
         ValueError: if there is no index, or one that none of the layers has.
     """
     count = len(layers)
+    is_listed = isinstance(indices, (Sequence, np.ndarray)) and not isinstance(indices, str)
+    if not is_listed or not all(map(is_integer, indices)):
+        raise TypeError(f"got layers {shown(indices)}, expected a list of indices, such as [0, 1]")
     if not len(indices) or not all(-count <= index < count for index in indices):
         raise ValueError(
             f"got {list(indices)}, expected indices of the {count} layers of the {tower} that the "

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from captum_mllm._options import is_integer
 from captum_mllm.models.backbone import Backbone
-from captum_mllm.models.query import Query, is_integer
+from captum_mllm.models.query import Query
 from captum_mllm.models.words import group_runs, run_texts
 
 WordBaseline = Tensor | float | str | None
@@ -22,7 +23,8 @@ def text_ids(backbone: Backbone, query: Query, answer: bool) -> tuple[Tensor, tu
     the runs of neighbouring ones: those of the prompt, then the answer."""
     # They do not depend on the images.
     blank = [
-        torch.zeros(1, 3, *query.native[index], device=backbone.device) for index in query.explained
+        torch.zeros(1, query.channels, *query.native[index], device=backbone.device)
+        for index in query.explained
     ]
     encoding = backbone.encode(blank, replace(query, word_embeddings=None))
     positions = encoding.earlier_positions if answer else encoding.text_positions
@@ -84,6 +86,11 @@ def word_baseline(
             raise ValueError(
                 f"the text {baseline!r} for removed words is {len(ids)} tokens of this tokenizer, "
                 "expected the text of one token, such as ' ' or that for padding, or 'mean'"
+            )
+        if ids == [tokenizer.unk_token_id] and baseline != tokenizer.unk_token:
+            raise ValueError(
+                f"the text {baseline!r} for removed words is not known to this tokenizer, which "
+                f"writes {tokenizer.unk_token!r} for it"
             )
         found = embed(model, torch.tensor(ids))
     elif is_integer(baseline) and baseline != 0:

@@ -7,7 +7,7 @@
 
   // For each explained image: its map of each answer token.
   const images = data.maps.map((packed, place) => ({
-    name: `image ${data.explained[place] + 1}`,
+    name: data.names[data.explained[place]],
     ratio: data.ratios[place],
     grid: packed.grid,
     rows: decode(packed),
@@ -18,6 +18,14 @@
     ...view,
     images: view.maps.map((packed) => ({ grid: packed.grid, rows: decode(packed) })),
   }));
+
+  // Rows of the first alternative of the first token, its second, and so on.
+  const contrasts = data.alternatives && {
+    ranks: data.alternatives.ranks,
+    images: data.alternatives.maps.map(decode),
+    weights: data.alternatives.weights && decode(data.alternatives.weights),
+  };
+  const contrastLimit = contrasts && largest(contrasts.images.flat().map(largest));
 
   const product = (values, indices) => indices.reduce((result, index) => result * values[index], 1);
   const percent = new Intl.NumberFormat("en", { style: "percent", maximumSignificantDigits: 3 });
@@ -36,6 +44,8 @@
   let unitSpans = [];
   let current = 0;
   let pinned = false;
+  // Which alternative to the current word was chosen.
+  let instead = null;
   let shared = true;
   let limits = null;
 
@@ -47,6 +57,15 @@
     maps.reduce((result, values) => values.reduce((a, b) => Math.max(a, b), result), 0);
 
   const colorOf = (place) => `var(--image-${place % 6})`;
+
+  /** Where the chosen alternative to the current unit is among the rows of alternatives. */
+  const contrastRow = () =>
+    units[current][0] * contrasts.ranks[0].length + instead;
+  /** The text of the chosen alternative. */
+  function alternative() {
+    const token = units[current][0];
+    return data.predictions[token][contrasts.ranks[token][instead]][0];
+  }
 
   /** The share of each image in the evidence for a unit. */
   function sharesOf(unit) {
@@ -70,8 +89,7 @@
   }
 
   /** The weight of each prompt token and of each earlier unit, which is the sum over its tokens. */
-  function earlierWeights(index) {
-    const row = mean(weights, units[index]);
+  function earlierWeights(index, row = mean(weights, units[index])) {
     const prompt = row.subarray(0, data.prompt.length);
     const answer = units
       .slice(0, index)
@@ -81,6 +99,7 @@
 
   function divide(mode) {
     const token = units.length ? units[current][0] : null;
+    instead = null;
     units = mode === "words" ? data.words : data.answer.map((_, index) => [index]);
     list.replaceChildren();
     list.classList.toggle("tokens", mode === "tokens");
@@ -110,11 +129,13 @@
 
   function updateImages(maps, unit) {
     const peak = peakOf(maps);
-    const limit = shared ? limits.map : peak;
+    const contrasted = instead !== null;
+    const limit = shared ? (contrasted ? contrastLimit : limits.map) : peak;
     images.forEach(({ canvas, grid }, place) => paint(canvas, maps[place], grid, limit));
     if (data.shares)
       sharesOf(unit).forEach((share, place) => {
-        images[place].caption.textContent = highestOf(maps) > 0 ? wholePercent.format(share) : "";
+        images[place].caption.textContent =
+          highestOf(maps) > 0 && !contrasted ? wholePercent.format(share) : "";
       });
     element("no-evidence").hidden = peak > 0;
     element("legend").hidden = limit === 0;
@@ -126,12 +147,14 @@
       "aria-label",
       `Attribution to the ${shownImages}${label}, colours from ${low} to ${high}`,
     );
+    const than = contrasted ? ` rather than for “${tokens.spoken(alternative())}”` : "";
+    const every = contrasted ? "alternatives" : "words";
     const sign = data.signed ? "for (red) or against (blue)" : "for";
     const reach = peak < limit ? `, of which this word reaches ${number(peak)}` : "";
     element("meaning").textContent =
-      `How much each place of the ${shownImages} speaks ${sign} the word${label}. ` +
+      `How much each place of the ${shownImages} speaks ${sign} the word${than}${label}. ` +
       (shared
-        ? `${high} is the most of all words${reach}.`
+        ? `${high} is the most of all ${every}${reach}.`
         : `${high} is the most of this word: weak words are coloured like strong ones.`);
     const reached = limit > 0 ? peak / limit : 0;
     element("reach").style.setProperty("--reach", data.signed ? (1 + reached) / 2 : reached);
@@ -139,6 +162,8 @@
   }
 
   function updateScales(unit) {
+    // Scales have no contrasts.
+    if (scales.length) element("scales").hidden = instead !== null;
     for (const view of scales) {
       const maps = mapsOf(view.images, unit);
       const limit = shared ? limits.scale : peakOf(maps);
@@ -147,39 +172,12 @@
     }
   }
 
-  function shade(span, weight, limit) {
-    span.style.setProperty("--weight", limit > 0 ? (Math.abs(weight) / limit).toFixed(3) : 0);
-    span.classList.toggle("against", weight < 0);
-  }
-
-  /** Rows of a label, a bar and a value; no rows, no section. */
-  function fillBars(section, rows) {
-    section.hidden = rows.length === 0;
-    section.querySelector("ol").replaceChildren(
-      ...rows.map(({ label, weight, limit, value, strong }) => {
-        const item = document.createElement("li");
-        const [name, length, amount] = ["name", "length", "value"].map((part) => {
-          const span = document.createElement("span");
-          span.className = part;
-          return span;
-        });
-        name.lang = "";
-        name.classList.toggle("strong", Boolean(strong));
-        tokens.showExactly(name, label);
-        name.title = name.textContent;
-        shade(length, weight, limit);
-        amount.textContent = value;
-        item.append(name, length, amount);
-        return item;
-      }),
-    );
-  }
-
   function updateWeights() {
-    const { prompt, answer, peak } = earlierWeights(current);
-    const limit = shared ? limits.weight : peak;
-    promptSpans.forEach((span, index) => shade(span, prompt[index], limit));
-    unitSpans.forEach((span, index) => shade(span, answer[index] ?? 0, limit));
+    const row = instead === null ? undefined : contrasts.weights?.[contrastRow()];
+    const { prompt, answer, peak } = earlierWeights(current, row);
+    const limit = shared && !row ? limits.weight : peak;
+    promptSpans.forEach((span, index) => bars.shade(span, prompt[index], limit));
+    unitSpans.forEach((span, index) => bars.shade(span, answer[index] ?? 0, limit));
     const strongest = [
       ...data.prompt.map((label, index) => ({ label, weight: prompt[index] })),
       ...answer.map((weight, index) => ({ label: text(units[index]), weight })),
@@ -187,7 +185,7 @@
       .filter(({ weight }) => weight !== 0)
       .sort((first, second) => Math.abs(second.weight) - Math.abs(first.weight))
       .slice(0, 5);
-    fillBars(
+    bars.fill(
       element("earlier"),
       strongest.map(({ label, weight }) => ({ label, weight, limit, value: number(weight) })),
     );
@@ -196,6 +194,8 @@
   function updateDetail(unit) {
     const many = unit.length > 1;
     tokens.show(element("current"), text(unit).trim() || text(unit));
+    element("instead").textContent =
+      instead === null ? "" : `rather than “${tokens.spoken(alternative())}”`;
     element("pinned").hidden = !pinned;
     if (data.probs) {
       element("probability").querySelector("b").textContent = probability(
@@ -206,7 +206,7 @@
         ? `The product of the probabilities of its ${unit.length} tokens`
         : "The probability that the model gave this token";
     }
-    if (data.reasons) fillBars(element("reasons"), reasons.rows(data, unit));
+    if (data.reasons) bars.fill(element("reasons"), reasons.rows(data, unit));
     const risk = reasons.sentence(data, unit);
     element("risk").hidden = !risk;
     element("risk").textContent = risk;
@@ -214,22 +214,37 @@
       element("predictions-heading").textContent =
         `Top predictions${many ? `, first of ${unit.length} tokens` : ""}`;
       const answered = data.answer[unit[0]];
-      fillBars(
+      const ranks = contrasts?.ranks[unit[0]] ?? [];
+      bars.fill(
         element("predictions"),
-        data.predictions[unit[0]].slice(0, 8).map(([label, share]) => ({
-          label,
-          weight: share,
+        data.predictions[unit[0]].slice(0, Math.max(8, ranks.length + 1)).map((row, rank) => ({
+          label: row[0],
+          weight: row[1],
           limit: 1,
-          value: probability(share),
-          strong: label === answered,
+          value: probability(row[1]),
+          strong: row[0] === answered && !ranks.includes(rank),
+          choice: ranks.includes(rank) ? ranks.indexOf(rank) : undefined,
+          chosen: instead !== null && ranks[instead] === rank,
         })),
       );
     }
+    element("what-ifs")?.replaceChildren(
+      ...hidden.of(data, unit).map((view) => {
+        const item = element("what-if").content.cloneNode(true).firstElementChild;
+        item.querySelector("h3").textContent = hidden.heading(view);
+        bars.fill(item, hidden.rows(view));
+        item.querySelector("p").textContent = hidden.sentence(view);
+        return item;
+      }),
+    );
   }
 
   function update() {
     const unit = units[current];
-    const maps = mapsOf(images, unit);
+    const maps =
+      instead === null
+        ? mapsOf(images, unit)
+        : contrasts.images.map((rows) => rows[contrastRow()]);
     unitSpans.forEach((span, index) => {
       span.tabIndex = index === current ? 0 : -1;
       span.setAttribute("aria-selected", index === current);
@@ -237,6 +252,8 @@
     list.classList.toggle("pinned", pinned);
     updateImages(maps, unit);
     updateScales(unit);
+    if (data.what_ifs)
+      images.forEach(({ drawing }, place) => hidden.outline(drawing, hidden.of(data, unit), place));
     if (weights) updateWeights();
     if (element("detail")) updateDetail(unit);
     const peaks = maps.map(largest);
@@ -245,12 +262,14 @@
     const name = several ? images[first].name : "the image";
     element("live").textContent = [
       tokens.spoken(text(unit)),
+      instead !== null && `rather than ${tokens.spoken(alternative())}`,
       data.probs && `probability ${probability(product(data.probs, unit))}`,
       strongest ? `strongest in ${name}: ${strongest}` : `no evidence in the ${shownImages}`,
       ...(data.shares && highestOf(maps) > 0
         ? sharesOf(unit).map((share, i) => `${images[i].name} ${wholePercent.format(share)}`)
         : []),
       reasons.sentence(data, unit),
+      ...hidden.of(data, unit).map(hidden.sentence),
       pinned && "pinned",
     ]
       .filter(Boolean)
@@ -259,10 +278,11 @@
 
   // Input
 
-  function select(index, pin) {
-    if (index < 0 || (index === current && pin === pinned)) return;
+  function select(index, pin, choice = null) {
+    if (index < 0 || (index === current && pin === pinned && choice === instead)) return;
     current = index;
     pinned = pin;
+    instead = choice;
     update();
   }
 
@@ -294,6 +314,14 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") select(current, false);
   });
+  element("predictions")?.addEventListener("click", (event) => {
+    const button = event.target.closest("li")?.querySelector("button");
+    if (!button) return;
+    const choice = Number(button.value);
+    select(current, true, choice === instead ? null : choice);
+    // The rows are new ones, and the keyboard stays where it was.
+    element("predictions").querySelector(`button[value="${choice}"]`).focus();
+  });
   element("slider").addEventListener("input", (event) => {
     document.documentElement.style.setProperty("--opacity", event.target.value / 100);
   });
@@ -311,7 +339,7 @@
     item.classList.toggle("explained", explained);
     item.querySelector("img").src = source;
     item.querySelector("span").textContent =
-      `image ${image + 1}${explained ? ", explained" : ""}`;
+      `${data.names[image]}${explained ? ", explained" : ""}`;
     element("thumbnails").append(item);
   }
 
@@ -330,7 +358,7 @@
       } else if (data.count > 1) {
         const mark = document.createElement("span");
         mark.className = "image-mark";
-        mark.textContent = `image ${image + 1}`;
+        mark.textContent = data.names[image];
         text.append(place > 0 ? " " : "", mark, " ");
       }
     }
@@ -372,12 +400,14 @@
   if (drawn.every(({ rows }) => rows.every((row) => largest(row) === 0)))
     element("slider").remove();
   if (data.words.length === data.answer.length) element("units").remove();
+  if (!contrasts) element("alternatives-help").remove();
   if (!data.predictions) element("predictions").remove();
   if (!weights) element("earlier").remove();
   if (!data.reasons) element("reasons").remove();
   else element("reasons-heading").textContent += data.reasons.exact ? "" : " (weak estimate)";
   if (!data.probs) element("probability").remove();
-  if (!["probs", "predictions", "weights", "reasons", "risks"].some((name) => data[name]))
+  if (!data.what_ifs) element("what-ifs").remove();
+  if (!["probs", "predictions", "weights", "reasons", "risks", "what_ifs"].some((name) => data[name]))
     element("detail").remove();
   if (scales.length === 0) element("scales").remove();
 
@@ -398,6 +428,10 @@
     image.source = stage.querySelector("img").src;
     image.canvas = stage.querySelector("canvas");
     image.caption = stage.querySelector("b");
+    if (data.what_ifs) {
+      image.drawing = element("regions").content.cloneNode(true).firstElementChild;
+      stage.querySelector(".frame").append(image.drawing);
+    }
     stage.style.setProperty("--ratio", image.ratio);
     stage.querySelector("span").textContent = image.name;
     if (data.shares) stage.style.setProperty("--mark", colorOf(place));

@@ -16,11 +16,23 @@ from PIL import Image
 from captum_mllm.models.prompt_parts import PromptPart
 from captum_mllm.visualization.colors import FADE, color_table
 from captum_mllm.visualization.document import fill_document
+from captum_mllm.visualization.page_alternatives import AlternativesView, alternatives_data
 from captum_mllm.visualization.page_data import ScaleView, page_data
 from captum_mllm.visualization.page_reasons import ReasonsView, RiskView, reasons_data
+from captum_mllm.visualization.page_what_if import HiddenWord, WhatIfView, what_if_data
 
-__all__ = ["ReasonsView", "RiskView", "ScaleView", "embed_page", "render_page"]
+__all__ = [
+    "AlternativesView",
+    "HiddenWord",
+    "ReasonsView",
+    "RiskView",
+    "ScaleView",
+    "WhatIfView",
+    "embed_page",
+    "render_page",
+]
 
+_SCRIPTS = ("_heatmap", "_tokens", "_bars", "_reasons", "_what_if", "")
 _LONGEST_SIDE, _THUMBNAIL_SIDE = 1600, 192
 _STAGE = Template(
     '<figure class="stage"><div class="frame"><img src="$source" alt="$alt">'
@@ -33,6 +45,7 @@ def render_page(
     *,
     images: Sequence[Image.Image],
     explained: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
     prompt_tokens: Sequence[str],
     prompt_parts: Sequence[PromptPart] = (),
     answer_tokens: Sequence[str],
@@ -45,6 +58,8 @@ def render_page(
     scales: Sequence[ScaleView] = (),
     reasons: ReasonsView | None = None,
     risks: Sequence[RiskView] | None = None,
+    alternatives: AlternativesView | None = None,
+    what_ifs: Sequence[WhatIfView] = (),
     unit: str = "",
     finished: bool | None = None,
     method: str = "",
@@ -72,6 +87,8 @@ def render_page(
             beside the prompt as well; all without their metadata.
         explained (Sequence[int], optional): Which images were explained. Default: None, the first
             ones, as many as have maps
+        names (Sequence[str], optional): What the images are called, such as the times of a video's
+            frames. Default: None, by their number
         prompt_tokens (Sequence[str]): The P tokens of the prompt, or its words; may be empty.
         prompt_parts (Sequence[PromptPart]): The turns, texts and images of the prompt in their
             order, which have P tokens together. Default: (), one text.
@@ -96,6 +113,10 @@ def render_page(
             Default: None
         risks (Sequence[RiskView] or None): The risk that the image does not show a word; words of
             some or high risk are marked. Default: None
+        alternatives (AlternativesView or None): Why other predictions were not said, shown by a
+            click on them. Default: None
+        what_ifs (Sequence[WhatIfView]): What the model says without the regions of words, which
+            are outlined on the image. Default: ()
         unit (str): What the values of the maps are counted in, such as "logits". Default: ""
         finished (bool or None): Whether the model ended its own answer. False makes a note that the
             answer is cut off. Default: None, the answer was given
@@ -151,10 +172,15 @@ def render_page(
         scales=scales,
     )
     data |= reasons_data(reasons, risks, len(answer_tokens))
+    data |= alternatives_data(alternatives, data)
+    data |= what_if_data(what_ifs, len(answer_tokens), len(shown))
     data["colors"] = _base64(color_table(data["signed"]).tobytes())
     data["fade"] = FADE
     data["ratios"] = [images[index].width / images[index].height for index in shown]
     data["explained"], data["count"] = shown, len(images)
+    data["names"] = list(names or (f"image {number + 1}" for number in range(len(images))))
+    if len(data["names"]) != len(images):
+        raise ValueError(f"names has {len(data['names'])} entries for {len(images)} image(s).")
     # Explained images are on the page already.
     data["thumbnails"] = (
         [_data_uri(image, _THUMBNAIL_SIDE) for image in images] if len(images) > len(shown) else []
@@ -163,13 +189,17 @@ def render_page(
     data["cut"] = finished is False
     return fill_document(
         "page",
-        ("page_heatmap.js", "page_tokens.js", "page_reasons.js", "page.js"),
+        tuple(f"page{part}.js" for part in _SCRIPTS),
         title,
-        styles=("page_reasons.css",),
+        styles=("page_reasons.css", "page_what_if.css"),
         stages="".join(
             _STAGE.substitute(
                 source=_data_uri(images[index], _LONGEST_SIDE),
-                alt=f"Image {index + 1}" if len(shown) > 1 else "The image that is explained",
+                alt=(
+                    escape(data["names"][index].capitalize())
+                    if len(shown) > 1
+                    else "The image that is explained"
+                ),
             )
             for index in shown
         ),

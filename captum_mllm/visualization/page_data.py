@@ -13,7 +13,7 @@ import numpy as np
 
 from captum_mllm.models.prompt_parts import PromptPart
 
-__all__ = ["ScaleView", "page_data"]
+__all__ = ["ScaleView", "checked_array", "page_data", "quantized"]
 
 _ROUNDING = 1e-6
 
@@ -74,7 +74,7 @@ def page_data(
         "turns": _turns(prompt_parts, len(prompt), n_images),
         "answer": answer,
         "words": _checked_words(words, count),
-        "maps": list(map(_quantized, maps)),
+        "maps": list(map(quantized, maps)),
         "shares": None,
         "weights": None,
         "probs": None,
@@ -82,7 +82,7 @@ def page_data(
         "scales": [
             {
                 "scale": float(f"{view.scale:.4g}"),
-                "maps": list(map(_quantized, view.maps)),
+                "maps": list(map(quantized, view.maps)),
                 "probs": None if view.probs is None else view.probs.tolist(),
             }
             for view in views
@@ -94,7 +94,7 @@ def page_data(
         ),
     }
     if image_shares is not None and len(maps) > 1:
-        shares = _checked_array("image_shares", image_shares)
+        shares = checked_array("image_shares", image_shares)
         if shares.shape != (count, len(maps)) or shares.min() < 0 or shares.max() > 1 + _ROUNDING:
             raise ValueError(
                 f"image_shares has shape {shares.shape} and values from {shares.min()} to "
@@ -103,7 +103,7 @@ def page_data(
             )
         data["shares"] = shares.round(4).tolist()
     if token_attr is not None:
-        data["weights"] = _quantized(_checked_weights(token_attr, len(prompt), count))
+        data["weights"] = quantized(_checked_weights(token_attr, len(prompt), count))
     if output_probs is not None:
         data["probs"] = _checked_probs("output_probs", output_probs, count).tolist()
     if top_predictions is not None:
@@ -165,7 +165,13 @@ def _checked_words(words: Sequence[Sequence[int]], count: int) -> list[list[int]
     return groups
 
 
-def _checked_array(name: str, values: np.ndarray) -> np.ndarray:
+def checked_array(name: str, values: np.ndarray) -> np.ndarray:
+    r"""Real and finite numbers as float64.
+
+    Raises:
+        TypeError: If they are not real numbers.
+        ValueError: If one is not finite.
+    """
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} holds values of type {array.dtype}; give real numbers.")
@@ -186,7 +192,7 @@ def _checked_maps(
 
 
 def _checked_map(name: str, maps: np.ndarray, count: int) -> np.ndarray:
-    array = _checked_array(name, maps)
+    array = checked_array(name, maps)
     if array.ndim != 3 or array.shape[0] != count or array.size == 0:
         raise ValueError(
             f"{name} has shape {array.shape}; expected ({count}, h, w), one map of the image for "
@@ -196,7 +202,7 @@ def _checked_map(name: str, maps: np.ndarray, count: int) -> np.ndarray:
 
 
 def _checked_weights(weights: np.ndarray, prompt_count: int, count: int) -> np.ndarray:
-    array = _checked_array("token_attr", weights)
+    array = checked_array("token_attr", weights)
     if array.shape != (count, prompt_count + count):
         raise ValueError(
             f"token_attr has shape {array.shape}; expected ({count}, {prompt_count + count}): for "
@@ -215,7 +221,7 @@ def _checked_weights(weights: np.ndarray, prompt_count: int, count: int) -> np.n
 
 
 def _checked_probs(name: str, probs: np.ndarray, count: int) -> np.ndarray:
-    array = _checked_array(name, probs)
+    array = checked_array(name, probs)
     if array.shape != (count,):
         raise ValueError(
             f"{name} has shape {array.shape}; expected ({count},), one probability for each token."
@@ -262,8 +268,8 @@ def _checked_scale(name: str, view: ScaleView, count: int, n_images: int) -> Sca
     return ScaleView(scale, maps, probs)
 
 
-def _quantized(rows: np.ndarray) -> dict[str, Any]:
-    """Packs each row into bytes: value = step * (byte - zero).
+def quantized(rows: np.ndarray) -> dict[str, Any]:
+    r"""Pack each row into bytes: value = step * (byte - zero).
 
     The zero point keeps 0 exact (Jacob et al., 2018, equation 1).
     """

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from PIL import Image
 
+from captum_mllm._options import check_number, check_whole
 from captum_mllm.visualization.colors import (
     OPACITY,
     color_entries,
@@ -92,6 +93,7 @@ def image_heatmap(
     for place, each, values, label_map in zip(places, images, maps, labels):
         _draw_map(place, each, values, (low, high), alpha)
         if label_map is not None:
+            check_whole("border_width", border_width, 0)
             _draw_segments(place, each, label_map, border_width, show_legends)
         place.axis("off")
     # The bar of an image with an array of opacities would be drawn transparent.
@@ -181,8 +183,7 @@ def word_sheet(
     Raises:
         ValueError: for fewer than one column, or an opacity outside of [0, 1].
     """
-    if columns is not None and columns < 1:
-        raise ValueError(f"columns is {columns}; expected at least 1")
+    check_whole("columns", columns, 1, optional=True)
     _check_opacity(alpha)
     several = isinstance(image, Sequence)
     images = _listed(image, several)
@@ -238,8 +239,7 @@ def _listed(given: Any, several: bool) -> list[Any]:
 
 
 def _check_opacity(alpha: float) -> None:
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; expected an opacity in [0, 1]")
+    check_number("alpha", alpha, "[0, 1]")
 
 
 def new_figure(show: bool, **options: Any) -> Figure:

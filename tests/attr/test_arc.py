@@ -143,9 +143,9 @@ def test_text_is_that_of_the_wrapped_method_or_weighed_by_the_correlation(mllm: 
     ("options", "message"),
     [
         ({"reading": "own"}, "reading='own', expected one of 'next', 'previous'"),
-        ({"power": 0.0}, "power=0.0, expected a finite number above 0"),
+        ({"power": 0.0}, r"power=0\.0, expected a number in \(0, inf\)"),
         ({"power": float("nan")}, "power=nan"),
-        ({"text_floor": -1.0}, "text_floor=-1.0, expected a finite number of at least 0"),
+        ({"text_floor": -1.0}, r"text_floor=-1\.0, expected a number in \[0, inf\)"),
         ({"strength": 1.5}, "strength=1.5, expected a number in"),
         ({"suppress": "all"}, "suppress='all', expected one of 'irrelevant', 'relevant', None"),
     ],

@@ -497,7 +497,7 @@ def test_bfloat16_and_a_constant_image_give_finite_float32_maps(mode: Any) -> No
         ({"mode": "flow"}, "mode='flow', expected one of 'raw', 'rollout', 'gradient'"),
         ({"head_fusion": "sum"}, "head_fusion='sum', expected one of"),
         ({"tower": "both"}, "tower='both', expected one of"),
-        ({"residual": 1.5}, "residual=1.5, expected a share from 0 to 1"),
+        ({"residual": 1.5}, "residual=1.5, expected a number in"),
         ({"layers": [2]}, "indices of the 2 layers of the language model"),
         ({"layers": []}, "indices of the 2 layers of the language model"),
         # LLaVA has three vision layers, and takes its features from the second.

@@ -165,3 +165,15 @@ def test_contrasts_that_say_nothing_are_refused(mllm: MLLM) -> None:
             explainer.attribute(inp, target="a cat sits", contrast=contrast)
     with pytest.raises(TypeError, match="expected a word"):
         explainer.attribute(inp, target="a cat sits", contrast={"cat": 3})
+
+
+def test_words_that_the_tokenizer_does_not_know_are_no_contrast() -> None:
+    mllm = MLLM.from_pretrained("demo/qwen2-vl")
+    inp = ImageTextInput(noise((56, 56)), "Describe the image.")
+    explain = MLLMAttribution(LogitLens(mllm)).attribute
+    with pytest.raises(ValueError, match="'bus' in contrast to 'red', which this model does not"):
+        explain(inp, target="a red star", contrast={"red": "bus"})
+    with pytest.raises(ValueError, match="'bus' for removed words is not known"):
+        MLLMAttribution(FeatureAblation(mllm)).attribute(
+            inp, target="a", segments=(1, 1), baselines=("mean", "bus")
+        )

@@ -950,6 +950,19 @@ def test_the_progress_bar_is_over_the_scales(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_scale_with_a_say_has_finite_attributions(value: float) -> None:
+    def broken(inputs: Tensor) -> Tensor:
+        return torch.full_like(inputs, value if inputs.shape[-1] == 8 else 1.0)
+
+    msea = MSEA(Recorder(ConvolutionalClassifier(), broken))
+    images = draw_images(1, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"Recorder gives attributions .* infinite, at scale 2"):
+        msea.attribute(images, scales=(1.0, 2.0))
+    without_say = msea.attribute(images, scales=(1.0, 2.0), weights=(1, 0))
+    assert torch.equal(without_say, torch.ones(1, 3, 4, 4))
+
+
 # What is refused
 
 
@@ -963,24 +976,25 @@ def test_only_attribution_methods_are_wrapped(method: Any) -> None:
     ("arguments", "message"),
     [
         ({"scales": ()}, "at least one scale"),
-        ({"scales": (1.0, 0.0)}, "finite and above 0, got 0"),
-        ({"scales": (-1.0,)}, "finite and above 0, got -1"),
-        ({"scales": (math.nan,)}, "finite and above 0, got nan"),
-        ({"scales": (math.inf,)}, "finite and above 0, got inf"),
+        ({"scales": (1.0, 0.0)}, r"got scale=0\.0, expected a number in \(0, inf\)"),
+        ({"scales": (-1.0,)}, r"got scale=-1"),
+        ({"scales": (math.nan,)}, "got scale=nan"),
+        ({"scales": (math.inf,)}, "got scale=inf"),
         ({"scales": 1.0}, "sequence of numbers"),
         ({"scales": ("half",)}, "sequence of numbers"),
         ({"scales": (0.05,)}, "8 x 6 pixels 0 x 0"),
         ({"scales": (0.07,)}, "8 x 6 pixels 1 x 0"),
         ({"weights": "even"}, "'uniform', 'confidence'"),
         ({"weights": (1.0, 2.0)}, "each of the 4 scales"),
-        ({"weights": (1.0, "2", 3.0, 4.0)}, "each of the 4 scales"),
-        ({"weights": 1.0}, "each of the 4 scales"),
+        ({"weights": (1.0, "2", 3.0, 4.0)}, "sequence of numbers"),
+        ({"weights": 1.0}, "sequence of numbers"),
+        ({"weights": (1, 1, 1, True)}, "sequence of numbers"),
         ({"weights": (1, 1, -1, 1)}, "not negative"),
         ({"weights": (1, 1, math.nan, 1)}, "finite"),
         ({"weights": (1, 1, math.inf, 1)}, "finite"),
         ({"weights": (0, 0, 0, 0)}, "not all 0"),
-        ({"normalize": "mean"}, "normalize must be"),
-        ({"interpolate_mode": "nearest"}, "'bilinear' or 'bicubic'"),
+        ({"normalize": "mean"}, "normalize='mean', expected one of"),
+        ({"interpolate_mode": "nearest"}, "expected one of 'bilinear', 'bicubic'"),
         ({"output_size": "input"}, "output_size must be"),
         ({"output_size": (4, 0)}, "output_size must be"),
         ({"output_size": (4,)}, "output_size must be"),

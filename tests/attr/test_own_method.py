@@ -180,3 +180,18 @@ def test_by_confidence_each_token_weighs_the_scales_by_its_own_probability(mllm:
         total += probability[:, None, None, None] * lens
         weights += probability
     torch.testing.assert_close(maps, total / weights[:, None, None, None], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_method_of_ones_own_gives_finite_maps(value: float) -> None:
+    class Overflowing(SoftmaxLens):
+        def explain_tokens(self, *args: Any, **kwargs: Any) -> TokenMaps:
+            found = super().explain_tokens(*args, **kwargs)
+            found.maps[0][0, 0, 0, 0] = value
+            return found
+
+    lens = Overflowing(MLLM.from_pretrained("demo/qwen2-vl"))
+    for method, scale in ((lens, "1"), (MSEA(lens, scales=(0.5,)), "0.5"), (ARC(lens), "1")):
+        error = f"Overflowing gives attributions that are NaN or infinite, at scale {scale}"
+        with pytest.raises(ValueError, match=error):
+            MLLMAttribution(method).attribute(INP, target=ANSWER)

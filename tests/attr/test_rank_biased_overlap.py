@@ -164,7 +164,7 @@ def test_much_faster_than_a_loop_over_pairs() -> None:
 @pytest.mark.parametrize("persistence", [0.0, 1.0, -0.5, 2.0, float("nan")])
 def test_persistence_outside_its_range_is_refused(persistence: float) -> None:
     rankings = draw_rankings(2, 3, 5, 0)
-    with pytest.raises(ValueError, match="persistence must lie strictly between 0 and 1"):
+    with pytest.raises(ValueError, match=r"expected a number in \(0, 1\)"):
         rank_biased_overlap(rankings, rankings, persistence)
 
 

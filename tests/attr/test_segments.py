@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import ImageMaskInput
 from torch import Tensor
 
 from captum_mllm.attr import grid_segments, superpixels
-from captum_mllm.attr.segments import Segments, image_segments
+from captum_mllm.attr.segments import Segments, check_feature_mask, image_segments
 from captum_mllm.models.pixels import to_pil, to_tensor
 
 SIZE = (6, 9)
@@ -183,3 +185,39 @@ def test_masks_of_numpy_are_those_of_torch() -> None:
     assert torch.equal(found.members, expected.members)
     with pytest.raises(TypeError, match=r"got segments=a list of list, str, expected \(rows"):
         image_segments([[1], "x"], image)
+
+
+def test_masks_of_8_bits_are_masks() -> None:
+    masks = overlapping()
+    expected = image_segments(masks, image())
+    for given in (
+        [mask.to(torch.uint8) * 255 for mask in masks],
+        [np.flip(np.flip(mask.numpy(), 0), 0) for mask in masks],
+        [mask.numpy().astype(">u2") * 7 for mask in masks],
+    ):
+        found = image_segments(given, image())
+        assert torch.equal(found.regions, expected.regions)
+        assert torch.equal(found.members, expected.members)
+    for levels in ([0, 3, 255], [0.0, 0.4, 0.9], [0.0, float("nan"), 1.0]):
+        soft = torch.zeros(SIZE, dtype=torch.tensor(levels).dtype)
+        soft[0, :3] = torch.tensor(levels)
+        with pytest.raises(ValueError, match=r"2 levels beside 0 for segment 0.*threshold it"):
+            image_segments([soft], image())
+
+
+def test_a_grey_mask_is_not_silently_256_labels() -> None:
+    levels = np.linspace(0, 255, SIZE[0] * SIZE[1]).astype(np.uint8).reshape(SIZE)
+    with pytest.warns(UserWarning, match="each of the 54 levels of the 8-bit segments"):
+        image_segments(levels, image())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(image_segments(levels.astype(np.uint16), image()).members) == 54
+        assert len(image_segments((levels > 127).astype(np.uint8) * 255, image()).members) == 2
+    with pytest.warns(UserWarning, match="54 levels"):
+        check_feature_mask(torch.from_numpy(levels)[None, None])
+    with pytest.raises(ValueError, match="not whole"):
+        check_feature_mask(torch.full((1, 1, *SIZE), 0.5))
+    with pytest.raises(TypeError, match="feature_mask of type ndarray"):
+        check_feature_mask(levels)
+    with pytest.raises(TypeError, match="segments of dtype object"):
+        image_segments(levels.astype(object), image())

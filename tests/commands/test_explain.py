@@ -101,6 +101,27 @@ def test_streamed_words_are_those_of_the_result(
     assert "leave out --answer or --stream" in capsys.readouterr().err
 
 
+def test_what_ifs_and_alternatives_are_kept(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = write_image(tmp_path / "image.png", "RGB", (96, 96))
+    arguments = ["explain", str(picture), "--model", str(folders["llava"]), "--quiet"]
+    arguments += ["--output", str(tmp_path / "out"), "--answer", "a cat", "--scales", "1"]
+    arguments += ["--method", "logit-lens"]
+    assert main([*arguments, "--alternatives", "1", "--what-if", "cat"]) == 0
+    assert "without 'cat'" in capsys.readouterr().out
+    result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
+    assert [each.removed for each in result.what_ifs] == ["cat"]
+    assert result.alternatives is not None and result.alternatives.ranks.shape[1] == 1
+    # What the model said is kept, whatever words were asked for.
+    assert main([*arguments, "--what-if", "bird", "--what-if", "cat"]) == 2
+    assert "no word or phrase 'bird'" in capsys.readouterr().err
+    result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
+    assert [each.removed for each in result.what_ifs] == ["cat"] and result.alternatives is None
+    assert main([*arguments, "--alternatives", "-1"]) == 2
+    assert "--alternatives -1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", [None, *METHODS])
 def test_methods(
     method: str | None, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -246,6 +267,23 @@ def test_all_of_several_images_are_explained(
     assert (tmp_path / "out" / "words.png").exists()
 
 
+def test_a_folder_of_frames_is_explained_as_a_video(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "frames").mkdir()
+    for index in range(6):
+        frame = Image.new("RGB", (84, 56), (40 * index, 0, 0))
+        frame.save(tmp_path / "frames" / f"{index}.png")
+    common = ["--model", str(folders["qwen2_vl"]), "--answer", "a cat", "--quiet"]
+    video = ["--video", str(tmp_path / "frames"), "--frames", "3", "--fps", "4"]
+    output = ["--scales", "1", "--output", str(tmp_path / "out")]
+    assert main(["explain", *video, *common, *output]) == 0
+    result = MLLMAttributionResult.load(tmp_path / "out" / "result.safetensors")
+    assert result.times == (0.0, 0.5, 1.0)
+    assert [image.getpixel((0, 0))[0] for image in result.images] == [0, 80, 160]
+    assert "Evidence: 0.0 s " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("more", [["--answer", "图片"], ["--stream", "--max-new-tokens", "12"]])
 @pytest.mark.parametrize("broken", [False, True])
 def test_output_is_not_lost_on_a_console_that_cannot_print_it(
@@ -299,6 +337,11 @@ def test_output_is_not_lost_on_a_console_that_cannot_print_it(
         (["{folder}/image.png", "--messages", "{folder}/chat.json"], "names images"),
         (["--messages", "{folder}/chat.json", "--prompt", "what ?"], "leave out one of them"),
         (["--messages", "{folder}/blind.json"], "has no image"),
+        (["{folder}/image.png", "--video", "{folder}"], "got --video and images"),
+        (["--video", "{folder}/absent"], "there is no video"),
+        (["--video", "{folder}", "--explained", "0"], "all frames of a video"),
+        (["--video", "{folder}"], "decompression bomb"),
+        (["--messages", "{folder}/chat.json", "--video", "{folder}"], "names images"),
         (["{folder}/bomb.png"], "decompression bomb"),
         (["{folder}/image.png", "--model", "{folder}/absent"], "there is no folder"),
         (["{folder}/image.png", "--model", "demo/absent"], "absent"),

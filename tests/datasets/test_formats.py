@@ -15,8 +15,8 @@ from tests.datasets.written import write_image, write_json
     ("options", "message"),
     [
         ({"format": "coco2"}, "expected auto or one of jsonl, folder"),
-        ({"on_error": "ignore"}, "expected one of skip, raise"),
-        ({"limit": 0}, "expected at least 1"),
+        ({"on_error": "ignore"}, "expected one of 'skip', 'raise'"),
+        ({"limit": 0}, "expected an integer of at least 1"),
         ({"prompt": " "}, "the prompt is empty"),
         ({"images": "absent"}, "there is no folder of images absent"),
     ],

@@ -30,8 +30,6 @@ def _noun_maps(mllm: MLLM, masks: list[Tensor] | None = None) -> Tensor:
 @pytest.mark.parametrize("name", DEMO_MODELS)
 def test_random_weights_destroy_the_lens(name: str) -> None:
     mllm = MLLM.from_pretrained(f"demo/{name}")
-    masks: list[Tensor] = []
-    learnt = _noun_maps(mllm, masks)
     random: list[Tensor] = []
 
     def explain() -> Tensor:
@@ -46,9 +44,11 @@ def test_random_weights_destroy_the_lens(name: str) -> None:
         or part.endswith(("language_model", "visual", "vision_tower", "multi_modal_projector"))
     ]
     similarity = randomization_sanity(mllm.model, explain, layers)
+    masks: list[Tensor] = []
+    # The first maps are those of the model as it is, and so are those afterwards.
+    assert torch.equal(_noun_maps(mllm, masks), random[0])
     pointing = [float(pointing_game(maps, torch.stack(masks)).mean()) for maps in random]
-    assert pointing[0] == float(pointing_game(learnt, torch.stack(masks)).mean()) >= 0.6
+    assert pointing[0] >= 0.6
     # Random features still tell objects from the background, but not one word from another.
     assert pointing[-1] <= 0.5 * pointing[0]
     assert similarity[-1].abs().mean() <= 0.3
-    assert torch.equal(_noun_maps(mllm), learnt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from captum_mllm.models.families import FAMILIES
-from tests.models.family_table import NO, YES, stored_rows
+from tests.models.family_table import FRAMES, YES, stored_rows
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -29,7 +29,7 @@ def test_the_short_table_has_the_rows_of_the_long_one_once() -> None:
     assert {tuple(row[name] for name in names) for row in long} == {tuple(row) for row in short}
     assert len(short) == len({tuple(row) for row in short})
     for name in set(header) - set(names):
-        assert {row[name] for row in long} == {NO if name == "video" else YES}
+        assert {row[name] for row in long} == ({YES, FRAMES} if name == "video" else {YES})
 
 
 def test_the_number_of_families_is_that_of_the_table() -> None:

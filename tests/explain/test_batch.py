@@ -233,7 +233,10 @@ def test_bad_batches_are_refused_and_the_model_stays_as_it_was() -> None:
         (([], None), ValueError, "at least one input"),
         ((inputs(), ["a cat"]), ValueError, r"3 input\(s\) and 1 target"),
         ((["an image"], None), TypeError, "expected ImageTextInput"),
-        ((inputs()[0], None), TypeError, "expected a list of them"),
+        ((inputs()[0], None), TypeError, "expected a list of ImageTextInput"),
+        ((None, None), TypeError, "inputs of type NoneType"),
+        (("photo.jpg", None), TypeError, "inputs of type str"),
+        ((inputs(), 3), TypeError, "expected a list with one for each input"),
         ((inputs(), ["a cat", "", "a dog"]), ValueError, "is empty"),
     ):
         with pytest.raises(error, match=message):
@@ -242,8 +245,9 @@ def test_bad_batches_are_refused_and_the_model_stays_as_it_was() -> None:
         explainer.attribute_batch(inputs(), ANSWERS, gen_args=GENERATION)
     for options, error, message in (
         ({"contrasts": [None]}, ValueError, r"3 input\(s\) and 1 contrast"),
-        ({"contrasts": {"cat": "dog"}}, TypeError, "expected a list with a contrast"),
+        ({"contrasts": {"cat": "dog"}}, TypeError, "expected a list with one for each input"),
         ({"contrast": {"cat": "dog"}}, TypeError, "takes contrasts"),
+        ({"target": "a cat"}, TypeError, "`targets` of several inputs"),
         ({"contrasts": [{"cat": "dog"}] * 3}, ValueError, "no word or phrase 'cat'"),
     ):
         with pytest.raises(error, match=message):
@@ -254,7 +258,7 @@ def test_bad_batches_are_refused_and_the_model_stays_as_it_was() -> None:
 
 def test_a_single_text_is_no_list_of_answers() -> None:
     explainer = MLLMAttribution(LogitLens(MLLM(*shared("qwen2_vl"))))
-    with pytest.raises(TypeError, match="expected a list with an answer for each input"):
+    with pytest.raises(TypeError, match="expected a list with one for each input"):
         explainer.attribute_batch(inputs()[:2], "no")
 
 

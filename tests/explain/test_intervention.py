@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from captum_mllm.explain.intervention import (
 from captum_mllm.models.layout import Layout, Piece
 from tests.models.test_mllm import random_image
 from tests.models.tiny_models import shared
+from tests.visualization.test_page_what_if import packed
 
 ANSWER = "a striped red star is above a blue triangle"
 Explained = tuple[MLLMAttribution, MLLMAttributionResult]
@@ -161,3 +163,51 @@ def test_tokens_of_a_region_have_their_centres_in_it() -> None:
                 inside = 0 <= y < 23 and 0 <= x < 37
                 expected.append(inside and bool(region[int(y), int(x)]))
     assert np.array_equal(tokens_in(layout, region).numpy(), expected)
+
+
+def test_it_is_kept_saved_and_loaded(explained: Explained, tmp_path: Path) -> None:
+    explainer, first = explained
+    result = explainer.attribute(first.inp, target=ANSWER, include_prompt=True)
+    kept = [explainer.what_if(result, "star"), explainer.what_if(result, "blue", by="knockout")]
+    for each in kept:
+        result.keep_what_if(each)
+    result.save(tmp_path / "result")
+    loaded = MLLMAttributionResult.load(tmp_path / "result").what_ifs
+    assert len(loaded) == len(kept) == len(result.what_ifs)
+    for found, expected in zip(loaded, kept):
+        assert str(found) == str(expected)
+        for name in ("removed", "words", "selected", "answer", "by", "shown", "changed", "area"):
+            assert getattr(found, name) == getattr(expected, name), name
+        for name in ("region", "control", "image"):
+            assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+    assert kept[0].words[3].top_elsewhere[0][0].strip() == "star"
+    shown = packed(result.to_html())["what_ifs"]
+    assert [each["removed"] for each in shown] == ["star", "blue"]
+    (word,) = shown[0]["words"]
+    place = kept[0].selected[0]
+    answer = packed(result.to_html())["answer"]
+    assert [answer[token].strip() for token in word["tokens"]] == ["star"]
+    assert word["after"] == kept[0].words[place].after and word["says_elsewhere"] is None
+    assert [each["removed"] for each in result.to_dict(maps=False)["what_ifs"]] == ["star", "blue"]
+
+
+def test_what_is_of_another_answer_is_not_kept(explained: Explained) -> None:
+    explainer, result = explained
+    other = explainer.attribute(result.inp, target="a red star")
+    found = explainer.what_if(result, "star", answer=False)
+    with pytest.raises(ValueError, match="those of the answer"):
+        other.keep_what_if(found)
+    with pytest.raises(ValueError, match="explained image"):
+        result.keep_what_if(replace(found, shown=1))
+    with pytest.raises(ValueError, match="explained image, bool"):
+        result.keep_what_if(replace(found, region=found.region.astype(int)))
+    with pytest.raises(ValueError, match="selects the words"):
+        result.keep_what_if(replace(found, selected=[99]))
+    words = [word._replace(after=2.0) for word in found.words]
+    with pytest.raises(ValueError, match="outside of"):
+        result.keep_what_if(replace(found, words=words))
+    with pytest.raises(TypeError, match="strings"):
+        result.keep_what_if(replace(found, answer=3))
+    with pytest.raises(TypeError, match="what_if"):
+        result.keep_what_if("star")
+    assert result.what_ifs == ()

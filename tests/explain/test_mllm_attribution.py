@@ -347,8 +347,8 @@ def test_weights_of_text_come_from_the_method_that_has_them() -> None:
     [
         ({"combine": False}, "each word has one map here"),
         ({"return_convergence_delta": True}, "each word has one map here"),
-        ({"scales": "12"}, "scales must be a sequence of numbers, got '12'"),
-        ({"scales": ("1", "2")}, "scales must be a sequence of numbers"),
+        ({"scales": "12"}, "got scales='12', expected a sequence of numbers"),
+        ({"scales": ("1", "2")}, "expected a sequence of numbers"),
         ({"target": None, "gen_args": {"target": "a"}}, "gen_args holds 'target'"),
     ],
 )

@@ -71,7 +71,7 @@ def test_a_map_has_the_size_of_the_image() -> None:
     for token in (3, -4, (2, 5), (1, 1), "dog"):
         with pytest.raises(ValueError, match=r"token|word"):
             result.map(token)
-    with pytest.raises(ValueError, match="expected 'mean' or 'sum'"):
+    with pytest.raises(ValueError, match="expected one of 'mean', 'sum'"):
         result.map(0, reduce="max")
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -148,3 +149,10 @@ def test_a_file_with_another_byte_is_refused(tmp_path: Path) -> None:
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ValueError, match="is damaged"):
         read_result(path)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"result"])
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    for use in (read_result, lambda given: write_file(given, b"")):
+        with pytest.raises(TypeError, match="got a path of type"):
+            use(path)

@@ -12,7 +12,7 @@ import torch
 from captum.attr import Saliency
 from torch import Tensor
 
-from captum_mllm import MLLM, ImageTextInput, LogitLens, TokenCam
+from captum_mllm import MLLM, ImageTextInput, LogitLens, TokenCam, Video
 from captum_mllm.attr.attention_maps import AttentionMaps
 from captum_mllm.models import Query
 from captum_mllm.models.batches import batch_states
@@ -22,7 +22,7 @@ from tests.models.tiny_later_families import mllama
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 START, END = "<!-- what each family allows -->", "<!-- end of what each family allows -->"
-YES, NO = "yes", "–"
+YES, NO, FRAMES = "yes", "–", "frames"
 QUESTION = "what is it ?"
 
 Try = Callable[[MLLM, Tensor, Query], Any]
@@ -62,10 +62,13 @@ def _batch(mllm: MLLM, image: Tensor, query: Query) -> bool:
     return all(bool(found[None].predicting.isfinite().all()) for found in states)
 
 
-def _video(mllm: MLLM, image: Tensor, query: Query) -> bool:
-    content = [{"type": "video"}, {"type": "text", "text": QUESTION}]
-    ImageTextInput(image[0], messages=[{"role": "user", "content": content}])
-    return True
+def _video(mllm: MLLM, image: Tensor, query: Query) -> str:
+    """Frames are images; a family with tokens for videos has them where torchvision is there."""
+    video = Video([image[0], 1 - image[0], image[0].flip(-1)])
+    shown, opened = mllm.prepare(ImageTextInput(video, QUESTION), target="a cat")
+    if not (len(shown) == 3 and _maps(AttentionMaps(mllm, mode="raw"), shown, opened)):
+        return NO
+    return FRAMES if mllm.backbone.family.video is None else YES
 
 
 COLUMNS: dict[str, Try] = {
@@ -106,9 +109,10 @@ def abilities(family: str) -> list[str]:
 
 def _cell(attempt: Try, mllm: MLLM, image: Tensor, query: Query) -> str:
     try:
-        return YES if attempt(mllm, image, query) else NO
+        found = attempt(mllm, image, query)
     except ValueError:
         return NO
+    return found if isinstance(found, str) else YES if found else NO
 
 
 def row(family: str, cells: list[str]) -> str:

@@ -1,10 +1,11 @@
-"""Prints by how many MiB 300 images of 300 sizes make a process grow."""
+"""Prints by how many MiB images of as many sizes as it is told make a process grow."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from captum_mllm import MLLM, ImageTextInput
 from tests.models.tiny_models import build
 
 
-def main() -> None:
+def main(count: int) -> None:
     torch.set_num_threads(1)
     mllm = MLLM(*build("qwen2_vl"))
     picture = torch.rand(3, 56, 1500, generator=torch.Generator().manual_seed(0))
@@ -37,10 +38,10 @@ def main() -> None:
     for width in range(1410, 1400, -1):
         explain(width)
     before = resident()
-    for width in range(1400, 1100, -1):
+    for width in range(1400, 1400 - count, -1):
         explain(width)
     print(resident() - before)
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

@@ -322,8 +322,8 @@ BAD_PROMPTS = {
     ),
     "video": (
         RGB,
-        {"messages": [{"role": "user", "content": [{"type": "video"}, *[IMAGE, "hi"]]}]},
-        "got a part of type 'video'; give its frames as images",
+        {"messages": [{"role": "user", "content": [{"type": "video"}, *TEXT]}]},
+        "got a part of type 'video' without a video",
     ),
     "role of numbers": (RGB, {"messages": [{"role": 5, "content": [IMAGE, *TEXT]}]}, "the role 5"),
     "half a character": (RGB, {"text": "what \ud83d ?"}, "lone surrogates"),

@@ -136,10 +136,11 @@ def test_what_is_kept_of_interpolations_is_bounded_in_bytes() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-def test_images_of_many_sizes_leave_no_memory_behind() -> None:
+@pytest.mark.parametrize("count", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_images_of_many_sizes_leave_no_memory_behind(count: int) -> None:
     """In a process of its own, so that what other tests leave behind does not count."""
     found = subprocess.run(
-        [sys.executable, "-m", "tests.models.many_sizes"],
+        [sys.executable, "-m", "tests.models.many_sizes", str(count)],
         capture_output=True,
         text=True,
         check=True,

@@ -103,14 +103,14 @@ def got_ocr2(size: int = 128) -> TinyModel:
     )
     config = T.GotOcr2Config(
         vision_config=dict(
-            hidden_size=32,
-            mlp_dim=64,
+            hidden_size=16,
+            mlp_dim=16,
             num_hidden_layers=2,
             num_attention_heads=4,
             image_size=size,
             patch_size=2,
             output_channels=16,
-            window_size=8,
+            window_size=4,
             # Attention of all patches to each other would be slow: they are many, since the
             # processor writes 256 tokens of 4 x 4 patches.
             global_attn_indexes=[],

@@ -53,12 +53,16 @@ def tokenizer(
     return wrapped
 
 
-def chat_template(image: str) -> str:
+def chat_template(image: str, video: str = "") -> str:
     return (
         "{% for message in messages %}{{ message['role'] }}: "
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}" + image + "{% else %}{{ part['text'] }}{% endif %}"
+        "{% if part['type'] == 'image' %}"
+        + image
+        + "{% elif part['type'] == 'video' %}"
+        + video
+        + "{% else %}{{ part['text'] }}{% endif %}"
         "{% endfor %}{% endif %}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )

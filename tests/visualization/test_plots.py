@@ -158,11 +158,11 @@ def test_the_label_of_a_segment_lies_on_it() -> None:
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
 def test_options_out_of_range_are_refused(alpha: float) -> None:
     image = Image.new("RGB", (8, 8))
-    with pytest.raises(ValueError, match=r"expected an opacity in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"expected a number in \[0, 1\]"):
         plots.word_sheet(image, [np.ones((2, 2))], ["x"], alpha=alpha)
-    with pytest.raises(ValueError, match=r"expected an opacity in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"expected a number in \[0, 1\]"):
         plots.image_heatmap(image, np.ones((2, 2)), alpha=alpha)
-    with pytest.raises(ValueError, match="columns is 0"):
+    with pytest.raises(ValueError, match="columns=0"):
         plots.word_sheet(image, [], [], columns=0)
 
 

@@ -102,12 +102,18 @@ def fast_products() -> torch.autocast:
     Returns:
         torch.autocast: A context.
     """
-    is_fast = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_fast)
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=_multiplies_bfloat16_fast())
+
+
+def _multiplies_bfloat16_fast() -> bool:
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def build_optimizers(trained: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
     r"""Muon for the weights of linear layers, AdamW for all else.
+
+    Muon multiplies in bfloat16, whatever the weights are. Where that is slow, it would take longer
+    than the rest of a step, and AdamW is taken for all weights.
 
     Args:
         trained (nn.Module): What is trained.
@@ -116,7 +122,8 @@ def build_optimizers(trained: nn.Module, learning_rate: float) -> list[torch.opt
     Returns:
         list[torch.optim.Optimizer]: The optimisers, none without parameters.
     """
-    linear = {id(m.weight) for m in trained.modules() if isinstance(m, nn.Linear)}
+    layers = trained.modules() if _multiplies_bfloat16_fast() else ()
+    linear = {id(m.weight) for m in layers if isinstance(m, nn.Linear)}
     # An output layer that shares its weight with an embedding does not count as hidden.
     linear -= {id(m.weight) for m in trained.modules() if isinstance(m, nn.Embedding)}
     matrices = [p for p in trained.parameters() if id(p) in linear]

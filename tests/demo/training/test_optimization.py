@@ -1,4 +1,4 @@
-"""Hidden matrices are trained by Muon as scaled for AdamW's rates, all else by AdamW."""
+"""Where bfloat16 is fast, Muon trains hidden matrices, scaled for AdamW's rates; all else AdamW."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from captum_mllm.demo.training.optimization import build_optimizers, fast_products
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that multiplies in bfloat16."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
@@ -18,6 +24,7 @@ def _orthogonal(matrix: Tensor) -> Tensor:
     return left @ torch.diag(values) @ right
 
 
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("shape", [(8, 8), (12, 5), (5, 12), (64, 32)])
 def test_hidden_matrices_take_the_steps_of_muon(shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -38,20 +45,28 @@ def test_hidden_matrices_take_the_steps_of_muon(shape: tuple[int, int]) -> None:
     assert error < 0.03
 
 
-def test_matrices_of_hidden_layers_alone_go_to_muon() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding = nn.Embedding(7, 4)
-            self.hidden = nn.Linear(4, 4)
-            self.head = nn.Linear(4, 7, bias=False)
-            self.head.weight = self.embedding.weight
+class _Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.hidden = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embedding.weight
 
-    model = Model()
-    muon, other = build_optimizers(model, 0.1)
+
+@pytest.mark.usefixtures("fast")
+def test_matrices_of_hidden_layers_alone_go_to_muon() -> None:
+    muon, other = build_optimizers(_Model(), 0.1)
     assert isinstance(muon, torch.optim.Muon)
     assert [p.shape for p in muon.param_groups[0]["params"]] == [(4, 4)]
     assert {p.shape for p in other.param_groups[0]["params"]} == {(7, 4), (4,)}
+
+
+def test_elsewhere_all_weights_go_to_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    (optimizer,) = build_optimizers(_Model(), 0.1)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert {p.shape for p in optimizer.param_groups[0]["params"]} == {(7, 4), (4, 4), (4,)}
 
 
 @pytest.mark.parametrize(

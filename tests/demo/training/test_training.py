@@ -265,9 +265,20 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_short_run_learns_to_speak_and_to_see(tmp_path: Path) -> None:
-    model = train_module.train(tmp_path, fraction=0.05)
+@pytest.mark.usefixtures("short_steps")
+def test_a_short_run_learns_to_speak_and_to_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The same on every processor.
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    steps = {"language": 40, "vision": 80, "grounding": 80, "captions": 160}
+    monkeypatch.setattr(train_module, "_STEPS", steps)
+    monkeypatch.setattr(type(ARCHITECTURES["qwen2-vl"]), "polish_steps", 20)
+    # The vision tower alone is cheap, and needs many crops to tell what they show.
+    monkeypatch.setattr(vision_stage, "_TOKENS_PER_STEP", 2500)
+    model = train_module.train(tmp_path)
     accuracy = evaluate(model, load_processor(tmp_path), evaluation_scenes(50))
-    assert accuracy.words >= 0.5
+    # Of untrained words hardly one is right.
+    assert accuracy.words >= 0.45
     # An object covers 6 percent of an image on average.
-    assert accuracy.color_pointing >= 0.3
+    assert accuracy.color_pointing >= 0.45
