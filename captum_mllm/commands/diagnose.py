@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--calibration", metavar="FILE", help="made by captum-mllm calibrate")
     add("--output", metavar="FILE", help="write the page with maps, reasons and marks there")
     add("--json", action="store_true", help="print JSON instead of a table")
-    parser.set_defaults(messages=None, system=None, explained=None)
+    parser.set_defaults(messages=None, system=None, explained=None, video=None)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -410,7 +410,7 @@ def test_hires_cam_tells_what_scaling_a_token_does() -> None:
         ("decoder", 1, ValueError, "is the last of the language model"),
         ("decoder", 2, ValueError, "got .2., expected indices of the 2 layers of the language mo"),
         ("vision", 2, ValueError, "of the 2 layers of the vision tower that the answer comes from"),
-        ("both", 0, ValueError, "tower='both', expected 'decoder' or 'vision'"),
+        ("both", 0, ValueError, "tower='both', expected one of 'decoder', 'vision'"),
         ("vision", 1.0, TypeError, "got a layer of type float"),
         ("vision", "vision.1", TypeError, "got a layer of type str.*tower='decoder' or 'vision'"),
         ("decoder", True, TypeError, "got a layer of type bool"),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.demo import DEMO_PROMPT
+from captum_mllm.models.families import placeholder_ids
 from captum_mllm.models.loading import image_only
 from captum_mllm.models.query import Query
 from tests.models import tiny_models
@@ -151,7 +152,7 @@ def make_subject(mllm: MLLM, image_tokens: int, answer_tokens: int) -> Subject:
     inp = ImageTextInput(picture, DEMO_PROMPT)
     tokenizer = mllm.tokenizer
     # Not every tokenizer counts the placeholder among its special tokens.
-    no_words = [*tokenizer.all_special_ids, mllm.image_token_id]
+    no_words = [*tokenizer.all_special_ids, *placeholder_ids(mllm.model.config)]
     words = np.setdiff1d(np.arange(len(tokenizer)), no_words)
     image, query = mllm.prepare(inp, target=random.choice(words, answer_tokens).tolist())
     found = mllm.layouts(image, query)[0].n_tokens
