@@ -134,6 +134,23 @@ def test_a_file_is_read_at_evenly_spread_frames(tmp_path: Path) -> None:
         Video.read(tmp_path / "broken.mp4")
 
 
+def test_a_file_is_turned_upright(tmp_path: Path) -> None:
+    av = pytest.importorskip("av", minversion="18.1")
+    with av.open(str(tmp_path / "turned.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 64, 48
+        stream.set_display_rotation(90)
+        top = np.zeros((48, 64, 3), dtype=np.uint8)
+        top[:24] = 255
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(top, format="rgb24")))
+        container.mux(stream.encode())
+    frame = Video.read(tmp_path / "turned.mp4").frames[0]
+    assert tuple(frame.shape) == (3, 64, 48)
+    # A quarter turn to the left, by which the top is on the left.
+    assert frame[..., :20].mean() > 0.95 and frame[..., 28:].mean() < 0.05
+
+
 def test_the_last_group_repeats_the_last_frame() -> None:
     assert Clip(n_frames=5, fps=1.0, together=2).n_groups == 3
     assert Clip(n_frames=5, fps=1.0, together=2).frames == [0, 1, 2, 3, 4, 4]
