@@ -81,7 +81,9 @@ class DirectPath(AttentionRecord):
                         self._follow_norm(part, hooks)
                     elif not isinstance(part, _IDENTITIES):
                         self._follow_branch(name, part, hooks)
-            self._follow_norm(decoder.norm, hooks)
+            # The last norm, which families name in different ways.
+            for part in filter(_is_norm, decoder.children()):
+                self._follow_norm(part, hooks)
             yield
 
     def parts(self, logits: Tensor) -> DirectParts:
