@@ -45,7 +45,8 @@ class Slices(Geometry):
         if self.option("downsample_mode") != own:
             raise ValueError(
                 f"the {self.kind} processor has "
-                f"downsample_mode={self.option('downsample_mode')!r}, the model {own!r}; expected the same"
+                f"downsample_mode={self.option('downsample_mode')!r}, "
+                f"the model {own!r}; expected the same"
             )
 
     def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
