@@ -88,7 +88,7 @@ def check_choice(name: str, value: Any, known: Sequence[Any]) -> None:
         )
 
 
-def numbers(name: str, values: Any) -> tuple[float, ...]:
+def number_tuple(name: str, values: Any) -> tuple[float, ...]:
     r"""The numbers of a list, a tuple, an array or a tensor of one dimension.
 
     Raises:

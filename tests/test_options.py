@@ -23,7 +23,7 @@ from captum_mllm import (
     LogitLens,
     MLLMAttribution,
 )
-from captum_mllm._options import check_choice, check_flag, check_number, check_whole, numbers
+from captum_mllm._options import check_choice, check_flag, check_number, check_whole, number_tuple
 from tests.models.tiny_models import shared
 
 NO_NUMBERS = [True, np.bool_(True), "0.5", b"1", [0.5], np.array(0.5), torch.tensor(0.5), 1j]
@@ -71,8 +71,8 @@ def test_texts_are_no_truth_values_and_arrays_no_choices() -> None:
 
 def test_numbers_are_read_from_sequences_alone() -> None:
     for given in ([1, 2.5], (1, 2.5), np.array([1, 2.5]), torch.tensor([1, 2.5])):
-        assert numbers("scales", given) == (1, 2.5)
-    assert numbers("scales", [torch.tensor(1.0), np.float32(2)]) == (1, 2)
+        assert number_tuple("scales", given) == (1, 2.5)
+    assert number_tuple("scales", [torch.tensor(1.0), np.float32(2)]) == (1, 2)
     for wrong in (
         {1.0: 2.0},
         {1.0, 2.0},
@@ -86,7 +86,7 @@ def test_numbers_are_read_from_sequences_alone() -> None:
         [10**400],
     ):
         with pytest.raises(ValueError, match=r"got scales=.*, expected a sequence of numbers"):
-            numbers("scales", wrong)
+            number_tuple("scales", wrong)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_mllm._captum import format_tensor_into_tuples
-from captum_mllm._options import check_flag
+from captum_mllm._options import check_flag, is_integer
 from captum_mllm.attr.base import (
     Target,
     TokenAttribution,
@@ -81,7 +81,7 @@ class LogitLens(TokenAttribution):
         super().__init__(forward_func)
         check_image_tokens(forward_func, self.get_name())
         if layer is not None:
-            if isinstance(layer, bool) or not isinstance(layer, int):
+            if not is_integer(layer):
                 raise TypeError(f"got layer={layer!r}, expected the index of a layer")
             pick_layers(decoder_layers(forward_func.model), [layer], "language model")
         check_flag("centered", centered)

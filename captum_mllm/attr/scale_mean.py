@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
-from captum_mllm._options import check_choice, check_number, is_integer, numbers
+from captum_mllm._options import check_choice, check_number, is_integer, number_tuple
 from captum_mllm.attr.resizing import resize_seen, scaled_size
 from captum_mllm.models.images import check_scaled
 from captum_mllm.models.layout import Layout, Size, size_of
@@ -55,7 +55,7 @@ class ScaleOptions:
         if isinstance(weights, str):
             check_choice("weights", weights, ("uniform", "confidence"))
             return None if weights == "confidence" else torch.ones(number, dtype=torch.float64)
-        given = numbers("weights", weights)
+        given = number_tuple("weights", weights)
         if len(given) != number:
             raise ValueError(
                 f"weights must hold one number for each of the {number} scales, got {weights!r}"
@@ -348,7 +348,7 @@ def check_probability(probability: Tensor | None, scale: float) -> None:
 
 
 def _factors(scales: Any) -> tuple[float, ...]:
-    factors = numbers("scales", scales)
+    factors = number_tuple("scales", scales)
     if not factors:
         raise ValueError("scales must hold at least one scale, got an empty sequence")
     for scale in factors:

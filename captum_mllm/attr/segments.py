@@ -17,7 +17,7 @@ from captum_mllm.models.layout import Size, size_of
 from captum_mllm.models.pixels import to_pil
 from captum_mllm.models.precision import full_precision
 
-# Data sets of classes have fewer, and 255 for what has none.
+# Data sets label fewer classes than this, and use 255 for unlabelled pixels.
 _LAST_LABEL = 200
 SegmentsLike = tuple[int, int] | int | Tensor | np.ndarray | Sequence[Tensor]
 
@@ -262,8 +262,8 @@ def _mask(given: Tensor | np.ndarray, size: Size, index: int) -> Tensor:
         )
     if len(levels := mask[mask != 0].unique()) > 1:
         raise ValueError(
-            f"got a mask of {len(levels)} levels beside 0 for segment {index}, expected one of "
-            "them; threshold it, such as `mask > 127` for 8 bits or `mask > 0.5`"
+            f"got a mask of {len(levels)} levels other than 0 for segment {index}, "
+            "expected one; threshold it, such as `mask > 127` for 8 bits or `mask > 0.5`"
         )
     return mask.bool()
 

@@ -36,7 +36,7 @@ from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Prompt, Query
 from captum_mllm.models.word_embeddings import word_baseline
 
-# Of methods of Captum, and at least 1.
+# Of methods of Captum and of the package, and at least 1.
 _COUNTS = {"internal_batch_size", "n_samples", "n_steps", "nt_samples", "perturbations_per_eval"}
 
 
@@ -74,8 +74,10 @@ def token_maps(
             "each word has one map here; leave out return_convergence_delta and combine=False, or "
             f"ask {method.get_name()} itself"
         )
-    for name in _COUNTS & set(kwargs):
-        check_whole(name, kwargs[name], 1, optional=name == "internal_batch_size")
+    *_, inner = wrapper_chain(method)
+    if type(inner).__module__.startswith(("captum.", "captum_mllm.")):
+        for name in _COUNTS & set(kwargs):
+            check_whole(name, kwargs[name], 1, optional=name == "internal_batch_size")
     found = token_attribution(method)
     check_option_names(found, kwargs)
     if found.takes_features:

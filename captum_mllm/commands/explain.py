@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--video",
         metavar="PATH",
         help="a video instead of images: a file, for which PyAV is needed, or a folder of frames "
-        "in the order of their names",
+        "in the order of the numbers in their names",
     )
     add(
         "--frames",

@@ -14,7 +14,7 @@ from captum_mllm.attr.features import Features, to_earlier
 from captum_mllm.attr.text_attribution import text_attribution
 from captum_mllm.attr.token_maps import token_maps
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.query import Query, is_integer
+from captum_mllm.models.query import Query
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,16 +80,6 @@ class Alternatives:
             raise ValueError("the alternatives are not all among the top predictions")
         if not all(part.isfinite().all() for part in (*self.image_attrs, self.token_attr)):
             raise ValueError("the alternatives have numbers that are not finite")
-
-
-def check_alternatives(count: Any) -> None:
-    r"""Refuse what is no number of alternatives.
-
-    Raises:
-        ValueError: if so.
-    """
-    if not is_integer(count) or count < 0:
-        raise ValueError(f"got alternatives={count!r}, expected an integer of at least 0")
 
 
 def find_alternatives(

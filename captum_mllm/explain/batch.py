@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from reprlib import repr as shown
 from typing import Any
@@ -44,8 +44,9 @@ def attribute_batch(
         TypeError: for targets or contrasts that are not a list.
         ValueError: for no inputs, or another number of targets or contrasts.
     """
+    no_list = (str, bytes, Mapping, Set)
     for name, each in (("targets", targets), ("contrasts", contrasts)):
-        if each is not None and (isinstance(each, str) or not isinstance(each, Sequence)):
+        if each is not None and (isinstance(each, no_list) or not isinstance(each, Iterable)):
             raise TypeError(
                 f"got {name}={shown(each)}, expected a list with one for each input, None for none"
             )

@@ -10,14 +10,14 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_mllm._captum import format_tensor_into_tuples
-from captum_mllm._options import check_flag, is_integer
+from captum_mllm._options import check_flag, check_whole, is_integer
 from captum_mllm.attr.features import find_features, to_earlier
 from captum_mllm.attr.image_shares import image_shares, image_units
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.attr.text_attribution import text_attribution
 from captum_mllm.attr.token_maps import token_attribution, token_maps
-from captum_mllm.explain.alternatives import check_alternatives, find_alternatives
+from captum_mllm.explain.alternatives import find_alternatives
 from captum_mllm.explain.contrast_words import Contrast, contrast_words
 from captum_mllm.explain.estimate import Mode, check_reasons, find_reasons
 from captum_mllm.explain.result import MLLMAttributionResult
@@ -43,9 +43,9 @@ class Extras(NamedTuple):
     alternatives: int = 0
 
     def check(self) -> None:
-        """Raise ``ValueError`` for what is out of its range."""
+        """Raise for what is of another type, or out of its range."""
         check_reasons(self.reasons)
-        check_alternatives(self.alternatives)
+        check_whole("alternatives", self.alternatives, 0)
 
 
 NO_EXTRAS = Extras()

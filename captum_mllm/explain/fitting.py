@@ -48,7 +48,7 @@ def fit_to_context(
     if not (isinstance(limit, str) and limit == "context"):
         check_whole("max_image_tokens", limit, 1, optional=True)
     scales = token_attribution(method).scales_seen(**options)
-    if scales == (1.0,) and not isinstance(limit, int):
+    if scales == (1.0,) and limit in (None, "context"):
         return options
     mllm = method.forward_func
     longest = generation.get("max_new_tokens", MAX_NEW_TOKENS)

@@ -46,7 +46,7 @@ def what_if(
     image: int | None = None,
 ) -> WhatIf:
     r"""
-    Hide the region that explains a word, and look what the model then says.
+    Hide the region that explains a word, and see what the model then says.
 
     The region is what the word's map has above Otsu's threshold. The answer stays as it was up to
     each word, so that its probabilities compare. A region of the same shape elsewhere is the
@@ -72,6 +72,7 @@ def what_if(
         WhatIf: the probabilities before and after.
 
     Raises:
+        TypeError: for a result or an option of another type.
         ValueError: for words that are not there, a flat map, a result without its input, a result
             of another answer's tokens, or an option outside of its range.
     """
@@ -266,7 +267,7 @@ def _changes(
     ids = states.ids[states.n_prompt :]
     rows = states.predicting[:, states.n_prompt :].flatten(0, 1)
     found = mllm.vocabulary.predictions(rows, ids.repeat(3), _TOP)
-    probability = found.probability.unflatten(0, (3, -1)).double().cpu()
+    probability = found.probability.unflatten(0, (3, -1)).cpu().double()
     top_ids = found.top_ids.unflatten(0, (3, -1)).cpu()
     top_probability = found.top_probability.unflatten(0, (3, -1)).cpu()
     other = top_ids[..., 0] != ids.cpu()

@@ -311,7 +311,7 @@ class MLLMAttribution(Attribution):
 
     def what_if(self, result: MLLMAttributionResult, remove: Selection, **options: Any) -> WhatIf:
         r"""
-        Hide the region that explains a word, and look what the model then says.
+        Hide the region that explains a word, and see what the model then says.
         :meth:`MLLMAttributionResult.keep_what_if` keeps it for the page and the file.
 
         Args:

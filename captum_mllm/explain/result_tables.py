@@ -69,8 +69,7 @@ def _alternatives(result: ResultValues, token: int, row: int, maps: bool) -> lis
 
 
 def _what_if(found: WhatIf) -> dict[str, Any]:
-    _, facts = found.to_parts("")
-    return {**facts, "area": found.area, "changed": found.changed}
+    return {**found.to_facts(), "area": found.area, "changed": found.changed}
 
 
 def result_table(result: ResultValues) -> Any:

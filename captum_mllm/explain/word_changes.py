@@ -108,10 +108,14 @@ class WhatIf:
             # Not "image", which numbers the images of the prompt.
             f"{name}.hidden": torch.from_numpy(np.array(self.image.convert("RGB"))),
         }
+        return tensors, self.to_facts()
+
+    def to_facts(self) -> dict[str, Any]:
+        """What JSON can hold, without the regions and the image."""
         facts = {
             key: getattr(self, key) for key in ("removed", "selected", "answer", "by", "shown")
         }
-        return tensors, facts | {"words": [word._asdict() for word in self.words]}
+        return facts | {"words": [word._asdict() for word in self.words]}
 
     @classmethod
     def from_parts(

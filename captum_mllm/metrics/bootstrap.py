@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_mllm._options import is_integer
 from captum_mllm.metrics.aligned_maps import in_double, safe_ratio
 from captum_mllm.metrics.token_iou import TokenIoU, harmonic_mean
 
@@ -260,7 +261,7 @@ def _quantile(ascending: Tensor, share: float) -> Tensor:
 def _validate(columns: tuple[Tensor, ...], confidence: float, resamples: int) -> list[Tensor]:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
-    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
+    if not is_integer(resamples) or resamples < 1:
         raise ValueError(f"resamples must be an int of at least 1, got {resamples!r}")
     if not columns or not all(isinstance(column, Tensor) and column.dim() for column in columns):
         raise ValueError("expected one or more tensors with a row for each image")

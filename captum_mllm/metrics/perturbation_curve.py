@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_mllm._captum import TargetType, format_additional_forward_args
+from captum_mllm._options import is_integer
 from captum_mllm._probability import target_probability
 from captum_mllm.metrics.aligned_maps import check_maps, in_double, resize
 from captum_mllm.metrics.image_baselines import PixelBaseline, image_baseline
@@ -135,6 +136,7 @@ def perturbation_curve(
         tensor([[0.0000, 0.5000, 1.0000, 1.0000, 1.0000]])
     """
     _validate(inputs, attributions, kind, steps, perturbations_per_eval)
+    steps, perturbations_per_eval = int(steps), int(perturbations_per_eval)
     if spacing not in ("even", "quadratic"):
         raise ValueError(f'spacing must be "even" or "quadratic", got {spacing!r}')
     inputs = inputs.detach()
@@ -227,5 +229,5 @@ def _validate(
     if kind not in ("insertion", "deletion"):
         raise ValueError(f'kind must be "insertion" or "deletion", got {kind!r}')
     for name, value in (("steps", steps), ("perturbations_per_eval", perturbations_per_eval)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_integer(value) or value < 1:
             raise ValueError(f"{name} must be an int of at least 1, got {value!r}")

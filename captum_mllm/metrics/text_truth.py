@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_mllm._captum import format_additional_forward_args, run_forward
+from captum_mllm._options import is_integer
 from captum_mllm.metrics.perturbation_curve import PerturbationCurve
 
 Hide = Callable[[Tensor], AbstractContextManager[Any]]
@@ -226,8 +227,9 @@ def text_perturbation_curve(
     """
     if kind not in ("insertion", "deletion"):
         raise ValueError(f'kind must be "insertion" or "deletion", got {kind!r}')
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not is_integer(steps) or steps < 1:
         raise ValueError(f"steps must be an int of at least 1, got {steps!r}")
+    steps = int(steps)
     batch = _TextBatch(forward_func, inputs, additional_forward_args, target, feature_mask)
     baseline = batch.baseline(baselines)
     n_targets = len(batch.scores(batch.embeddings)[0])
@@ -346,9 +348,9 @@ def _drops(
 
 
 def _chunks(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    if not is_integer(size) or size < 1:
         raise ValueError(f"perturbations_per_eval must be an int of at least 1, got {size!r}")
-    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
+    return zip(*(tensor.split(int(size)) for tensor in tensors), strict=True)
 
 
 def _members(feature_mask: Tensor | None, n_tokens: int) -> Tensor:

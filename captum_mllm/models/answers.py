@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -107,8 +108,9 @@ def generate_answers(
         others = settings.get("stopping_criteria") or ()
         settings["stopping_criteria"] = StoppingCriteriaList([*others, watcher])
     processors = settings.get("logits_processor") or ()
-    refuse_not_finite = RefuseNotFinite(model, inputs)
-    settings["logits_processor"] = LogitsProcessorList([*processors, refuse_not_finite])
+    settings["logits_processor"] = LogitsProcessorList(
+        [*processors, RefuseNotFinite(model, inputs)]
+    )
     if settings.get("stop_strings"):
         settings["tokenizer"] = tokenizer
     length = inputs["input_ids"].shape[1]
@@ -118,8 +120,8 @@ def generate_answers(
         ends = _tokens(settings, model, "eos_token_id")
         output = generator.generate(**inputs, **settings, return_dict_in_generate=False)
     except (AssertionError, AttributeError, TypeError, ValueError) as error:
-        # Once the model answers, its own errors are no fault of the arguments.
-        if not options or refuse_not_finite.has_begun:
+        # The model's own errors are no fault of the arguments.
+        if not options or _is_of_a_pass(error):
             raise
         raise ValueError(
             f"generate does not take these arguments, {', '.join(sorted(options))}: "
@@ -327,6 +329,14 @@ def _check_names(options: dict[str, Any], model: Any, inputs: dict[str, Tensor])
             f"got {', '.join(map(repr, unknown))} for generate, which takes the arguments of "
             "transformers.GenerationConfig, such as max_new_tokens"
         )
+
+
+def _is_of_a_pass(error: BaseException) -> bool:
+    """Whether an error is from within the forward pass of a module."""
+    return any(
+        frame.f_code.co_name == "forward" and isinstance(frame.f_locals.get("self"), nn.Module)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def _limit(settings: dict[str, Any], length: int) -> int:

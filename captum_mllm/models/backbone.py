@@ -24,12 +24,13 @@ from captum_mllm._options import is_integer
 from captum_mllm.models.context import check_length
 from captum_mllm.models.encoding import Encoding, TokenCache, encode, wants_gradient
 from captum_mllm.models.families import Family, family_of, placeholder_ids, softcap
+from captum_mllm.models.geometry import Geometry
 from captum_mllm.models.layout import size_of
 from captum_mllm.models.pairing import complete_processor
 from captum_mllm.models.parity import check_parity
 from captum_mllm.models.passes import PassMemory
 from captum_mllm.models.precision import check_finite
-from captum_mllm.models.query import Query
+from captum_mllm.models.query import Clip, Query
 from captum_mllm.models.states import States, gather_states
 from captum_mllm.models.towers import body_of, decoder_of
 from captum_mllm.models.vocabulary import Vocabulary
@@ -161,6 +162,7 @@ class Backbone(PassMemory):
         self.image_token_id: int = model.config.image_token_id
         self._tokens = TokenCache()
         self._checked_options = ""
+        self._video: tuple[Clip, Geometry, str] | None = None
         try:
             self.geometry = family.make_geometry(model.config, processor)
             self._check_options()
@@ -213,13 +215,7 @@ class Backbone(PassMemory):
             within_context (bool): refuse an enlarged image that makes the inputs longer than the
                 context of the model. Default: True
         """
-        self._check_options()
-        geometry, options = self.geometry, self._checked_options
-        if query.clip is not None:
-            geometry = self.family.make_video_geometry(
-                self.model.config, self.processor, query.clip
-            )
-            options = geometry.options_key
+        geometry, options = self._checked_geometry(query.clip)
         differentiable = wants_gradient(images)
         # Kept for the time of an explanation where the processor makes the pixels.
         here = self.passes
@@ -248,6 +244,17 @@ class Backbone(PassMemory):
         an encoding brings along."""
         with evaluation_mode(self.model), placed_embeddings(self.model, encoding):
             yield
+
+    def _checked_geometry(self, clip: Clip | None) -> tuple[Geometry, str]:
+        """The geometry of images, or of a video, and the options that it was checked for."""
+        if clip is None:
+            self._check_options()
+            return self.geometry, self._checked_options
+        kept = self._video
+        if kept is None or kept[0] != clip or kept[1].options_key != kept[2]:
+            made = self.family.make_video_geometry(self.model.config, self.processor, clip)
+            kept = self._video = clip, made, made.options_key
+        return kept[1:]
 
     def _check_options(self) -> None:
         """Refuse options of the image processor that its geometry does not reflect; they may have

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from captum_mllm._options import is_integer, numbers
+from captum_mllm._options import check_whole, number_tuple
 from captum_mllm.models.context import context_length, raise_too_long
 from captum_mllm.models.images import check_scaled
 from captum_mllm.models.inputs import ImageTextInput
@@ -78,7 +78,7 @@ def estimate(
         [49, 196, 784]
     """
     _, query = open_query(mllm.backbone, inp)
-    return _estimates(mllm, query, numbers("scales", scales), answer_tokens)
+    return _estimates(mllm, query, number_tuple("scales", scales), answer_tokens)
 
 
 def fit_scales(
@@ -102,10 +102,11 @@ def fit_scales(
         tuple[float, ...]: in the same order, with a warning where one was lowered.
 
     Raises:
+        TypeError: for a limit that is not an integer.
         ValueError: if no scale fits, or the limit is below 1.
     """
     _, query = open_query(mllm.backbone, inp)
-    scales = numbers("scales", scales)
+    scales = number_tuple("scales", scales)
     return fitting_scales(mllm, query, scales, max_image_tokens, answer_tokens)
 
 
@@ -118,10 +119,7 @@ def fitting_scales(
     answer_tokens: int,
 ) -> tuple[float, ...]:
     r"""As :func:`fit_scales`, for a query."""
-    if max_image_tokens is not None and not (is_integer(max_image_tokens) and max_image_tokens > 0):
-        raise ValueError(
-            f"got max_image_tokens={max_image_tokens!r}, expected an integer of at least 1"
-        )
+    check_whole("max_image_tokens", max_image_tokens, 1, optional=True)
     context = context_length(mllm.model.config)
 
     def fits(scale: float) -> bool:

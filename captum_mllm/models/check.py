@@ -178,7 +178,7 @@ def _check_options(backbone: Backbone) -> str:
             f"the image processor has {frozen}, which freezes the scale: images of every size get "
             "the same number of tokens. Remove one of the limits, or set them apart"
         )
-    return f"{type(backbone.geometry.image_processor).__name__}, size={backbone.geometry.size}"
+    return f"{type(backbone.geometry.media_processor).__name__}, size={backbone.geometry.size}"
 
 
 def _check_precision(backbone: Backbone, image: Tensor, query: Query) -> str:

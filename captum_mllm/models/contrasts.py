@@ -13,7 +13,7 @@ from captum_mllm._options import is_integer
 from captum_mllm.models.query import Query
 
 #: From the place of a token in the answer to what might have been said there.
-Alternatives = tuple[Tensor, Tensor]
+OtherTokens = tuple[Tensor, Tensor]
 
 
 def contrast(query: Query, t: int, instead_of: int, count: int, vocabulary: int) -> Query:
@@ -83,7 +83,7 @@ def without_alternative(
     return replace(query, instead_of=found.instead_of), (t, token)
 
 
-def alternatives(query: Query, rows: Tensor, count: int) -> Alternatives:
+def alternatives(query: Query, rows: Tensor, count: int) -> OtherTokens:
     r"""Which of some explained tokens have an alternative, and which.
 
     Args:

@@ -44,7 +44,8 @@ class Geometry(ABC):
         self.answer_fills = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0}
 
     @property
-    def image_processor(self) -> Any:
+    def media_processor(self) -> Any:
+        """What prepares the images, or the video."""
         return getattr(self.processor, f"{self.kind}_processor")
 
     def option(self, name: str, default: Any = None) -> Any:
@@ -55,14 +56,14 @@ class Geometry(ABC):
         """
         tokenizer = getattr(self.processor, "tokenizer", None)
         given = getattr(tokenizer, "init_kwargs", {})
-        accepted = getattr(self.image_processor, "valid_kwargs", None)
+        accepted = getattr(self.media_processor, "valid_kwargs", None)
         accepted = getattr(accepted, "__annotations__", {})
         if name in given and name in accepted:
             return getattr(tokenizer, name, given[name])
         own = getattr(self.processor, f"{self.kind}s_kwargs", {})
         if name in own:
             return own[name]
-        value = getattr(self.image_processor, name, None)
+        value = getattr(self.media_processor, name, None)
         return default if value is None else value
 
     @property
@@ -99,7 +100,7 @@ class Geometry(ABC):
         except Exception as error:
             # Options may be of any type, and lack any part.
             raise ValueError(
-                f"the options of the {type(self.image_processor).__name__} do not fit "
+                f"the options of the {type(self.media_processor).__name__} do not fit "
                 f"{type(self).__name__} ({type(error).__name__}: {error}). These are not the "
                 f"defaults: {self.changed_options}"
             ) from error
@@ -107,24 +108,24 @@ class Geometry(ABC):
     @property
     def changed_options(self) -> dict[str, Any]:
         """The image processor's options that are not the defaults of its class."""
-        image_processor = self.image_processor
-        names = getattr(getattr(image_processor, "valid_kwargs", None), "__annotations__", {})
+        processor = self.media_processor
+        names = getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {})
         named = ("size", "crop_size", "do_resize", "do_pad", "do_center_crop")
         options = {name: self.option(name) for name in sorted({*names, *named})}
         return {
             name: value
             for name, value in options.items()
-            if value != getattr(type(image_processor), name, None) and not callable(value)
+            if value != getattr(type(processor), name, None) and not callable(value)
         }
 
     @property
     def options_key(self) -> str:
         """Equal for equal options, also of the processor and the tokenizer, which go before."""
-        names = getattr(getattr(self.image_processor, "valid_kwargs", None), "__annotations__", {})
+        names = getattr(getattr(self.media_processor, "valid_kwargs", None), "__annotations__", {})
         given = getattr(getattr(self.processor, "tokenizer", None), "init_kwargs", {})
         before = [given.get(name) for name in sorted(names)]
         own = getattr(self.processor, f"{self.kind}s_kwargs", {})
-        return f"{self.image_processor.to_json_string()}{own}{before}"
+        return f"{self.media_processor.to_json_string()}{own}{before}"
 
     def frozen(self) -> str | None:
         """The options that give images of every size the same number of tokens; None if none do,

@@ -57,8 +57,8 @@ class NativeGrid(Geometry):
             value = self.option(name, own)
             if own is not None and value != own:
                 raise ValueError(
-                    f"the image processor has {name}={value}, the model's vision tower {own}; is "
-                    "it the processor of another model?"
+                    f"the {self.kind} processor has {name}={value}, the model's vision tower "
+                    f"{own}; is it the processor of another model?"
                 )
 
         self._limits(1)
@@ -242,14 +242,15 @@ class PooledGrid(Geometry):
         budget = self.option("max_soft_tokens")
         if budget not in _BUDGETS:
             raise ValueError(
-                f"the image processor has max_soft_tokens={budget!r}, expected one of {_BUDGETS}"
+                f"the {self.kind} processor has max_soft_tokens={budget!r}, expected one of "
+                f"{_BUDGETS}"
             )
         for name in ("patch_size", "pooling_kernel_size"):
             value, own = self.option(name), getattr(self.vision, name)
             if value != own:
                 raise ValueError(
-                    f"the image processor has {name}={value}, the model's vision tower {own}; is "
-                    "it the processor of another model?"
+                    f"the {self.kind} processor has {name}={value}, the model's vision tower "
+                    f"{own}; is it the processor of another model?"
                 )
 
     def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
@@ -312,8 +313,8 @@ class NewlineGrid(Geometry):
         own = [list(pin) for pin in self.config.image_grid_pinpoints]
         if pins != own:
             raise ValueError(
-                f"the image processor has image_grid_pinpoints={pins}, the model {own}; expected "
-                "the same"
+                f"the {self.kind} processor has image_grid_pinpoints={pins}, the model {own}; "
+                "expected the same"
             )
 
     def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:

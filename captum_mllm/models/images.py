@@ -73,7 +73,7 @@ def check_size(size: tuple[int, ...]) -> None:
 
 def check_scaled(size: tuple[int, int], scale: float) -> None:
     """Refuse a scale that makes an image of more pixels than any model is shown."""
-    if math.prod(size) > MOST_PIXELS:
+    if scale > 1 and math.prod(size) > MOST_PIXELS:
         raise ValueError(
             f"scale {scale:g} makes an input of {size[0]} x {size[1]} pixels; scales are factors "
             "on height and width, such as (0.5, 1.0, 2.0)"

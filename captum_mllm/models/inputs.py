@@ -42,7 +42,7 @@ class ImageTextInput:
             are neither text nor image nor video, or that hold what would not be seen; an image that
             cannot be read, is too small or too narrow, or has values that are not finite or whose
             range is not known; where the number of images and of image parts differ; and for
-            images beside a video.
+            images together with a video.
 
     Examples::
         >>> from PIL import Image
@@ -91,7 +91,8 @@ class ImageTextInput:
         self.texts = tuple(part["text"] for part in _parts(self.messages) if part["type"] == "text")
         _check_texts(self.messages, self.texts)
         _check_slots(self.messages, len(images), self.video is not None)
-        self.images = tuple(read_image(each) for each in images)
+        # Those of a video have been read.
+        self.images = self.video.frames if self.video else tuple(map(read_image, images))
         #: Indices of the images that are explained.
         self.explained = tuple(range(len(images))) if explained is None else (int(explained),)
 
@@ -228,7 +229,7 @@ def _check_slots(messages: Messages, n_images: int, has_video: bool) -> None:
     if has_video and (n_videos, slots) != (1, 0):
         raise ValueError(
             f"got a video for {n_videos} video part(s) and {slots} image part(s) in the messages, "
-            "expected one part {'type': 'video'} and no image beside it"
+            "expected one part {'type': 'video'} and no image together with it"
         )
     if n_videos and not has_video:
         raise ValueError(

@@ -36,13 +36,13 @@ def check_parity(processor: Any, geometry: Geometry, image_token_id: int) -> Non
     except Exception as error:
         # Options may be of any type, and lack any part.
         raise ValueError(
-            f"{type(geometry.image_processor).__name__} cannot prepare an image as "
+            f"{type(geometry.media_processor).__name__} cannot prepare an image as "
             f"{type(geometry).__name__} expects it ({type(error).__name__}: {error}). These of its "
             f"options are not the defaults: {geometry.changed_options}"
         ) from error
     if not difference <= _TOLERANCE:
         raise ValueError(
-            f"{type(geometry.image_processor).__name__} makes other pixels of an image than "
+            f"{type(geometry.media_processor).__name__} makes other pixels of an image than "
             f"{type(geometry).__name__} expects of it ({255 * difference:.0f} of 255 levels off), "
             "so its tokens would be looked for at the wrong places. These of its options are not "
             f"the defaults: {geometry.changed_options}"

@@ -84,18 +84,13 @@ class RefuseNotFinite(LogitsProcessor):
     Args:
         model (PreTrainedModel): the model.
         inputs (dict[str, Tensor]): the prompt.
-
-    Attributes:
-        has_begun (bool): whether the model has given logits.
     """
 
     def __init__(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
         self.model = model
         self.inputs = inputs
-        self.has_begun = False
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.has_begun = True
         # Tokens that must not be said have logits of minus infinity.
         if bool(scores.isnan().any()):
             raise_not_finite(self.model, self.inputs, self.model.dtype)

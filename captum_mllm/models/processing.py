@@ -231,8 +231,8 @@ def process(
 
 
 def _group_of(n_tokens: int, n_groups: int) -> Tensor:
-    """Which group each token of a video is of, in order; -1 for one token behind all of them, which
-    LLaVA-OneVision has."""
+    """Which group each token of a video is of, in order; -1 for a last token after all groups,
+    which LLaVA-OneVision has."""
     each = n_tokens // n_groups
     behind = n_tokens - each * n_groups
     if each == 0 or behind > 1:

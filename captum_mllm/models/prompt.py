@@ -98,16 +98,17 @@ def read_prompt(processor: Any, inp: ImageTextInput) -> tuple[str, tuple[Span, .
     Raises:
         ValueError: if the template cannot render the messages, leaves out an image or all of the
             last message, or does not let the last message be continued; and for a text that has
-            the placeholder of an image.
+            the placeholder of an image or a video.
     """
     has_video = _has_video(inp)
     placeholder = processor.video_token if has_video else processor.image_token
+    video_token = getattr(processor, "video_token", None)
     for text in inp.texts:
-        for name in {placeholder, processor.image_token}:
-            if name in text:
+        for name, kind in {video_token: "a video", processor.image_token: "an image"}.items():
+            if name is not None and name in text:
                 raise ValueError(
-                    f"the text {_shorten(text)} has the placeholder of an image, {name!r}, "
-                    "without an image; leave it out"
+                    f"the text {_shorten(text)} has the placeholder of {kind}, {name!r}, "
+                    f"without {kind}; leave it out"
                 )
     messages, prompt, pattern = _render_all(processor, inp)
     unseen = [

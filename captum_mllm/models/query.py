@@ -74,8 +74,9 @@ class Query:
         spans (tuple[tuple[int, int], ...]): where the user's own texts lie in ``prompt``.
         native (tuple[tuple[int, int], ...]): height and width of each image as it was given;
             an image of another size is that image at another scale.
-        images (tuple[Tensor or None, ...]): the images that stay fixed, (3, H, W) in [0, 1];
-            None for each image that is an input of the explained function.
+        images (tuple[Tensor or None, ...]): the images that stay fixed, (3, H, W), or
+            (3 F, H, W) for groups of F frames, in [0, 1]; None for each image that is an input of
+            the explained function.
         with_prompt (bool): whether the tokens of the prompt are explained before those of the
             answer. Default: False, the answer alone.
         word_embeddings (Tensor, optional): what replaces the embeddings of the words, (B, P, D), or

@@ -44,8 +44,9 @@ class Slices(Geometry):
         own = getattr(self.config, "downsample_mode", self.option("downsample_mode"))
         if self.option("downsample_mode") != own:
             raise ValueError(
-                f"the image processor has downsample_mode={self.option('downsample_mode')!r}, the "
-                f"model {own!r}; expected the same"
+                f"the {self.kind} processor has "
+                f"downsample_mode={self.option('downsample_mode')!r}, "
+                f"the model {own!r}; expected the same"
             )
 
     def processor_options(self, size: Size, native: Size) -> dict[str, Any]:

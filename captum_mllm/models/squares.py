@@ -40,7 +40,8 @@ class FixedSquare(Geometry):
         size = self.size
         if not ("shortest_edge" in size or {"height", "width"} <= set(size)):
             raise ValueError(
-                f"the image processor has size={size}, expected shortest_edge, or height and width"
+                f"the {self.kind} processor has size={size}, expected shortest_edge, or height "
+                "and width"
             )
         square = self._pads() or size.get("height", 0) == size.get("width")
         if self._crops():
@@ -49,7 +50,7 @@ class FixedSquare(Geometry):
             square = crop["height"] == crop["width"] <= smallest
         if not square:
             raise ValueError(
-                f"the image processor has size={size}, do_center_crop={self._crops()} and "
+                f"the {self.kind} processor has size={size}, do_center_crop={self._crops()} and "
                 f"crop_size={self.option('crop_size')}, which do not make a square of every image; "
                 "expected a size of equal height and width, or a square crop not larger than it"
             )
@@ -85,7 +86,7 @@ class FixedSquare(Geometry):
 
     def _pads(self) -> bool:
         """Whether the processor pads images to a square; others pad batches by this option."""
-        return bool(self.option("do_pad")) and hasattr(self.image_processor, "pad_to_square")
+        return bool(self.option("do_pad")) and hasattr(self.media_processor, "pad_to_square")
 
     def _crops(self) -> bool:
         return bool(self.option("do_center_crop"))

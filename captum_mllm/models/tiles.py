@@ -127,7 +127,7 @@ class Tiles(Geometry):
             for name in ("crop_to_patches", "min_patches", "max_patches")
             if self.option(name) is not None
         }
-        count = self.image_processor.get_number_of_image_patches(*native, options)
+        count = self.media_processor.get_number_of_image_patches(*native, options)
         rows, columns = self._grid(native, count - 1 if count > 1 else 1)
         zoom = math.sqrt((size[0] * size[1]) / (native[0] * native[1]))
         return max(round(rows * zoom), 1) * max(round(columns * zoom), 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from captum_mllm._options import is_integer
+from captum_mllm._options import check_number, check_whole
 from captum_mllm.models.images import ImageLike, read_image
 from captum_mllm.models.layout import size_of
 
@@ -29,14 +29,19 @@ class Video:
     Args:
         frames (Sequence[PIL.Image.Image, numpy.ndarray or Tensor]): at least 2 frames of one
             size, each as :class:`ImageTextInput` takes an image; also a whole array (T, H, W, 3) or
-            tensor (T, 3, H, W).
+            tensor (T, 3, H, W). Integers are levels of 8 bits: where white lies among others is
+            guessed from one image, and might differ from frame to frame.
         fps (float): frames per second, of these frames. It tells families that have a sense of
             time when a frame was seen. Default: 1.0
+
+    Attributes:
+        times (tuple[float, ...]): when each frame was seen, in seconds from the first one.
 
     Raises:
         TypeError: for a frame of another type, or frames per second that are not a number.
         ValueError: for fewer than 2 frames, frames of different sizes, a frame that cannot be
-            read, or a number of frames per second that is not positive and finite.
+            read or has integer levels of more than 8 bits, or a number of frames per second that is
+            not positive and finite.
 
     Examples::
         >>> from PIL import Image
@@ -49,10 +54,7 @@ class Video:
     """
 
     def __init__(self, frames: Sequence[ImageLike] | np.ndarray | Tensor, fps: float = 1.0) -> None:
-        if isinstance(fps, bool) or not isinstance(fps, (int, float)):
-            raise TypeError(f"got fps={fps!r}, expected a number of frames per second")
-        if not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"got fps={fps!r}, expected a positive number of frames per second")
+        check_number("fps", fps, "(0, inf)")
         if isinstance(frames, (np.ndarray, Tensor)) and frames.ndim != 4:
             raise ValueError(
                 f"got frames of shape {tuple(frames.shape)}, expected an array (T, H, W, 3), a "
@@ -67,8 +69,9 @@ class Video:
             raise ValueError(
                 f"got {len(frames)} frame(s), expected at least 2; give a single frame as an image"
             )
-        self.frames = tuple(read_image(frame) for frame in frames)
+        self.frames = tuple(map(_read_frame, frames))
         self.fps = float(fps)
+        self.times = tuple(index / self.fps for index in range(len(frames)))
         sizes = {size_of(frame) for frame in self.frames}
         if len(sizes) > 1:
             raise ValueError(
@@ -83,32 +86,43 @@ class Video:
 
         Args:
             path (str or Path): a file of a video, which PyAV reads (``pip install
-                captum_mllm[video]``), or a folder of images, in the order of their names.
+                captum_mllm[video]``), or a folder of images, in the order of the numbers in their
+                names.
             n_frames (int): how many frames to take; all of them if there are fewer.
                 Default: 8
             fps (float): frames per second of a folder; a file has its own. Default: 1.0
 
         Returns:
-            Video: its ``fps`` is that of the frames that were taken.
+            Video: its ``fps`` is that of the frames that were taken, on average; its ``times`` are
+            those of each.
 
         Raises:
+            TypeError: for numbers of another type.
             FileNotFoundError: if there is no such file or folder.
             ModuleNotFoundError: for a file, if PyAV is not installed.
             ValueError: for a file or a folder without a video, or fewer than 2 frames.
         """
-        if not is_integer(n_frames) or n_frames < 2:
-            raise ValueError(f"got n_frames={n_frames!r}, expected an integer of at least 2")
+        check_whole("n_frames", n_frames, 2)
+        check_number("fps", fps, "(0, inf)")
         path = Path(path)
         if not path.exists():
             raise FileNotFoundError(f"there is no video {str(path)!r}")
         if path.is_dir():
-            return _read_folder(path, n_frames, fps)
+            return _read_folder(path, n_frames, float(fps))
         return _read_file(path, n_frames)
 
-    @property
-    def times(self) -> tuple[float, ...]:
-        """When each frame was seen, in seconds from the first one."""
-        return tuple(index / self.fps for index in range(len(self.frames)))
+
+def _read_frame(frame: ImageLike) -> Tensor:
+    """A frame whose white does not depend on its own levels."""
+    kind = f"mode {frame.mode}" if isinstance(frame, Image.Image) else ""
+    if isinstance(frame, (np.ndarray, Tensor)):
+        kind = str(frame.dtype).removeprefix("torch.")
+    if kind.startswith("mode I") or ("int" in kind and kind not in ("uint8", "quint8")):
+        raise ValueError(
+            f"got frames of {kind}, whose white might differ from frame to frame; give "
+            "frames / white as arrays of floating point in [0, 1]"
+        )
+    return read_image(frame)
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -118,18 +132,27 @@ def _spread(total: int, count: int) -> list[int]:
 
 
 def _read_folder(path: Path, n_frames: int, fps: float) -> Video:
-    files = sorted(each for each in path.iterdir() if each.suffix.lower() in FRAME_ENDINGS)
+    found = (each for each in path.iterdir() if each.suffix.lower() in FRAME_ENDINGS)
+    files = sorted(found, key=_in_time)
     if len(files) < 2:
         raise ValueError(
             f"{path} holds {len(files)} image file(s), expected at least 2 frames of a video, "
-            f"named in the order of time and ending in one of {', '.join(FRAME_ENDINGS)}"
+            f"numbered in the order of time and ending in one of {', '.join(FRAME_ENDINGS)}"
         )
     chosen = _spread(len(files), n_frames)
     frames = []
     for index in chosen:
         with Image.open(files[index]) as image:
-            frames.append(read_image(image))
-    return Video(frames, fps * len(chosen) / len(files))
+            frames.append(_read_frame(image))
+    video = Video(frames, fps * len(chosen) / len(files))
+    video.times = tuple(index / fps for index in chosen)
+    return video
+
+
+def _in_time(path: Path) -> tuple[list[Any], str]:
+    """What sorts 2.png before 10.png."""
+    parts = re.split(r"(\d+)", path.name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], path.name
 
 
 def _read_file(path: Path, n_frames: int) -> Video:
@@ -148,17 +171,20 @@ def _read_file(path: Path, n_frames: int) -> Video:
             times, rate = [], float(stream.average_rate or 0)
             for index, frame in enumerate(container.decode(stream)):
                 times.append(frame.time if frame.time is not None else index / (rate or 1.0))
-        chosen = set(_spread(len(times), n_frames))
+        chosen = _spread(len(times), n_frames)
         frames = []
         with av.open(str(path)) as container:
             for index, frame in enumerate(container.decode(container.streams.video[0])):
                 if index in chosen:
-                    frames.append(frame.to_image())
+                    upright = frame.to_image().rotate(frame.rotation, expand=True)
+                    frames.append(upright)
     except av.FFmpegError as error:
         raise ValueError(f"{path} cannot be read as a video: {error}") from error
     if len(frames) < 2:
         raise ValueError(f"{path} has {len(frames)} frame(s), expected a video of at least 2")
     length = (times[-1] - times[0]) * len(times) / (len(times) - 1)
-    if length <= 0:
+    if length <= 0 or times != sorted(times):
         raise ValueError(f"{path} does not tell when its frames are shown")
-    return Video(frames, len(frames) / length)
+    video = Video(frames, len(frames) / length)
+    video.times = tuple(times[index] - times[0] for index in chosen)
+    return video

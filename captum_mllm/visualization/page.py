@@ -196,7 +196,7 @@ def render_page(
             _STAGE.substitute(
                 source=_data_uri(images[index], _LONGEST_SIDE),
                 alt=(
-                    escape(data["names"][index].capitalize())
+                    escape(data["names"][index][:1].upper() + data["names"][index][1:])
                     if len(shown) > 1
                     else "The image that is explained"
                 ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +58,10 @@ def test_a_centered_lens_is_the_lens_less_the_mean_logit() -> None:
 def test_a_layer_that_the_model_lacks_is_refused_at_once(layer: int) -> None:
     with pytest.raises(ValueError, match=r"indices of the 2 layers of the language model"):
         LogitLens(MLLM(*shared("llava")), layer=layer)
+
+
+def test_a_layer_may_be_an_integer_of_numpy() -> None:
+    assert LogitLens(MLLM(*shared("llava")), layer=np.int64(-1)).layer == -1  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("centered", [1, "mean", None])

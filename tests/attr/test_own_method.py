@@ -195,3 +195,23 @@ def test_a_method_of_ones_own_gives_finite_maps(value: float) -> None:
         error = f"Overflowing gives attributions that are NaN or infinite, at scale {scale}"
         with pytest.raises(ValueError, match=error):
             MLLMAttribution(method).attribute(INP, target=ANSWER)
+
+
+class Sampled(SoftmaxLens):
+    """Has an option named as one of Captum's, which may be 0 here."""
+
+    def explain_tokens(  # type: ignore[override]
+        self,
+        images: tuple[Tensor, ...],
+        query: Query,
+        target: tuple[int, int] | None = None,
+        n_samples: int = 1,
+    ) -> TokenMaps:
+        return super().explain_tokens(images, query, target)
+
+
+def test_an_option_of_ones_own_has_values_of_ones_own() -> None:
+    mllm = MLLM.from_pretrained("demo/qwen2-vl")
+    for method in (Sampled(mllm), plain(Sampled(mllm), scales=(1.0,))):
+        result = MLLMAttribution(method).attribute(INP, ANSWER, n_samples=0)
+        assert result.image_attr.isfinite().all()

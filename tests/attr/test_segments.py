@@ -201,7 +201,7 @@ def test_masks_of_8_bits_are_masks() -> None:
     for levels in ([0, 3, 255], [0.0, 0.4, 0.9], [0.0, float("nan"), 1.0]):
         soft = torch.zeros(SIZE, dtype=torch.tensor(levels).dtype)
         soft[0, :3] = torch.tensor(levels)
-        with pytest.raises(ValueError, match=r"2 levels beside 0 for segment 0.*threshold it"):
+        with pytest.raises(ValueError, match=r"2 levels other than 0 for segment 0.*threshold it"):
             image_segments([soft], image())
 
 

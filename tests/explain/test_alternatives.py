@@ -171,8 +171,8 @@ def test_the_page_has_them_beside_the_predictions(
 
 def test_what_is_out_of_range_is_refused(mllm: MLLM) -> None:
     explainer = MLLMAttribution(LogitLens(mllm))
-    for count in (-1, True, 1.5):
-        with pytest.raises(ValueError, match="alternatives="):
+    for count, error in ((-1, ValueError), (True, TypeError), (1.5, TypeError)):
+        with pytest.raises(error, match="alternatives="):
             explainer.attribute(asked(), target=ANSWER, alternatives=count)
     with pytest.raises(ValueError, match="tokens of the vocabulary"):
         explainer.attribute(asked(), target=ANSWER, alternatives=mllm.vocabulary.size)

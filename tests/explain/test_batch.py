@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import Attribution, FeatureAblation, Saliency
@@ -260,6 +261,16 @@ def test_a_single_text_is_no_list_of_answers() -> None:
     explainer = MLLMAttribution(LogitLens(MLLM(*shared("qwen2_vl"))))
     with pytest.raises(TypeError, match="expected a list with one for each input"):
         explainer.attribute_batch(inputs()[:2], "no")
+
+
+def test_answers_may_be_a_column_of_a_table() -> None:
+    explainer = MLLMAttribution(LogitLens(MLLM(*shared("qwen2_vl"))))
+    for targets in (np.array(["a cat", "no"]), torch.tensor([[5, 6], [7, 8]])):
+        expected = explainer.attribute_batch(inputs()[:2], list(targets))
+        found = explainer.attribute_batch(inputs()[:2], targets)  # type: ignore[arg-type]
+        for one, other in zip(found, expected, strict=True):
+            assert one.output_tokens == other.output_tokens
+            assert torch.equal(one.image_attr, other.image_attr)
 
 
 def test_padding_is_no_part_of_an_answer() -> None:

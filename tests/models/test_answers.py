@@ -113,6 +113,22 @@ def test_a_configuration_is_taken_for_the_options_that_it_sets(mllm: MLLM) -> No
     )
 
 
+def test_none_is_no_option(mllm: MLLM) -> None:
+    for name in ("logits_processor", "stopping_criteria", "do_sample", "num_return_sequences"):
+        assert answer(mllm, max_new_tokens=2, **{name: None}) == answer(mllm, max_new_tokens=2)
+
+
+def test_an_error_of_the_model_is_not_of_the_arguments() -> None:
+    mllm = MLLM(*build("llava"))
+
+    def fail(*arguments: Any) -> None:
+        raise TypeError("a fault of the model")
+
+    mllm.model.get_input_embeddings().register_forward_hook(fail)
+    with pytest.raises(TypeError, match=r"^a fault of the model$"):
+        answer(mllm, **LONG)
+
+
 @pytest.mark.parametrize("options", [5, "greedy", ["max_new_tokens"], {5: 6}])
 def test_what_are_no_options_is_refused(options: Any) -> None:
     with pytest.raises(TypeError, match=r"expected a dict such as .*GenerationConfig"):

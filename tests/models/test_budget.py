@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -145,7 +146,16 @@ def test_a_single_scale_is_not_lowered(narrow: MLLM) -> None:
         pytest.warns(UserWarning, match="make more tokens"),
         pytest.raises(ValueError, match="Logit Lens sees the image at scale 1 alone"),
     ):
-        explainer.attribute(input_of((224, 224)), "a cat", max_image_tokens=10)
+        explainer.attribute(input_of((224, 224)), "a cat", max_image_tokens=np.int64(10))
+
+
+def test_a_large_image_is_no_fault_of_the_scale(
+    narrow: MLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captum_mllm.models.images.MOST_PIXELS", 1000)
+    assert estimate(narrow, input_of((84, 84)))[0].scale == 1
+    with pytest.raises(ValueError, match="scale 2 makes an input"):
+        estimate(narrow, input_of((84, 84)), (2.0,))
 
 
 @pytest.mark.parametrize("limit", [0, -1, 2.5, True])

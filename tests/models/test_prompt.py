@@ -143,6 +143,13 @@ def test_a_text_with_the_placeholder_of_an_image_is_refused() -> None:
         MLLM(*shared("llava")).prepare(ImageTextInput(PICTURE, "what is <image> ?"), target="no")
 
 
+def test_a_text_with_the_placeholder_of_a_video_is_refused() -> None:
+    mllm = MLLM(*shared("qwen2_vl"))
+    text = f"what is {mllm.processor.video_token} ?"
+    with pytest.raises(ValueError, match="has the placeholder of a video"):
+        mllm.prepare(ImageTextInput(PICTURE, text), target="no")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_beginning_of_an_answer_is_continued(family: str) -> None:
     mllm = MLLM(*shared(family))

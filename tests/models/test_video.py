@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,9 @@ def test_an_array_and_a_tensor_are_the_same_video() -> None:
         (frames(2), 0.0, ValueError, "fps=0.0"),
         (frames(2), float("nan"), ValueError, "fps=nan"),
         (frames(2), "2", TypeError, "fps='2'"),
+        (np.full((2, 8, 8, 3), 1000, np.uint16), 1.0, ValueError, "uint16.* floating point"),
+        (torch.full((2, 3, 8, 8), 1000), 1.0, ValueError, "int64.* floating point"),
+        ([Image.new("I;16", (8, 8), 1000)] * 2, 1.0, ValueError, "mode I;16.* floating point"),
     ],
 )
 def test_what_is_no_video_is_refused(
@@ -65,7 +69,23 @@ def test_what_is_no_video_is_refused(
         Video(given, fps)  # type: ignore[arg-type]
 
 
-def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    for fps in (np.float32(2), np.int64(2), Fraction(2)):
+        assert Video(frames(2), fps).times == (0.0, 0.5)  # type: ignore[arg-type]
+
+
+def test_a_folder_is_read_in_the_order_of_the_numbers_in_its_names(tmp_path: Path) -> None:
+    for index, frame in enumerate(frames(12)):
+        frame.save(tmp_path / f"frame_{index + 1}.png")
+    video = Video.read(tmp_path, n_frames=8, fps=2.0)
+    seen = [0, 1, 3, 4, 6, 7, 9, 10]
+    assert [round(255 * float(frame[0, 0, 0])) for frame in video.frames] == [
+        20 * index for index in seen
+    ]
+    assert video.times == tuple(index / 2 for index in seen)
+
+
+def test_a_folder_is_spread_over_its_frames(tmp_path: Path) -> None:
     for index, frame in enumerate(frames(10)):
         frame.save(tmp_path / f"frame_{index:02d}.png")
     (tmp_path / "notes.txt").write_text("no frame")
@@ -107,9 +127,28 @@ def test_a_file_is_read_at_evenly_spread_frames(tmp_path: Path) -> None:
     assert video.times == pytest.approx((0.0, 0.5, 1.0, 1.5))
     levels = [255 * float(frame.mean()) for frame in video.frames]
     assert levels == pytest.approx([0, 60, 120, 180], abs=6)
+    uneven = Video.read(path, n_frames=8)
+    assert uneven.times == pytest.approx((0.0, 0.2, 0.5, 0.7, 1.0, 1.2, 1.5, 1.7))
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match="cannot be read as a video"):
         Video.read(tmp_path / "broken.mp4")
+
+
+def test_a_file_is_turned_upright(tmp_path: Path) -> None:
+    av = pytest.importorskip("av", minversion="18.1")
+    with av.open(str(tmp_path / "turned.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 64, 48
+        stream.set_display_rotation(90)
+        top = np.zeros((48, 64, 3), dtype=np.uint8)
+        top[:24] = 255
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(top, format="rgb24")))
+        container.mux(stream.encode())
+    frame = Video.read(tmp_path / "turned.mp4").frames[0]
+    assert tuple(frame.shape) == (3, 64, 48)
+    # A quarter turn to the left, by which the top is on the left.
+    assert frame[..., :20].mean() > 0.95 and frame[..., 28:].mean() < 0.05
 
 
 def test_the_last_group_repeats_the_last_frame() -> None:
