@@ -55,7 +55,7 @@ def test_fresh_scenes_are_captioned_and_questions_answered(mllm: MLLM) -> None:
 def test_the_bundled_image_is_explained_in_whole_words(mllm: MLLM) -> None:
     inp = ImageTextInput(Image.open(demo_image()), DEMO_PROMPTS["caption"])
     result = MLLMAttribution(ARC(MSEA(LogitLens(mllm)))).attribute(inp)
-    answer = "".join(result.tokens)
+    answer = "".join(result.output_tokens)
     assert "star" in answer
     assert answer.strip()[0].isupper()
     heat = result.map("star")

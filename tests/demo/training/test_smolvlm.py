@@ -14,6 +14,7 @@ from PIL import Image
 from captum_mllm.datasets import sample_scene
 from captum_mllm.demo import DEMO_PROMPTS
 from captum_mllm.demo.language_model import (
+    ADAPTER_FILE,
     VARIABLE,
     load_language_model,
     load_tokenizer,
@@ -23,11 +24,12 @@ from captum_mllm.demo.training.smolvlm import start, train
 from captum_mllm.demo.training.smolvlm.architecture import (
     GRID,
     IMAGE,
+    LORA_SCALE,
     SIDE,
+    LoRA,
     build_model,
     build_processor,
     image_features,
-    low_rank_product,
     with_image_token,
 )
 from captum_mllm.demo.training.smolvlm.evaluate import content, evaluate, table, yes_and_no
@@ -69,18 +71,14 @@ def _trainer(folder: Path, settings: Settings = SMALL) -> Trainer:
     return Trainer(settings, folder, model, Texts(tokenizer))
 
 
-def test_the_low_rank_product_has_the_gradients_of_its_formula() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, a, b = (
-        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
-        for shape in ((3, 4, 5), (2, 5), (6, 2))
-    )
-    weight = torch.randn(6, 5, generator=generator, dtype=torch.float64)
-    expected = x @ (weight + 1.5 * b @ a).T
-    torch.testing.assert_close(low_rank_product(x, weight, a, b, 1.5), expected)
-    assert torch.autograd.gradcheck(
-        lambda x, a, b: low_rank_product(x, weight, a, b, 1.5), (x, a, b)
-    )
+def test_a_change_of_low_rank_is_added_to_a_fixed_map() -> None:
+    torch.manual_seed(0)
+    base = torch.nn.Linear(5, 6, bias=False)
+    change = LoRA(base, rank=2)
+    torch.nn.init.normal_(change.B)
+    x = torch.randn(3, 4, 5)
+    expected = x @ (base.weight + LORA_SCALE * change.B @ change.A).T
+    torch.testing.assert_close(change(x), expected)
 
 
 def test_packed_texts_get_what_each_gets_by_itself(language_model: Path) -> None:
@@ -221,6 +219,10 @@ def test_what_is_shipped_says_what_was_trained(language_model: Path, tmp_path: P
         ImageTextInput(image, "Is there a heart?"), target="No, there is no heart."
     )
     assert len(result[1].answer_ids) > 3
+    again = _trainer(tmp_path / "again", SMALL._replace(start=str(folder / ADAPTER_FILE)))
+    started = adapter_state(again.model)
+    for name, value in adapter_state(model).items():
+        torch.testing.assert_close(started[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_measures_count_what_they_say(language_model: Path, tmp_path: Path) -> None:

@@ -38,6 +38,15 @@ def shipped(adapter: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def as_trained(adapter: dict[str, Tensor]) -> dict[str, Tensor]:
+    r"""The weights that :func:`shipped` was given, in float32."""
+    outer = FACTORS[1]
+    return {
+        name: value.float() / LORA_SCALE if name.endswith(outer) else value.float()
+        for name, value in adapter.items()
+    }
+
+
 def export(adapter: dict[str, Tensor], text_config: Any, tokenizer: Any, folder: Path) -> None:
     r"""Write a folder that :func:`~captum_mllm.demo.language_model.load_adapted` reads.
 

@@ -35,6 +35,7 @@ from captum_mllm.demo.training.smolvlm.architecture import (
     text_logits,
     with_image_token,
 )
+from captum_mllm.demo.training.smolvlm.export import as_trained
 from captum_mllm.demo.training.smolvlm.start import start_from_words
 from captum_mllm.demo.training.smolvlm.texts import IGNORED, Texts, pack, sequence
 
@@ -64,7 +65,7 @@ class Settings(NamedTuple):
         lora_rate (float): Learning rate of these changes, before the decay.
         projector_rate (float): Learning rate of the projector.
         tower_rate (float): Learning rate of the tower.
-        start (str): A file of an adapter to start from. If empty, the start from words.
+        start (str): The file of an exported adapter to start from. If empty, the start from words.
     """
 
     steps: int
@@ -151,7 +152,7 @@ class Trainer:
             "changes": ([p for m in changes for p in (m.A, m.B)], settings.lora_rate),
         }
         if settings.start:
-            load_adapter(model, load_file(settings.start))
+            load_adapter(model, as_trained(load_file(settings.start)))
         self.parameters = [p for group, _ in groups.values() for p in group]
         for parameter in self.parameters:
             parameter.requires_grad_(True)
@@ -289,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rates")
     parser.add_argument("--batch", type=int, default=4, help="images in a step")
     parser.add_argument("--budget", type=int, default=210, help="tokens of text behind an image")
-    parser.add_argument("--start", default="", help="adapter of another run to start from")
+    parser.add_argument("--start", default="", help="adapter of a model to go on from")
     parser.add_argument("--compile", action="store_true", help="fuse what is not a product")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
