@@ -10,7 +10,7 @@ _HERE = Path(__file__).parent
 DEMO_MODELS: tuple[str, ...] = ("qwen2-vl", "llava-1.5", "internvl")
 
 #: Those of which an adapter ships. The language model that it adapts is not part of the package;
-#: see :func:`captum_mllm.demo.language_model.find_language_model`.
+#: see ``captum_mllm.demo.language_model``.
 ADAPTED_MODELS: tuple[str, ...] = ("smolvlm",)
 
 #: What the demo models are trained to be asked, by the style of the caption that answers it; see

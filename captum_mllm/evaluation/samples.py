@@ -255,7 +255,7 @@ def sample_examples(
         seed (int): Which scenes. Default: 0
         spelling (str): ``"words"`` for captions of lower-case words with spaces between them, as
             the models with a vocabulary of words know them; ``"natural"`` for capitals and
-            punctuation, see :func:`~captum_mllm.datasets.phrasing.natural`. Default: "words"
+            punctuation, see ``captum_mllm.datasets.phrasing``. Default: "words"
         **options (Any): Passed on to :func:`~captum_mllm.datasets.sample_scene`.
 
     Returns:

@@ -105,7 +105,7 @@ class Settings(Scoring):
         prior (float): Strength of the language prior of the scenes, in 0 to 1.
         contact (float): Share of the scenes in which objects touch, in 0 to 1.
         spelling (str): Of the captions, ``"words"`` or ``"natural"``; see
-            :func:`~captum_mllm.evaluation.samples.sample_examples`.
+            ``sample_examples``.
         baseline (str): What the curves of insertion and deletion start from or end with.
         steps (int): Steps of these curves.
         curves_every (int): They are computed for one image of so many.
