@@ -322,13 +322,16 @@ def test_the_image_is_read_once(mllm: MLLM) -> None:
 def test_a_stream_that_was_broken_off_has_no_result(
     fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("no forward")
+
     mllm = MLLM(*shared("llava"))
     stream = MLLMAttribution(LogitLens(mllm)).stream(asked(), gen_args=LONG)
     next(stream)
     if fails:
         with monkeypatch.context() as patch:
-            patch.setattr(type(mllm.model), "forward", None)
-            with pytest.raises(TypeError):
+            patch.setattr(type(mllm.model), "forward", forward)
+            with pytest.raises(TypeError, match="no forward"):
                 list(stream)
         assert not list(stream)
     else:
