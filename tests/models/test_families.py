@@ -32,7 +32,7 @@ PATCHES, PIECES = 4, 4
 # Each of its windows has 256 tokens, of 16 patches each.
 FEWER_PATCHES = {"got_ocr2": 2}
 # Orders of the colours, of six.
-ORDERS = {"aya_vision": 3, "cohere2_vision": 6, "got_ocr2": 3}
+ORDERS = {"aya_vision": 3, "cohere2_vision": 6, "got_ocr2": 3, "paligemma": 3, "paligemma2": 3}
 # Its numbers of tokens are doubled at least, and no smaller ones.
 FEWER_SCALES = {"gemma4": (1.0, 1.5, 2.0)}
 NEW = [family for family in FAMILIES if family not in FIRST]
