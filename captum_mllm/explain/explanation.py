@@ -24,7 +24,7 @@ from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.result_parts import ScaleResult
 from captum_mllm.explain.signals import token_signals
 from captum_mllm.models.answers import generation_options
-from captum_mllm.models.inputs import ImageTextInput, check_is_input
+from captum_mllm.models.inputs import ImageTextInput
 from captum_mllm.models.loading import model_name
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.pixels import to_pil
@@ -45,6 +45,7 @@ class Extras(NamedTuple):
     def check(self) -> None:
         """Raise for what is of another type, or out of its range."""
         check_reasons(self.reasons)
+        check_flag("diagnosis", self.diagnosis)
         check_whole("alternatives", self.alternatives, 0)
 
 
@@ -139,30 +140,29 @@ def explain(
     )
 
 
-def check_input(
-    inp: Any,
+def check_arguments(
     gen_args: dict[str, Any] | None,
-    top_predictions: Any = 0,
+    top_predictions: Any,
+    extras: Extras,
     options: Iterable[str] = (),
     **flags: Any,
 ) -> None:
-    r"""Refuse what is not an input, and arguments that ``generate``, the method or the result does
-    not take.
+    r"""Refuse arguments that ``generate``, the method or the result does not take.
 
     Args:
-        inp (Any): what is explained.
         gen_args (dict, optional): arguments of ``generate``.
-        top_predictions (int): how many predictions the result has. Default: 0
+        top_predictions (int): how many predictions the result has.
+        extras (Extras): what it has beside maps and weights.
         options (Iterable[str]): names of those of the method. Default: ()
         **flags (Any): truth values, by their names.
 
     Raises:
-        TypeError: if ``inp`` is not an :class:`ImageTextInput`, for a flag that is not a truth
-            value, and for options that the explanation itself gives to the method.
+        TypeError: for a flag that is not a truth value, and for options that the explanation itself
+            gives to the method.
         ValueError: for an argument that ``MLLM.prepare`` knows and ``generate`` does not, and for
             a number of predictions that is not an integer of at least 0.
     """
-    check_is_input(inp)
+    extras.check()
     for name, flag in flags.items():
         check_flag(name, flag)
     if taken := sorted(_OWN_ARGUMENTS & set(options)):

@@ -16,7 +16,7 @@ from captum_mllm.explain.answer_stream import AnswerStream
 from captum_mllm.explain.batch import attribute_batch
 from captum_mllm.explain.contrast_words import Contrast
 from captum_mllm.explain.estimate import Mode
-from captum_mllm.explain.explanation import Extras, check_input, explain
+from captum_mllm.explain.explanation import Extras, check_arguments, explain
 from captum_mllm.explain.fitting import ImageTokens, fit_to_context
 from captum_mllm.explain.intervention import what_if
 from captum_mllm.explain.result import MLLMAttributionResult
@@ -25,7 +25,7 @@ from captum_mllm.explain.stream import stream_answer
 from captum_mllm.explain.word_changes import WhatIf
 from captum_mllm.models.answers import generation_options
 from captum_mllm.models.decoding import answer_prompts, given_answer
-from captum_mllm.models.inputs import ImageTextInput
+from captum_mllm.models.inputs import ImageTextInput, check_is_input
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.prompt import open_query
 
@@ -165,17 +165,10 @@ class MLLMAttribution(Attribution):
             ValueError: for an empty answer, a scale that makes more tokens than the model's context
                 has, or arguments that clash or that the method refuses.
         """
-        check_input(
-            inp,
-            gen_args,
-            top_predictions,
-            kwargs,
-            include_prompt=include_prompt,
-            show_progress=show_progress,
-            diagnosis=diagnosis,
-        )
+        check_is_input(inp)
         extras = Extras(reasons, diagnosis, alternatives)
-        extras.check()
+        flags = {"include_prompt": include_prompt, "show_progress": show_progress}
+        check_arguments(gen_args, top_predictions, extras, kwargs, **flags)
         mllm: MLLM = self.forward_func
         # The states by which the model says an answer of its own are those of a pass with it.
         with mllm.remember():
@@ -282,17 +275,10 @@ class MLLMAttribution(Attribution):
                 "attribute() takes one of them"
             )
         for inp in inputs:
-            check_input(
-                inp,
-                gen_args,
-                top_predictions,
-                kwargs,
-                include_prompt=include_prompt,
-                show_progress=show_progress,
-                diagnosis=diagnosis,
-            )
+            check_is_input(inp)
         extras = Extras(reasons, diagnosis, alternatives)
-        extras.check()
+        flags = {"include_prompt": include_prompt, "show_progress": show_progress}
+        check_arguments(gen_args, top_predictions, extras, kwargs, **flags)
         return attribute_batch(
             self.attribution_method,
             inputs,
@@ -394,10 +380,10 @@ class MLLMAttribution(Attribution):
             >>> shapes == [(224, 224)] * len(stream.result.output_words)
             True
         """
-        own = set(kwargs) - {"target"}
-        check_input(inp, gen_args, top_predictions, own, diagnosis=diagnosis)
+        check_is_input(inp)
         extras = Extras(reasons, diagnosis, alternatives)
-        extras.check()
+        # A target is refused with advice later on.
+        check_arguments(gen_args, top_predictions, extras, set(kwargs) - {"target"})
         of_result = {"top_predictions": top_predictions, "extras": extras}
         options = generation_options(gen_args)
         return stream_answer(self.attribution_method, inp, options, kwargs, of_result)

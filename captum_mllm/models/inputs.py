@@ -113,6 +113,7 @@ class ImageTextInput:
         if self.video is None:
             return self
         shown = copy(self)
+        shown.video = None
         shown.images = self.images[::together]
         shown.explained = tuple(range(len(shown.images)))
         shown.messages = [

@@ -100,7 +100,7 @@ def read_prompt(processor: Any, inp: ImageTextInput) -> tuple[str, tuple[Span, .
             last message, or does not let the last message be continued; and for a text that has
             the placeholder of an image or a video.
     """
-    has_video = _has_video(inp)
+    has_video = inp.video is not None
     placeholder = processor.video_token if has_video else processor.image_token
     video_token = getattr(processor, "video_token", None)
     for text in inp.texts:
@@ -207,11 +207,6 @@ def _render(processor: Any, messages: Messages, continues: bool) -> str:
                 "the template does not allow it, let the last message be the user's"
             )
         raise ValueError(f"the chat template cannot render the messages: {error}{hint}") from error
-
-
-def _has_video(inp: ImageTextInput) -> bool:
-    parts = (part for message in inp.messages for part in text_parts([message])[0]["content"])
-    return any(part["type"] == "video" for part in parts)
 
 
 def _sentinels(texts: Sequence[str]) -> list[str]:
