@@ -56,15 +56,19 @@ class Geometry(ABC):
         """
         tokenizer = getattr(self.processor, "tokenizer", None)
         given = getattr(tokenizer, "init_kwargs", {})
-        accepted = getattr(self.media_processor, "valid_kwargs", None)
-        accepted = getattr(accepted, "__annotations__", {})
-        if name in given and name in accepted:
+        if name in given and name in self.accepted:
             return getattr(tokenizer, name, given[name])
         own = getattr(self.processor, f"{self.kind}s_kwargs", {})
         if name in own:
             return own[name]
         value = getattr(self.media_processor, name, None)
         return default if value is None else value
+
+    @property
+    def accepted(self) -> frozenset[str]:
+        """The names of the options that the image processor takes."""
+        taken = getattr(self.media_processor, "valid_kwargs", None)
+        return frozenset(getattr(taken, "__annotations__", ()))
 
     @property
     def size(self) -> dict[str, int]:
@@ -86,6 +90,14 @@ class Geometry(ABC):
                     f"where image tokens lie; expected {expected}. Set it on "
                     f"`processor.{self.kind}_processor`"
                 )
+        given = getattr(self.processor, f"{self.kind}s_kwargs", {})
+        unknown = sorted(set(given) - self.accepted) if self.accepted else []
+        if unknown:
+            raise ValueError(
+                f"`processor.{self.kind}s_kwargs` has {', '.join(unknown)}, which a "
+                f"{type(self.media_processor).__name__} does not take; expected some of "
+                f"{', '.join(sorted(self.accepted))}"
+            )
 
     def verify_options(self) -> None:
         r"""Call :meth:`check_options`, and name the options where these cannot even be read.
@@ -109,9 +121,8 @@ class Geometry(ABC):
     def changed_options(self) -> dict[str, Any]:
         """The image processor's options that are not the defaults of its class."""
         processor = self.media_processor
-        names = getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {})
         named = ("size", "crop_size", "do_resize", "do_pad", "do_center_crop")
-        options = {name: self.option(name) for name in sorted({*names, *named})}
+        options = {name: self.option(name) for name in sorted({*self.accepted, *named})}
         return {
             name: value
             for name, value in options.items()
@@ -121,9 +132,8 @@ class Geometry(ABC):
     @property
     def options_key(self) -> str:
         """Equal for equal options, also of the processor and the tokenizer, which go before."""
-        names = getattr(getattr(self.media_processor, "valid_kwargs", None), "__annotations__", {})
         given = getattr(getattr(self.processor, "tokenizer", None), "init_kwargs", {})
-        before = [given.get(name) for name in sorted(names)]
+        before = [given.get(name) for name in sorted(self.accepted)]
         own = getattr(self.processor, f"{self.kind}s_kwargs", {})
         return f"{self.media_processor.to_json_string()}{own}{before}"
 

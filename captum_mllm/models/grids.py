@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_mllm.models.geometry import Geometry, spread_windows
 from captum_mllm.models.layout import Box, Layout, Piece, Size, size_of, square_around
-from captum_mllm.models.pixels import normalize, pad, pad_square, resize
+from captum_mllm.models.pixels import normalize, pad, pad_patches, pad_square, resize
 
 # How far a side of a grid may be from the one that was asked for: roundings differ by family.
 _SLACK = 0.1
@@ -60,15 +60,19 @@ class NativeGrid(Geometry):
                     f"the {self.kind} processor has {name}={value}, the model's vision tower "
                     f"{own}; is it the processor of another model?"
                 )
-
-        self._limits(1)
+        lowest, highest = self._pixel_range
+        if highest < max(lowest, self.cell**2):
+            raise ValueError(
+                f"the {self.kind} processor has {self._named_limits or self.size}, so that an "
+                f"image has {lowest} pixels at least and {highest} at most; expected a larger "
+                f"limit, of one image token of {self.cell} x {self.cell} or more"
+            )
 
     def frozen(self) -> str | None:
         lowest, highest = self._limits(1)
         if highest > _FROZEN * lowest:
             return None
-        names = [name for name in ("min_pixels", "max_pixels") if self.option(name) is not None]
-        given = {name: self.option(name) for name in names} or self.size
+        given = self._named_limits or self.size
         return f"{given}, between {lowest} and {highest} pixels"
 
     def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
@@ -87,7 +91,7 @@ class NativeGrid(Geometry):
         options: dict[str, Any] = {"size": {"shortest_edge": lowest, "longest_edge": highest}}
         # Where they are set, they go before `size`.
         for name, limit in (("min_pixels", lowest), ("max_pixels", highest)):
-            if self.option(name) is not None:
+            if name in self._named_limits:
                 options[name] = limit
         return options
 
@@ -129,10 +133,22 @@ class NativeGrid(Geometry):
 
     def _limits(self, zoom: float) -> tuple[int, int]:
         """The least and the largest number of pixels, moved by the zoom of the area."""
-        size = self.size
-        lowest = self.option("min_pixels") or size["shortest_edge"]
-        highest = self.option("max_pixels") or size["longest_edge"]
+        lowest, highest = self._pixel_range
         return max(round(lowest * zoom), 1), max(round(highest * zoom), self.cell**2)
+
+    @property
+    def _pixel_range(self) -> tuple[int, int]:
+        """The least and the largest number of pixels at scale 1."""
+        size = {"min_pixels": self.size.get("shortest_edge")}
+        size["max_pixels"] = self.size.get("longest_edge")
+        limits = {**size, **self._named_limits}
+        return limits["min_pixels"], limits["max_pixels"]
+
+    @property
+    def _named_limits(self) -> dict[str, int]:
+        """Limits beside ``size``, of processors that take them; they go before it."""
+        names = [name for name in ("min_pixels", "max_pixels") if name in self.accepted]
+        return {name: self.option(name) for name in names if self.option(name) is not None}
 
 
 class PaddedGrid(NativeGrid):
@@ -170,8 +186,12 @@ class PaddedGrid(NativeGrid):
         patches = laid.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
         return patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
-    def _limits(self, zoom: float) -> tuple[int, int]:
+    @property
+    def _pixel_range(self) -> tuple[int, int]:
         return 1, self.option("max_patches") * self.vision.patch_size**2
+
+    def _limits(self, zoom: float) -> tuple[int, int]:
+        return self._pixel_range
 
     def _shown(self, size: Size) -> Size:
         """The image's height and width before it is padded."""
@@ -280,16 +300,11 @@ class PooledGrid(Geometry):
         return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
     def join(self, parts: list[Tensor], rows: int) -> Tensor:
-        longest = max(self._budget(part.shape[1]) for part in parts)
-        parts = [
-            torch.nn.functional.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts
-        ]
-        return super().join(parts, rows)
+        longest = max(part.shape[1] for part in parts)
+        return super().join([pad_patches(part, longest) for part in parts], rows)
 
-    def _budget(self, patches: int) -> int:
-        """As many patches as the processor pads an image to."""
-        pool = self.option("pooling_kernel_size") ** 2
-        return min(count * pool for count in _BUDGETS if count * pool >= patches)
+    def fill(self, values: Tensor, shape: torch.Size) -> Tensor:
+        return pad_patches(values, shape[1])
 
 
 class NewlineGrid(Geometry):

@@ -157,3 +157,8 @@ def normalize(images: Tensor, option: Callable[[str], Any]) -> Tensor:
         )
         images = (images - mean.reshape(-1, 1, 1)) / std.reshape(-1, 1, 1)
     return images
+
+
+def pad_patches(patches: Tensor, length: int) -> Tensor:
+    """(B, patches, d) with zeros behind them, (B, length, d)."""
+    return torch.nn.functional.pad(patches, (0, 0, 0, max(length - patches.shape[1], 0)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import accumulate
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from captum_mllm.models.geometry import Geometry
 from captum_mllm.models.layout import Layout, Piece, Size
-from captum_mllm.models.pixels import normalize, resize
+from captum_mllm.models.pixels import normalize, pad_patches, resize
 
 
 def grid_of_parts(size: Size, grid: Size, rows: int, columns: int) -> tuple[Piece, ...]:
@@ -31,7 +32,8 @@ def cut_parts(images: Tensor, rows: int, columns: int) -> list[Tensor]:
 class Slices(Geometry):
     r"""The whole image on a grid that keeps its shape, then slices of it: MiniCPM-V.
 
-    Larger images are cut into as many slices as are allowed. The limit moves along with the scale.
+    Larger images are cut into as many slices as are allowed. The limit moves along with the scale,
+    and so does the area of the whole image where neither size is cut.
     """
 
     @property
@@ -41,6 +43,12 @@ class Slices(Geometry):
 
     def check_options(self) -> None:
         super().check_options()
+        patch = self.option("patch_size")
+        if patch != self.vision.patch_size:
+            raise ValueError(
+                f"the {self.kind} processor has patch_size={patch}, the model's vision tower "
+                f"{self.vision.patch_size}; is it the processor of another model?"
+            )
         own = getattr(self.config, "downsample_mode", self.option("downsample_mode"))
         if self.option("downsample_mode") != own:
             raise ValueError(
@@ -52,8 +60,12 @@ class Slices(Geometry):
     def processor_options(self, size: Size, native: Size) -> dict[str, Any]:
         if size == native:
             return {}
-        zoom = (size[0] * size[1]) / (native[0] * native[1])
-        return {"max_slice_nums": max(round(self.option("max_slice_nums") * zoom), 1)}
+        area, before = size[0] * size[1], native[0] * native[1]
+        side = self.option("scale_resolution")
+        if not self.option("slice_mode") or max(area, before) <= side**2:
+            # An image that is not cut is seen at this area whatever its size.
+            return {"scale_resolution": max(round(side * math.sqrt(area / before)), 1)}
+        return {"max_slice_nums": max(round(self.option("max_slice_nums") * area / before), 1)}
 
     def layout(self, size: Size, inputs: dict[str, Any], index: int, n_tokens: int) -> Layout:
         first = [0, *accumulate(int(count) for count in inputs["num_patches_per_image"])][index]
@@ -134,22 +146,17 @@ class ThumbnailTiles(Geometry):
             parts = cut_parts(fine, rows, columns) + parts
         patches = [self._patches(normalize(part, self.option)) for part in parts]
         longest = max(part.shape[1] for part in patches)
-        return torch.stack([_padded(part, longest) for part in patches], 1).flatten(0, 1)
+        return torch.stack([pad_patches(part, longest) for part in patches], 1).flatten(0, 1)
 
     def join(self, parts: list[Tensor], rows: int) -> Tensor:
         longest = max(part.shape[1] for part in parts)
-        return super().join([_padded(part, longest) for part in parts], rows)
+        return super().join([pad_patches(part, longest) for part in parts], rows)
 
     def fill(self, values: Tensor, shape: torch.Size) -> Tensor:
-        return _padded(values, shape[1])
+        return pad_patches(values, shape[1])
 
     def _patches(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, patches, p * p * 3)."""
         patch = self.option("encoder_patch_size")
         blocks = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
         return blocks.permute(0, 2, 4, 3, 5, 1).flatten(1, 2).flatten(2)
-
-
-def _padded(patches: Tensor, length: int) -> Tensor:
-    """(B, patches, d) with zeros behind them, (B, length, d)."""
-    return torch.nn.functional.pad(patches, (0, 0, 0, max(length - patches.shape[1], 0)))

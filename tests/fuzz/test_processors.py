@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from captum_mllm import MLLM, ImageTextInput
@@ -114,11 +114,13 @@ def test_a_map_lies_in_its_place_or_the_option_is_refused(
         located = locate(
             mllm.backbone, lambda images: mllm.encode((images,), query), larger, cells=6, pieces=2
         )
+    event("right" if outcome.refused is None else "refused")
     if outcome.refused is not None:
         return
     assert layout.size == larger.shape[-2:]
-    if scale >= 2:
-        # Tiles and grids are counted in whole numbers, so that smaller steps may be lost.
+    if scale >= 2 and min(scaled) > 28:
+        # Tiles and grids are counted in whole numbers, so that smaller steps may be lost; a side
+        # shorter than a cell is enlarged to one.
         assert layout.n_tokens > native.n_tokens
     spread = torch.as_tensor(mllm.geometry.option("image_std")).max()
     spread = float(spread) if mllm.geometry.option("do_normalize") else 1.0

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.models.layout import Layout
-from tests.models.tiny_families import build
+from tests.models.tiny_families import available, build
 
 IMAGE = torch.rand(3, 112, 168, generator=torch.Generator().manual_seed(0))
 
@@ -77,6 +77,9 @@ FROZEN = [
     ("qwen2_vl", "merge_size", 1),
     ("qwen2_vl", "patch_size", 16),
     ("qwen2_vl", "temporal_patch_size", 1),
+    ("qwen2_vl", "max_pixels", 14 * 14),
+    ("qwen2_vl", "min_pixels", 10**9),
+    ("minicpmv4_6", "patch_size", 7),
 ]
 
 
@@ -131,6 +134,8 @@ HONOURED = [
     ("deepseek_vl", "min_size", 28),
     ("gemma3", "do_convert_rgb", False),
     ("paligemma", "image_mean", [0.1, 0.2, 0.3]),
+    ("minicpmv4_6", "slice_mode", False),
+    ("minicpmv4_6", "scale_resolution", 448),
 ]
 
 
@@ -143,3 +148,25 @@ def test_other_options_are_reflected_in_layout_and_pixels(
     set_option(processor, name, value)
     half, native, double = (layout.n_tokens for layout in layouts(MLLM(model, processor)))
     assert half <= native < double
+
+
+def test_options_that_the_image_processor_does_not_take_are_refused_or_have_no_effect() -> None:
+    model, processor = build("glm4v")
+    expected = layouts(MLLM(model, processor))
+    on_image_processor(processor, "max_pixels", 28 * 28)
+    assert layouts(MLLM(model, processor)) == expected
+    on_processor(processor, "max_pixels", 28 * 28)
+    with pytest.raises(ValueError, match=r"max_pixels, which a Glm4v\w+ does not take"):
+        MLLM(model, processor)
+
+
+@pytest.mark.skipif(not available("gemma4"), reason="needs torchvision")
+def test_a_strip_is_padded_as_the_processor_pads_it() -> None:
+    mllm = MLLM(*build("gemma4"))
+    # A row of tokens that fits into a smaller budget than its own.
+    strip = torch.rand(3, 4, 282, generator=torch.Generator().manual_seed(0))
+    image, query = mllm.prepare(ImageTextInput(strip, "what ?"), target="a cat")
+    for shown in (image, F.interpolate(image, scale_factor=2.0, mode="bilinear")):
+        own = mllm.encode((shown.clone().requires_grad_(),), query).inputs["pixel_values"]
+        expected = mllm.encode((shown,), query).inputs["pixel_values"]
+        torch.testing.assert_close(own, expected, atol=0.03, rtol=0)

@@ -479,7 +479,7 @@ def gemma4() -> TinyModel:
             head_dim=8,
             patch_size=4,
             pooling_kernel_size=3,
-            position_embedding_size=512,
+            position_embedding_size=4096,
         ),
         audio_config=None,
         **ids(
