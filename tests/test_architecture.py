@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from captum.attr import Attribution
 
 import captum_mllm
+from captum_mllm import attr
 
 ROOT = Path(captum_mllm.__file__).parent
 #: Each room and those that it may import from, beside itself.
@@ -124,3 +126,22 @@ def test_flags_of_methods_are_declared_and_not_looked_up_by_name() -> None:
         and node.args[1].value in flags
     ]
     assert not looked_up
+
+
+def test_no_method_is_told_by_its_class_outside_of_the_contract() -> None:
+    methods = {
+        name
+        for name in attr.__all__
+        if isinstance(getattr(attr, name), type) and issubclass(getattr(attr, name), Attribution)
+    }
+    assert "TokenAttribution" in methods
+    told = [
+        (name, ast.unparse(node))
+        for name, path in FILES.items()
+        if name != "attr.base"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") in ("isinstance", "issubclass")
+        and methods & {each.id for each in ast.walk(node.args[1]) if isinstance(each, ast.Name)}
+    ]
+    assert not told

@@ -9,7 +9,7 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm._options import check_choice, check_flag, check_number, is_integer
-from captum_mllm.attr.base import check_image_tokens
+from captum_mllm.attr.arguments import check_image_tokens
 from captum_mllm.attr.context_suppression import ContextSuppression
 from captum_mllm.attr.functional import rank_biased_overlap
 from captum_mllm.attr.text_attribution import context_scores, explained_rows

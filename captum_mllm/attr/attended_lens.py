@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from captum_mllm._options import check_number
+from captum_mllm.attr.arguments import Target, check_image_tokens
 from captum_mllm.attr.attention_maps import TEXT_RESIDUAL, AttentionMaps
-from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps, check_image_tokens
+from captum_mllm.attr.base import TokenAttribution, TokenMaps
 from captum_mllm.attr.logit_lens import LogitLens
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Prompt, Query

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from captum_mllm._captum import format_tensor_into_tuples
 from captum_mllm._options import check_choice, check_flag, check_number
+from captum_mllm.attr.arguments import Target, check_one_example, only_query, target_logits
 from captum_mllm.attr.attention_rows import (
     AttentionRows,
     RawAttention,
@@ -17,17 +18,10 @@ from captum_mllm.attr.attention_rows import (
     predicting_rows,
     share_with_patches,
 )
-from captum_mllm.attr.base import (
-    Target,
-    TokenAttribution,
-    TokenMaps,
-    check_inference_mode,
-    check_one_example,
-    only_query,
-    target_logits,
-)
+from captum_mllm.attr.base import TokenAttribution, TokenMaps, check_inference_mode
 from captum_mllm.attr.features import to_earlier
-from captum_mllm.models.attentions import Attention, has_softmax_attention, record_attention
+from captum_mllm.models.attention_record import has_softmax_attention, record_attention
+from captum_mllm.models.attentions import Attention
 from captum_mllm.models.backbone import last_states
 from captum_mllm.models.image_tokens import decoder_tokens, vision_tokens
 from captum_mllm.models.mllm import MLLM

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_mllm.models.attentions import Attention, Fusion, has_softmax_attention, record_attention
+from captum_mllm.models.attention_record import has_softmax_attention, record_attention
+from captum_mllm.models.attentions import Attention, Fusion
 from captum_mllm.models.backbone import last_states
 from captum_mllm.models.batches import join, split_states
 from captum_mllm.models.encoding import Encoding

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from captum.attr import Attribution, GradientAttribution, LayerAttribution
@@ -14,15 +14,12 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples
+from captum_mllm.attr.arguments import Target, check_one_example, multimodal_model, only_query
 from captum_mllm.attr.scale_mean import ScaleAttribution
 from captum_mllm.models.batches import make_passes
 from captum_mllm.models.contrasts import without_alternative
-from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.mllm import MLLM
-from captum_mllm.models.query import Prompt, Query, split_arguments, split_target
-
-#: Captum's target for one token: its step among the explained tokens, and its vocabulary index.
-Target = tuple[int, int]
+from captum_mllm.models.query import Prompt, Query, split_arguments
 
 
 class TokenMaps(NamedTuple):
@@ -261,54 +258,6 @@ class TokenAttribution(Attribution, ABC):
         raise NotImplementedError(f"attribute_future is not implemented for {self.get_name()}")
 
 
-def multimodal_model(forward_func: Any) -> MLLM:
-    r"""The forward function, checked to be a multimodal model.
-
-    Raises:
-        TypeError: if it is something else.
-    """
-    if not isinstance(forward_func, MLLM):
-        raise TypeError(
-            f"got a forward function of type {type(forward_func).__name__}, expected an MLLM; wrap "
-            "the model as MLLM(model, processor) or MLLM.from_pretrained(name)"
-        )
-    return forward_func
-
-
-def check_image_tokens(mllm: MLLM, what: str) -> None:
-    r"""Refuse a model whose decoder has no image tokens.
-
-    Args:
-        mllm (MLLM): the model.
-        what (str): what reads their states.
-
-    Raises:
-        ValueError: which names what to use instead.
-    """
-    if mllm.geometry.crosses:
-        raise ValueError(
-            f"{what} reads the states of image tokens, but the decoder of a "
-            f"{mllm.model.config.model_type!r} has none: it looks at images by cross-attention. "
-            "Use AttentionMaps(mllm, mode='raw'), which shows that attention, or a gradient or "
-            "perturbation method of Captum, such as Saliency(mllm) or Occlusion(mllm)"
-        )
-
-
-def check_attribution(method: Any) -> Attribution:
-    r"""An attribution method, checked to explain a multimodal model.
-
-    Raises:
-        TypeError: if it is something else.
-    """
-    if not isinstance(method, Attribution):
-        raise TypeError(
-            f"got {type(method).__name__}, expected an instance of a Captum attribution, such as "
-            "LogitLens(mllm) or IntegratedGradients(mllm)"
-        )
-    multimodal_model(method.forward_func)
-    return method
-
-
 def check_option_names(method: TokenAttribution, options: dict[str, Any]) -> None:
     r"""Refuse options that a method does not take; those of a wrapper go on to what it wraps.
 
@@ -327,77 +276,10 @@ def check_option_names(method: TokenAttribution, options: dict[str, Any]) -> Non
         )
 
 
-def only_query(additional_forward_args: Any) -> Query:
-    r"""The query, checked to be the only additional forward argument.
-
-    Raises:
-        TypeError: if it is not.
-    """
-    args = additional_forward_args
-    args = args if isinstance(args, tuple) else (args,)
-    if len(args) != 1 or not isinstance(args[0], Query):
-        raise TypeError(
-            f"got additional_forward_args={additional_forward_args!r}, expected (query,) with the "
-            "query that MLLM.prepare gives"
-        )
-    return args[0]
-
-
-def check_one_example(count: int) -> None:
-    r"""Refuse to explain every token of a batch of several examples."""
-    if count != 1:
-        raise ValueError(
-            f"got a batch of {count} images and no target; give a target for each, or explain one "
-            "at a time"
-        )
-
-
-def target_logits(logits: Tensor, target: Any, encoding: Encoding, query: Query) -> Tensor:
-    r"""The logits to differentiate one after the other.
-
-    Args:
-        logits (Tensor): of the explained tokens, shape (B, T, V).
-        target (tuple, list of tuples, optional): ``(t, token_id)`` for all B images or for each
-            of them. None for every explained token of one image.
-        encoding (Encoding): the pass.
-        query (Query): the question and the answer.
-
-    Returns:
-        Tensor: one logit for each explained token, (T,); or the sum over the images, which do
-        not depend on each other, of their target's logit, (1,).
-
-    Raises:
-        ValueError: for several images without a target, or something that is not a target.
-    """
-    count, length, vocabulary = logits.shape
-    if target is not None:
-        rows, tokens = split_target(target, count, length, logits.device, vocabulary)
-        return logits[torch.arange(count, device=rows.device), rows, tokens].sum()[None]
-    check_one_example(count)
-    ids = torch.tensor(query.answer_ids, device=logits.device)
-    if query.with_prompt:
-        ids = torch.cat([encoding.text_ids, ids])
-    return logits[0, torch.arange(length, device=ids.device), ids]
-
-
-def lies_on_image(method: Attribution) -> bool:
-    r"""Whether the method's maps lie on the whole image by contract, whatever their grid."""
+def explains_tokens(method: Attribution) -> TypeGuard[TokenAttribution]:
+    r"""Whether a method keeps the contract, so that its maps lie on the whole image, whatever their
+    grid. Captum's own methods do not."""
     return isinstance(method, TokenAttribution)
-
-
-def own_row(target: Target, ids: Tensor) -> Tensor:
-    r"""The row (1,) of a target among the explained tokens ``ids``, one of which it has to be.
-
-    Raises:
-        ValueError: if it is another token.
-    """
-    row, token = split_target(target, 1, len(ids), ids.device)
-    if ids[row] != token:
-        raise ValueError(
-            f"got target {target!r}, expected (t, token_id) with the answer's own token at t: "
-            f"this method explains the tokens that were said, {ids.tolist()}"
-        )
-    return row
 
 
 def wrapper_chain(method: Attribution) -> Iterator[Attribution]:
@@ -408,12 +290,19 @@ def wrapper_chain(method: Attribution) -> Iterator[Attribution]:
         found = getattr(found, "attribution_method", None)
 
 
+def text_weigher(method: Attribution) -> TokenAttribution | None:
+    r"""The first of a method and those that it wraps that weighs text by itself; None if none
+    does."""
+    chain = wrapper_chain(method)
+    return next((each for each in chain if explains_tokens(each) and each.weighs_text), None)
+
+
 def check_inference_mode(method: Attribution) -> None:
     r"""Refuse a method that takes gradients, or wraps one that does, under inference mode."""
     if not torch.is_inference_mode_enabled():
         return
     for found in wrapper_chain(method):
-        token_wise = isinstance(found, TokenAttribution) and found.takes_gradients
+        token_wise = explains_tokens(found) and found.takes_gradients
         if token_wise or isinstance(found, GradientAttribution):
             raise RuntimeError(
                 f"{found.get_name()} takes gradients, and torch.inference_mode records none; run "

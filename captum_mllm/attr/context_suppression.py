@@ -16,14 +16,14 @@ from torch import Tensor
 from captum_mllm._captum import format_output, format_tensor_into_tuples
 from captum_mllm._options import check_flag
 from captum_mllm._probability import known_probability
-from captum_mllm.attr.base import (
+from captum_mllm.attr.arguments import (
     Target,
-    TokenMaps,
     check_attribution,
     check_one_example,
     only_query,
     own_row,
 )
+from captum_mllm.attr.base import TokenMaps
 from captum_mllm.attr.features import Features
 from captum_mllm.attr.functional import check_strength, rank_gaussian_filter, suppress_context
 from captum_mllm.attr.image_shares import image_units

@@ -12,7 +12,7 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm._options import is_integer
-from captum_mllm.attr.base import TokenAttribution, wrapper_chain
+from captum_mllm.attr.base import text_weigher
 from captum_mllm.attr.segments import Segments, SegmentsLike, image_segments
 
 _TEXTS = {"prompt": "the words of the prompt", "earlier": "the earlier words"}
@@ -58,14 +58,7 @@ def find_features(
             f"words={words!r}, expected 'prompt' for the words of the question, 'earlier' for "
             "those of the answer as well, or None"
         )
-    own = next(
-        (
-            found
-            for found in wrapper_chain(method)
-            if isinstance(found, TokenAttribution) and found.weighs_text
-        ),
-        None,
-    )
+    own = text_weigher(method)
     if words is not None and own is not None:
         raise ValueError(
             f"got words={words!r}, but {own.get_name()} weighs the earlier words by itself; "

@@ -9,7 +9,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_mllm.attr.base import TokenAttribution, wrapper_chain
+from captum_mllm.attr.base import explains_tokens, wrapper_chain
 from captum_mllm.attr.features import Features
 from captum_mllm.models.layout import Layout, size_of
 
@@ -40,7 +40,7 @@ def image_units(
         return tuple(float(segments.members.shape[1]) for segments in features.segments)
     sizes = [size_of(image) for image in images]
     *_, innermost = wrapper_chain(method)
-    if not isinstance(innermost, TokenAttribution):
+    if not explains_tokens(innermost):
         return tuple(float(height * width) for height, width in sizes)
     densities = [max(piece.density for piece in layout.pieces) for layout in layouts]
     return tuple(density * height * width for density, (height, width) in zip(densities, sizes))

@@ -10,16 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mllm._captum import format_tensor_into_tuples
+from captum_mllm.attr.arguments import Target, check_one_example, only_query
 from captum_mllm.attr.attention_rows import leave_states
-from captum_mllm.attr.base import (
-    Target,
-    TokenAttribution,
-    TokenMaps,
-    check_inference_mode,
-    check_one_example,
-    only_query,
-)
-from captum_mllm.models.attentions import has_softmax_attention
+from captum_mllm.attr.base import TokenAttribution, TokenMaps, check_inference_mode
+from captum_mllm.models.attention_record import has_softmax_attention
 from captum_mllm.models.backbone import last_states
 from captum_mllm.models.contrasts import alternatives
 from captum_mllm.models.direct_path import DirectParts, DirectPath

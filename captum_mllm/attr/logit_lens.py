@@ -10,13 +10,8 @@ from torch import Tensor
 
 from captum_mllm._captum import format_tensor_into_tuples
 from captum_mllm._options import check_flag, is_integer
-from captum_mllm.attr.base import (
-    Target,
-    TokenAttribution,
-    TokenMaps,
-    check_image_tokens,
-    only_query,
-)
+from captum_mllm.attr.arguments import Target, check_image_tokens, only_query
+from captum_mllm.attr.base import TokenAttribution, TokenMaps
 from captum_mllm.attr.text_attribution import context_scores, explained_rows
 from captum_mllm.models.batches import make_passes
 from captum_mllm.models.contrasts import alternatives

@@ -20,7 +20,8 @@ from captum_mllm._captum import (
     run_forward,
 )
 from captum_mllm._probability import known_probability
-from captum_mllm.attr.base import Target, TokenMaps, gradients_for, lies_on_image, only_query
+from captum_mllm.attr.arguments import Target, only_query
+from captum_mllm.attr.base import TokenMaps, explains_tokens, gradients_for
 from captum_mllm.attr.features import Features
 from captum_mllm.attr.resizing import (
     ON_PIXELS,
@@ -288,7 +289,7 @@ class MSEA(TokenWrapper):
             if on_scale is not None:
                 on_scale(found)
             if combine:
-                if not lies_on_image(method):
+                if not explains_tokens(method):
                     attributions = format_tensor_into_tuples(found.attributions)
                     check_on_input(attributions, found.inputs, found.layouts)
                 mean.add(index, found)

@@ -22,7 +22,8 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_mllm._captum import format_output
-from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps
+from captum_mllm.attr.arguments import Target
+from captum_mllm.attr.base import TokenAttribution, TokenMaps
 from captum_mllm.attr.features import image_baselines, split_baselines, to_tokens
 from captum_mllm.attr.segments import Segments
 from captum_mllm.metrics.image_baselines import image_baseline

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_mllm.attr.attention_maps import TEXT_RESIDUAL, AttentionMaps
 from captum_mllm.attr.token_maps import token_attribution
-from captum_mllm.models.attentions import has_softmax_attention
+from captum_mllm.models.attention_record import has_softmax_attention
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Query
 from captum_mllm.models.states import States

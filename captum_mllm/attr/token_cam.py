@@ -11,17 +11,10 @@ from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 from captum_mllm._options import check_choice, is_integer
-from captum_mllm.attr.base import (
-    Target,
-    TokenAttribution,
-    TokenMaps,
-    check_image_tokens,
-    check_inference_mode,
-    multimodal_model,
-    target_logits,
-)
-from captum_mllm.models.backbone import hook
+from captum_mllm.attr.arguments import Target, check_image_tokens, multimodal_model, target_logits
+from captum_mllm.attr.base import TokenAttribution, TokenMaps, check_inference_mode
 from captum_mllm.models.encoding import Encoding
+from captum_mllm.models.hooks import hook
 from captum_mllm.models.image_tokens import ImageTokens, decoder_tokens, vision_tokens
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Query

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from captum_mllm._captum import format_output, format_tensor_into_tuples, progress
 from captum_mllm._options import check_whole
+from captum_mllm.attr.arguments import Target
 from captum_mllm.attr.base import (
-    Target,
     TokenAttribution,
     TokenMaps,
     check_option_names,
+    explains_tokens,
     gradients_for,
+    text_weigher,
     wrapper_chain,
 )
 from captum_mllm.attr.features import Features, image_baselines, split_baselines
@@ -99,7 +101,7 @@ def token_maps(
 
 def token_attribution(method: Attribution) -> TokenAttribution:
     r"""The method itself where it explains tokens, else the method within the adapter."""
-    return method if isinstance(method, TokenAttribution) else TokenByToken(method)
+    return method if explains_tokens(method) else TokenByToken(method)
 
 
 class TokenByToken(TokenAttribution):
@@ -122,7 +124,7 @@ class TokenByToken(TokenAttribution):
 
     @property
     def weighs_text(self) -> bool:
-        return self._text_method is not None
+        return text_weigher(self.attribution_method) is not None
 
     def explain_tokens(
         self,
@@ -177,16 +179,9 @@ class TokenByToken(TokenAttribution):
     def attribute_text(
         self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any = None
     ) -> Tensor | None:
-        inner = self._text_method
+        # A wrapper of Captum's may hold one, such as NoiseTunnel(ARC(...)).
+        inner = text_weigher(self.attribution_method)
         return None if inner is None else inner.attribute_text(inputs, additional_forward_args)
-
-    @property
-    def _text_method(self) -> TokenAttribution | None:
-        """A method within a wrapper of Captum's that weighs text, such as NoiseTunnel(ARC(...))."""
-        for found in wrapper_chain(self.attribution_method):
-            if isinstance(found, TokenAttribution) and found.weighs_text:
-                return found
-        return None
 
     def why_not_streamed(self, **kwargs: Any) -> str | None:
         return (

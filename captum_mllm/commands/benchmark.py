@@ -10,9 +10,9 @@ from captum_mllm import MLLM
 from captum_mllm.commands.measuring import add_measuring_arguments, output_folder, report
 from captum_mllm.datasets import CAPTION_STYLES
 from captum_mllm.evaluation.catalogue import select_methods
+from captum_mllm.evaluation.examples import Spelling, Split
 from captum_mllm.evaluation.report import plot_maps, save
 from captum_mllm.evaluation.run import run_benchmark
-from captum_mllm.evaluation.samples import Spelling, Split
 from captum_mllm.evaluation.scores import Baseline
 from captum_mllm.evaluation.settings import METRICS, Settings
 

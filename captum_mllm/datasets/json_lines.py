@@ -1,4 +1,4 @@
-r"""``OWN`` and ``FOLDER``: JSON lines or CSV with questions about images, and folders of images."""
+r"""Our own rows: JSON lines or CSV with questions about images; and folders of images alone."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from captum.attr import Attribution
 from torch import Tensor
 
 from captum_mllm.attr import ContextSuppression, TokenAttribution, TokenMaps
-from captum_mllm.attr.base import Target
+from captum_mllm.attr.arguments import Target
 from captum_mllm.attr.token_maps import token_attribution, token_maps
 from captum_mllm.metrics.image_baselines import ImageBaseline, image_baseline
 from captum_mllm.models import MLLM, Query

@@ -16,8 +16,8 @@ from captum_mllm.attr.features import Features
 from captum_mllm.attr.segments import image_segments
 from captum_mllm.attr.token_maps import token_maps
 from captum_mllm.datasets import BACKGROUND, COLORS, SHAPES
+from captum_mllm.evaluation.examples import SceneExample, sample_examples
 from captum_mllm.evaluation.method import Case
-from captum_mllm.evaluation.samples import SceneExample, sample_examples
 from captum_mllm.metrics import pointing_game, relevance_mass
 from captum_mllm.metrics.bootstrap import bootstrap_difference
 from captum_mllm.models import MLLM

@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_mllm import ImageTextInput
 from captum_mllm.datasets import Sample
 from captum_mllm.datasets.entries import find_phrase
-from captum_mllm.evaluation.samples import Example
+from captum_mllm.evaluation.examples import Example
 from captum_mllm.metrics import Word
 from captum_mllm.models.words import FUNCTION_WORDS, group_words, token_texts
 

@@ -17,7 +17,7 @@ from captum_mllm.attr.resizing import resize_inputs
 from captum_mllm.attr.text_attribution import text_attribution
 from captum_mllm.attr.token_maps import token_attribution, token_maps
 from captum_mllm.evaluation.attributions import MapFunction, SharedMaps, product
-from captum_mllm.evaluation.samples import Example
+from captum_mllm.evaluation.examples import Example
 from captum_mllm.models import MLLM, ImageTextInput, Query, States
 from captum_mllm.models.layout import size_of
 

@@ -11,8 +11,8 @@ import torch
 
 from captum_mllm import MLLM
 from captum_mllm.evaluation.catalogue import METHODS, select_methods
+from captum_mllm.evaluation.examples import Example
 from captum_mllm.evaluation.method import Case, Method
-from captum_mllm.evaluation.samples import Example
 from captum_mllm.evaluation.settings import Scoring
 from captum_mllm.evaluation.summary import (
     AGREEMENT,

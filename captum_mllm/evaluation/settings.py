@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from captum_mllm.datasets import CAPTION_STYLES, FORMATS
 from captum_mllm.evaluation.catalogue import select_methods
-from captum_mllm.evaluation.samples import SceneExample, Spelling, Split, sample_examples
+from captum_mllm.evaluation.examples import SceneExample, Spelling, Split, sample_examples
 from captum_mllm.evaluation.scores import Baseline
 from captum_mllm.explain.result_file import write_file
 

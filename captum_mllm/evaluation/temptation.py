@@ -21,7 +21,7 @@ from captum_mllm.datasets import (
     sample_scene,
 )
 from captum_mllm.demo import DEMO_PROMPTS
-from captum_mllm.evaluation.samples import Split
+from captum_mllm.evaluation.examples import Split
 
 Change = Literal["none", "removed", "exchanged"]
 

@@ -10,7 +10,7 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_mllm.attr.base import check_attribution
+from captum_mllm.attr.arguments import check_attribution
 from captum_mllm.attr.segments import SegmentsLike
 from captum_mllm.explain.answer_stream import AnswerStream
 from captum_mllm.explain.batch import attribute_batch

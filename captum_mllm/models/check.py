@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_mllm.models.attentions import has_softmax_attention
+from captum_mllm.models.attention_record import has_softmax_attention
 from captum_mllm.models.backbone import Backbone, logits_at
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.inputs import ImageTextInput, check_is_input

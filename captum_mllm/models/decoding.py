@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria
 
 from captum_mllm.models.answers import answer_tokens, generate_answers
-from captum_mllm.models.backbone import Backbone, hook
+from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.batches import join, lengths
 from captum_mllm.models.encoding import Encoding
 from captum_mllm.models.families import placeholder_ids, softcap
+from captum_mllm.models.hooks import hook
 from captum_mllm.models.query import Answer, Prompt, Query
 from captum_mllm.models.states import PREDICTIONS, RANKED, States, gather_states
 from captum_mllm.models.towers import body_of

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from captum_mllm.models.attentions import Attention, AttentionRecord, record_attention
-from captum_mllm.models.backbone import hook
+from captum_mllm.models.attention_record import AttentionRecord, record_attention
+from captum_mllm.models.attentions import Attention
+from captum_mllm.models.hooks import hook
 from captum_mllm.models.towers import attention_layers, decoder_of
 
 # Modules of a layer that hand on what they get when nothing is trained.

@@ -9,7 +9,8 @@ from typing import Any
 from captum_mllm.models.cross_tiles import CrossTiles
 from captum_mllm.models.frame_groups import ShrunkSquare, VideoGrid, VideoSquare
 from captum_mllm.models.geometry import Geometry
-from captum_mllm.models.grids import NativeGrid, NewlineGrid, PaddedGrid, PooledGrid, RowGrid
+from captum_mllm.models.grids import NativeGrid, PaddedGrid, PooledGrid, RowGrid
+from captum_mllm.models.newline_grid import NewlineGrid
 from captum_mllm.models.query import Clip
 from captum_mllm.models.slices import Slices, ThumbnailTiles
 from captum_mllm.models.squares import FixedSquare, PaddedSquare

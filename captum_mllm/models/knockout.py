@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_mllm.models.backbone import hook
+from captum_mllm.models.hooks import hook
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Query
 from captum_mllm.models.towers import decoder_layers

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_mllm.models.backbone import Backbone, hook
+from captum_mllm.models.backbone import Backbone
 from captum_mllm.models.encoding import Encoding
+from captum_mllm.models.hooks import hook
 from captum_mllm.models.layout import Layout
 from captum_mllm.models.towers import decoder_layers
 

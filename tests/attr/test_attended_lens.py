@@ -23,7 +23,7 @@ from captum_mllm import (
 )
 from captum_mllm.attr import AttentionMaps
 from captum_mllm.attr.attention_rows import AttentionRows
-from captum_mllm.models.attentions import IMPLEMENTATION
+from captum_mllm.models.attention_record import IMPLEMENTATION
 from captum_mllm.models.query import Query
 from tests.attr.test_attention_maps import SIZES, matrices, noise, places, prepared, sharp
 from tests.models.test_decoding import counted

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from captum_mllm import LogitLens
 from captum_mllm.attr import AttentionMaps, TokenCam
-from captum_mllm.models.attentions import record_attention
+from captum_mllm.models.attention_record import record_attention
 from captum_mllm.models.towers import decoder_layers, vision_layers
 from tests.attr.attributor_columns import BUNDLED, COLUMNS, MULTIMODAL, Column, column
 

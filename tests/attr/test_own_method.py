@@ -102,6 +102,32 @@ def test_under_msea_it_is_the_mean_of_the_scales(mllm: MLLM) -> None:
     torch.testing.assert_close(found, torch.stack(resized).mean(0))
 
 
+@pytest.mark.parametrize("name", ["ARC", "TAM"])
+def test_under_arc_and_tam_its_maps_lose_what_earlier_words_account_for(
+    mllm: MLLM, name: str
+) -> None:
+    image, query = mllm.prepare(INP, target=ANSWER)
+    lens = SoftmaxLens(mllm)
+    method = ARC(lens) if name == "ARC" else TAM(lens, normalize=False, filter_size=None)
+    found = method.attribute(image, additional_forward_args=(query,))
+    everything = lens.attribute(image, additional_forward_args=(query.including_prompt(),)).double()
+    states = mllm.states(image, query)
+    ids, weights, taken = states.ids.tolist(), method.weights(states), []
+    for row, t in enumerate(range(states.n_prompt, len(ids))):
+        own, interference = everything[t], torch.zeros_like(everything[t])
+        for j in range(t):
+            if ids[j] != ids[t]:
+                interference += weights[t, j].double() * everything[j]
+        inner, energy = (own * interference).sum(), interference.square().sum()
+        strength = inner / (own.norm() * interference.norm()) if name == "ARC" else 1.0
+        expected = (own - strength * inner / energy * interference).relu()
+        # What is within rounding of full cancellation becomes zero.
+        largest = float(own.max())
+        torch.testing.assert_close(found[row].double(), expected, atol=1e-5 * largest, rtol=1e-4)
+        taken.append(float((own - expected).abs().max()) / largest)
+    assert max(taken) > 1e-3
+
+
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_a_batch_makes_as_many_passes_as_the_logit_lens(mllm: MLLM, name: str) -> None:
     inputs = [INP, ImageTextInput(INP.images[0].flip(-1), "What is in the image?")]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from captum_mllm import ARC, MLLM, MSEA, TAM, ImageTextInput, LogitLens, MLLMAttribution
 from captum_mllm.attr import AttentionMaps, TokenCam
-from captum_mllm.attr.base import Target, TokenAttribution, TokenMaps
+from captum_mllm.attr.arguments import Target
+from captum_mllm.attr.base import TokenAttribution, TokenMaps
 from captum_mllm.attr.resizing import resize_seen
 from captum_mllm.models.layout import Layout, Piece
 from captum_mllm.models.query import Query

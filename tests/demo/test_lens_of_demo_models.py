@@ -8,8 +8,8 @@ from torch import Tensor
 
 from captum_mllm import MLLM, LogitLens
 from captum_mllm.demo import DEMO_MODELS
+from captum_mllm.evaluation.examples import sample_examples
 from captum_mllm.evaluation.method import Case
-from captum_mllm.evaluation.samples import sample_examples
 from captum_mllm.metrics import pointing_game, randomization_sanity
 
 _SCENES = 16

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from captum_mllm import MLLM
+from captum_mllm.evaluation.examples import Example, sample_examples
 from captum_mllm.evaluation.method import Case
-from captum_mllm.evaluation.samples import Example, sample_examples
 
 
 @pytest.fixture(scope="session")

@@ -22,10 +22,10 @@ from captum_mllm.datasets import SampleError, open_samples
 from captum_mllm.evaluation import METHODS, DataSettings
 from captum_mllm.evaluation.data_example import ask
 from captum_mllm.evaluation.data_run import run_data
+from captum_mllm.evaluation.examples import sample_examples
 from captum_mllm.evaluation.ledger import Worker
 from captum_mllm.evaluation.method import Case
 from captum_mllm.evaluation.records import Record
-from captum_mllm.evaluation.samples import sample_examples
 from captum_mllm.evaluation.scores import localization_scores
 from captum_mllm.evaluation.tam_protocol import read_tags
 from captum_mllm.explain.signals import SIGNALS

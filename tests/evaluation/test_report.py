@@ -8,9 +8,9 @@ import pytest
 
 from captum_mllm import MLLM
 from captum_mllm.evaluation.catalogue import METHODS, select_methods
+from captum_mllm.evaluation.examples import sample_examples
 from captum_mllm.evaluation.records import Record, Score, Scores
 from captum_mllm.evaluation.report import plot_bars, plot_maps, to_markdown
-from captum_mllm.evaluation.samples import sample_examples
 from captum_mllm.evaluation.settings import Settings
 from captum_mllm.evaluation.summary import Summary, summarize
 

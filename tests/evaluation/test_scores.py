@@ -11,8 +11,8 @@ from scipy.stats import spearmanr
 from captum_mllm import MLLM
 from captum_mllm.datasets import counterfactual, render
 from captum_mllm.evaluation.controls import true_masks
+from captum_mllm.evaluation.examples import Example, sample_examples
 from captum_mllm.evaluation.method import Case, Method
-from captum_mllm.evaluation.samples import Example, sample_examples
 from captum_mllm.evaluation.scores import Faithfulness, localization_scores
 from captum_mllm.metrics import (
     ExplainedCaption,

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from captum_mllm import MLLM, ImageTextInput
-from captum_mllm.models import attentions
-from captum_mllm.models.attentions import Attention, record_attention
+from captum_mllm.models import attention_record, attentions
+from captum_mllm.models.attention_record import record_attention
+from captum_mllm.models.attentions import Attention
 from captum_mllm.models.towers import decoder_layers, vision_layers
 from tests.models.tiny_models import FAMILIES, build, shared
 
@@ -149,8 +150,8 @@ def test_soft_capped_attention_is_what_the_model_gets() -> None:
     module = model.get_decoder().layers[0].self_attn
     states = (call.query, call.key, call.value, None)
     with record_attention(model, [module]):
-        found, _ = attentions._attend(module, *states, scaling=0.7, softcap=2.0)
-        uncapped, _ = attentions._attend(module, *states, scaling=0.7)
+        found, _ = attention_record._attend(module, *states, scaling=0.7, softcap=2.0)
+        uncapped, _ = attention_record._attend(module, *states, scaling=0.7)
     torch.testing.assert_close(found, call.output())
     assert not torch.allclose(found, uncapped)
 
@@ -159,7 +160,7 @@ def test_soft_capped_attention_is_what_the_model_gets() -> None:
 def test_attention_that_the_record_does_not_know_is_refused(name: str) -> None:
     call = attention("causal")
     with pytest.raises(NotImplementedError, match=name):
-        attentions._attend(
+        attention_record._attend(
             torch.nn.Identity(),
             call.query,
             call.key,

@@ -17,8 +17,9 @@ from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.cli import main
 from captum_mllm.models import Family, families
 from captum_mllm.models.check import Verdict
-from captum_mllm.models.grids import NativeGrid, NewlineGrid
+from captum_mllm.models.grids import NativeGrid
 from captum_mllm.models.layout import Layout
+from captum_mllm.models.newline_grid import NewlineGrid
 from captum_mllm.models.squares import FixedSquare
 from captum_mllm.models.tiles import SplitTiles, Tiles
 from tests.models.tiny_families import FAMILIES, build, shared

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_mllm import MLLM, MSEA, ImageTextInput, LogitLens, MLLMAttribution, TokenCam, Video
-from captum_mllm.models.backbone import hook
 from captum_mllm.models.budget import estimate
 from captum_mllm.models.families import placeholder_ids
+from captum_mllm.models.hooks import hook
 from captum_mllm.models.image_tokens import vision_tokens
 from captum_mllm.models.layout import Layout, size_of
 from captum_mllm.models.query import Query

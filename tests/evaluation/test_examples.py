@@ -11,7 +11,7 @@ import torch
 from captum_mllm import MLLM
 from captum_mllm.datasets import BACKGROUND
 from captum_mllm.demo.training.evaluate import evaluation_scenes
-from captum_mllm.evaluation.samples import Example, sample_examples
+from captum_mllm.evaluation.examples import Example, sample_examples
 
 
 class LetterTokenizer:

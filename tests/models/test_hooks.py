@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from captum_mllm.models.backbone import evaluation_mode
+from captum_mllm.models.hooks import evaluation_mode
 
 
 def test_the_last_of_several_to_end_restores_the_model() -> None:
