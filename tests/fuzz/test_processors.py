@@ -129,6 +129,6 @@ def test_a_map_lies_in_its_place_or_the_option_is_refused(
     ) else 1 / 255  # fmt: skip
     processors = encoding.inputs["pixel_values"]
     assert (own - processors).detach().abs().mean() * spread < 0.03
-    # Cells of a pixel or two have no inside to change.
+    # Cells of a pixel or two have no inside to change, and a random tower mixes four tokens as one.
     if all(min(_cell(piece)) >= 4 for piece in layout.pieces):
-        assert located.tried < 3 or located.share > 0.5, located
+        assert located.tried < 5 or located.share > 0.5, located
