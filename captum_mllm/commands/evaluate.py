@@ -15,6 +15,7 @@ from captum_mllm.commands.measuring import add_measuring_arguments, output_folde
 from captum_mllm.commands.options import add_data_arguments, add_model_arguments
 from captum_mllm.commands.setup import choose_device, load_model
 from captum_mllm.datasets import Samples, open_samples
+from captum_mllm.datasets.chats import Messages, read_template
 from captum_mllm.evaluation.data_run import run_data
 from captum_mllm.evaluation.ledger import Worker
 from captum_mllm.evaluation.settings import DATA_METRICS, DataSettings
@@ -62,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add("--prompt", metavar="TEXT", help="the question where rows have none")
     add("--system", metavar="TEXT", help="the system's message before the question")
+    add(
+        "--messages",
+        metavar="FILE",
+        help="a chat that each question is asked in, as of explain, with one part of type image "
+        "that names no file and {question} where those of a row go",
+    )
     add(
         "--max-new-tokens",
         type=int,
@@ -111,6 +118,7 @@ def run(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens or (256 if "tam" in options.metrics else 64),
         prompt=options.prompt,
         system=options.system,
+        messages=row_messages(options),
         limit=options.limit,
         baseline=options.baseline,
         curves_every=options.curves_every,
@@ -143,6 +151,11 @@ def open_data(options: argparse.Namespace) -> Samples:
         prompt=options.prompt,
         limit=options.limit,
     )
+
+
+def row_messages(options: argparse.Namespace) -> Messages:
+    r"""The chat of ``--messages``, in which rows are asked about; empty without it."""
+    return [] if options.messages is None else read_template(Path(options.messages))
 
 
 def load_for(options: argparse.Namespace, worker: Worker) -> MLLM:

@@ -74,7 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--messages",
         metavar="FILE",
         help="a chat instead of --prompt: a JSON list of messages as chat templates take them; "
-        "parts of type image may name their file as 'path', relative to FILE",
+        "parts of type image may name their file as 'path', relative to FILE. For a data set one "
+        "of them names none, and {question} is where the question of a row goes",
     )
     add(
         "--explained",
