@@ -188,14 +188,15 @@ class Sample:
         Raises:
             SampleError: If something is wrong.
         """
+        size = self.size
         for region in self.regions:
             try:
-                region.mask.check(self.size)
+                region.mask.check(size)
             except (OSError, ValueError) as error:
                 raise self._mask_error(region, error) from error
         if self.labels is not None:
             try:
-                self.labels.check(self.size)
+                self.labels.check(size)
             except (OSError, ValueError) as error:
                 raise self.error(f"the label image cannot be read: {error}") from error
 

@@ -133,7 +133,7 @@ def test_rows_of_two_images_and_a_chat_for_all(data: Path, tmp_path: Path) -> No
     more = ["--limit", "1", "--messages", str(chat)]
     assert explain(data, tmp_path / "chat", *more) == 0
     result = MLLMAttributionResult.load(tmp_path / "chat" / "maps" / "000000.safetensors")
-    assert "".join(result.input_tokens).startswith(" star . describe the image .")
+    assert "".join(result.input_tokens).startswith("a star . describe the image .")
     assert explain(data, tmp_path / "chat", *more[:2], "--resume") == 2
 
 
