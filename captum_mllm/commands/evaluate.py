@@ -166,17 +166,12 @@ def load_for(options: argparse.Namespace, worker: Worker) -> MLLM:
         options (argparse.Namespace): What the command's parser gave.
         worker (Worker): Which process this is.
     """
-    if options.device_map is not None:
-        trust = {"trust_remote_code": True} if options.trust_remote_code else {}
-        return MLLM.from_pretrained(
-            options.model, dtype=options.dtype, device_map=options.device_map, **trust
-        )
     device = choose_device(options.device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", worker.local_rank % torch.cuda.device_count())
     if not options.quiet and worker.rank == 0:
-        say(f"Loading {options.model} on {device} ...")
-    return load_model(options, device)
+        say(f"Loading {options.model} on {options.device_map or device} ...")
+    return load_model(options, device, options.device_map)
 
 
 def _tagger(options: argparse.Namespace) -> tuple[Tagger | None, str]:

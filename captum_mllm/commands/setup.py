@@ -102,13 +102,17 @@ def choose_device(name: str) -> torch.device:
         ) from None
 
 
-def load_model(options: argparse.Namespace, device: torch.device) -> MLLM:
+def load_model(
+    options: argparse.Namespace, device: torch.device, device_map: str | None = None
+) -> MLLM:
     r"""
     The model of the command's options.
 
     Args:
         options (argparse.Namespace): What the command's parser gave.
         device (torch.device): Where it runs.
+        device_map (str, optional): How it is laid on several devices instead, such as ``"auto"``.
+            Default: None
 
     Returns:
         MLLM: The model, in evaluation mode.
@@ -118,19 +122,24 @@ def load_model(options: argparse.Namespace, device: torch.device) -> MLLM:
     """
     # Only where it is asked for: other loaders may not know the argument.
     trust = {"trust_remote_code": True} if options.trust_remote_code else {}
-    name = options.model
+    loading = {"dtype": options.dtype, **trust}
+    if device_map is not None:
+        loading["device_map"] = device_map
+    name, place = options.model, device_map or device
     # What a damaged file or a missing device raises is of many types, some of them bare.
     try:
         if options.processor is None:
-            return MLLM.from_pretrained(name, dtype=options.dtype, **trust).to(device)
-        if name.startswith("demo/"):
-            name = demo_folder(name.removeprefix("demo/"))
-        processor = load_processor(options.processor, **trust)
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=options.dtype, **trust)
-        return MLLM(model.eval(), processor).to(device)
+            mllm = MLLM.from_pretrained(name, **loading)
+        else:
+            if name.startswith("demo/"):
+                name = demo_folder(name.removeprefix("demo/"))
+            processor = load_processor(options.processor, **trust)
+            model = AutoModelForImageTextToText.from_pretrained(name, **loading)
+            mllm = MLLM(model.eval(), processor)
+        return mllm if device_map is not None else mllm.to(device)
     except Exception as error:
         message = str(error).replace("`trust_remote_code=True`", "--trust-remote-code")
-        raise ValueError(f"{name} could not be loaded on {device}: {message}") from error
+        raise ValueError(f"{name} could not be loaded on {place}: {message}") from error
 
 
 def build_method(

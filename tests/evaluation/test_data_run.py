@@ -19,6 +19,7 @@ from PIL import Image
 from captum_mllm import MLLM, ImageTextInput, LogitLens, MLLMAttribution
 from captum_mllm.cli import main
 from captum_mllm.datasets import SampleError, open_samples
+from captum_mllm.demo import demo_folder
 from captum_mllm.evaluation import METHODS, DataSettings
 from captum_mllm.evaluation.data_example import DataExample, ask
 from captum_mllm.evaluation.data_run import run_data
@@ -217,6 +218,17 @@ def test_yes_no_questions_are_answered_and_counted(
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| accuracy | 0.5 |" in report and "data pope, 2 images" in report
     assert str(tmp_path / "out" / "report.md") in capsys.readouterr().out
+
+
+def test_a_model_may_be_laid_on_several_devices(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    data = export_lines(tmp_path / "data", 1)
+    processor = ["--processor", str(demo_folder("qwen2-vl"))]
+    for name, more in (("one", []), ("map", ["--device-map", "auto", *processor])):
+        assert main(command(data, tmp_path / name, *more)) == 0
+    one, mapped = (tmp_path / name / "records.jsonl" for name in ("one", "map"))
+    assert one.read_text() == mapped.read_text()
+    assert main(command(data, tmp_path / "none", "--device-map", "nowhere")) == 2
 
 
 def assert_signals_are_those_of_an_explanation(
