@@ -304,8 +304,9 @@ def exit_codes(processes: list[Any]) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-def kill_and_resume(tmp_path: Path, count: int, worlds: tuple[int, ...]) -> None:
-    """Killed in every launch but the last, after a random number of further records."""
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_killed_processes_leave_what_an_undisturbed_one_does(tmp_path: Path) -> None:
+    count, worlds = 30, (2, 1, 2)
     path, output = export_lines(tmp_path / "data", count), tmp_path / "killed"
     undisturbed = tmp_path / "undisturbed"
     assert exit_codes(launch(command(path, undisturbed))) == [0]
@@ -328,16 +329,3 @@ def kill_and_resume(tmp_path: Path, count: int, worlds: tuple[int, ...]) -> None
     numbers = [json.loads(line)["number"] for line in (output / "records.jsonl").open()]
     assert numbers == list(range(count))
     assert not list(output.glob("*.rank*"))
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-def test_killed_processes_leave_what_an_undisturbed_one_does(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, 30, (2, 1, 2))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-def test_five_kills_and_other_numbers_of_processes(tmp_path: Path) -> None:
-    # CAPTUM_MLLM_SCENES=2000 tries so many.
-    count = int(os.environ.get("CAPTUM_MLLM_SCENES", "60"))
-    kill_and_resume(tmp_path, count, (2, 2, 1, 3, 2, 3))
