@@ -238,7 +238,8 @@ def _save_images(result: MLLMAttributionResult, path: Path) -> None:
     r"""A 16-bit PNG for each word and image; a level counts as many times the ``step``."""
     path.mkdir(exist_ok=True)
     several = len(result.explained) > 1
-    words, maps = [], {}
+    words: list[dict[str, Any]] = []
+    maps: dict[str, np.ndarray] = {}
     for place, (word, tokens) in enumerate(zip(result.output_words, result.words, strict=True)):
         for image in result.explained:
             name = f"{place:03d}-{image}.png" if several else f"{place:03d}.png"

@@ -72,6 +72,8 @@ def _messages(entry: Entry) -> Messages:
     messages = entry.get("messages", list)
     if not messages or not is_messages(messages):
         raise entry.error("'messages' is not a list of objects {'role': ..., 'content': ...}")
+    if not any(each.get("role") == "user" for each in messages):
+        raise entry.error("'messages' has no message of the user")
     if any(map(entry.has, _QUESTIONS)):
         raise entry.error("the row has 'messages' and a question; leave out one of them")
     return list(messages)

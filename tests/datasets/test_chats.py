@@ -73,6 +73,7 @@ def test_a_row_that_is_a_chat(folder: Path) -> None:
         ({"image": "a.png", "messages": [user("What?")]}, "0 image parts without a path, and the"),
         ({"messages": [user(image("absent.png"), "What?")]}, "there is no image 'absent.png'"),
         ({"messages": "What?"}, "'messages' is 'What?', which is a str"),
+        ({"messages": [assistant("A star.")]}, "has no message of the user"),
         ({"messages": ["What?"]}, "'messages' is not a list of objects"),
         ({"messages": [user(image("a.png"), "x")], "prompt": "What?"}, "leave out one of them"),
         ({"images": ["a.png", "c.png"]}, "there is no image 'c.png'"),
