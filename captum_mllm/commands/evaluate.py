@@ -15,6 +15,7 @@ from captum_mllm.commands.measuring import add_measuring_arguments, output_folde
 from captum_mllm.commands.options import add_data_arguments, add_model_arguments
 from captum_mllm.commands.setup import choose_device, load_model
 from captum_mllm.datasets import Samples, open_samples
+from captum_mllm.datasets.chats import Messages, read_template
 from captum_mllm.evaluation.data_run import run_data
 from captum_mllm.evaluation.ledger import Worker
 from captum_mllm.evaluation.settings import DATA_METRICS, DataSettings
@@ -62,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add("--prompt", metavar="TEXT", help="the question where rows have none")
     add("--system", metavar="TEXT", help="the system's message before the question")
+    add(
+        "--messages",
+        metavar="FILE",
+        help="a chat that each question is asked in, as of explain, with one part of type image "
+        "that names no file and {question} where those of a row go",
+    )
     add(
         "--max-new-tokens",
         type=int,
@@ -111,6 +118,7 @@ def run(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens or (256 if "tam" in options.metrics else 64),
         prompt=options.prompt,
         system=options.system,
+        messages=row_messages(options),
         limit=options.limit,
         baseline=options.baseline,
         curves_every=options.curves_every,
@@ -145,6 +153,11 @@ def open_data(options: argparse.Namespace) -> Samples:
     )
 
 
+def row_messages(options: argparse.Namespace) -> Messages:
+    r"""The chat of ``--messages``, in which rows are asked about; empty without it."""
+    return [] if options.messages is None else read_template(Path(options.messages))
+
+
 def load_for(options: argparse.Namespace, worker: Worker) -> MLLM:
     r"""
     The model of the command's options, on the device of this process.
@@ -153,17 +166,12 @@ def load_for(options: argparse.Namespace, worker: Worker) -> MLLM:
         options (argparse.Namespace): What the command's parser gave.
         worker (Worker): Which process this is.
     """
-    if options.device_map is not None:
-        trust = {"trust_remote_code": True} if options.trust_remote_code else {}
-        return MLLM.from_pretrained(
-            options.model, dtype=options.dtype, device_map=options.device_map, **trust
-        )
     device = choose_device(options.device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", worker.local_rank % torch.cuda.device_count())
     if not options.quiet and worker.rank == 0:
-        say(f"Loading {options.model} on {device} ...")
-    return load_model(options, device)
+        say(f"Loading {options.model} on {options.device_map or device} ...")
+    return load_model(options, device, options.device_map)
 
 
 def _tagger(options: argparse.Namespace) -> tuple[Tagger | None, str]:

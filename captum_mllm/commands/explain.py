@@ -74,7 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--messages",
         metavar="FILE",
         help="a chat instead of --prompt: a JSON list of messages as chat templates take them; "
-        "parts of type image may name their file as 'path', relative to FILE",
+        "parts of type image may name their file as 'path', relative to FILE. For a data set one "
+        "of them names none, and {question} is where the question of a row goes",
     )
     add(
         "--explained",
@@ -199,8 +200,8 @@ def run(options: argparse.Namespace) -> None:
     given = options.images or options.messages or options.video
     if options.model.startswith("demo/") and given:
         _progress(options, f"{options.model} was trained on scenes as in the bundled image alone.")
-    _progress(options, f"Loading {options.model} on {device} ...")
-    mllm = load_model(options, device)
+    _progress(options, f"Loading {options.model} on {options.device_map or device} ...")
+    mllm = load_model(options, device, options.device_map)
     scales = options.scales or (ONE_SCALE if options.stream else None)
     method, arguments = build_method(mllm, _method_name(options), scales)
     explainer = captum_mllm.MLLMAttribution(method)

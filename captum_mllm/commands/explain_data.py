@@ -14,9 +14,10 @@ from PIL import Image
 
 from captum_mllm import ImageTextInput, MLLMAttribution, MLLMAttributionResult
 from captum_mllm.commands.console import say, show
-from captum_mllm.commands.evaluate import load_for, open_data
+from captum_mllm.commands.evaluate import load_for, open_data, row_messages
 from captum_mllm.commands.setup import build_method, image_tokens
 from captum_mllm.datasets import Sample, SampleError, Samples
+from captum_mllm.datasets.chats import Messages
 from captum_mllm.datasets.formats import Row
 from captum_mllm.evaluation.data_example import ask
 from captum_mllm.evaluation.data_run import own_progress
@@ -27,7 +28,7 @@ from captum_mllm.visualization.index_page import Entry, render_index
 
 _PER_PAGE = 1000
 _THUMBNAIL = 128
-_REFUSED = ("messages", "answer", "stream", "contrast", "reasons", "alternatives", "what_if")
+_REFUSED = ("answer", "stream", "contrast", "reasons", "alternatives", "what_if")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def explain_data(options: argparse.Namespace, method: str) -> None:
     names.append("max_image_tokens")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     settings |= {"method": method, "limit": options.limit, "dtype": options.dtype}
+    settings["messages"] = row_messages(options)
     settings |= {"data": str(samples.path.resolve()), "fingerprint": samples.fingerprint()}
     claim(folder, settings, options.resume, worker.rank)
     for part in ("pages", "thumbnails", *(() if options.maps == "none" else ("maps",))):
@@ -107,7 +109,8 @@ def explain_data(options: argparse.Namespace, method: str) -> None:
     mllm = load_for(options, worker)
     attribution, arguments = build_method(mllm, method, options.scales)
     arguments["max_image_tokens"] = image_tokens(options)
-    explain = _Explainer(options, samples, MLLMAttribution(attribution), arguments, folder)
+    explainer = MLLMAttribution(attribution)
+    explain = _Explainer(options, samples, explainer, arguments, settings["messages"], folder)
     ledger = Ledger(folder, Explained.from_json, worker, "explained")
     numbers = [row.number for row in samples.rows()]
     watch = None if options.quiet else own_progress(ledger, numbers, options.batch_size)
@@ -160,6 +163,7 @@ class _Explainer:
     samples: Samples
     explainer: MLLMAttribution
     arguments: dict[str, Any]
+    messages: Messages
     folder: Path
 
     def __call__(self, rows: Sequence[Row]) -> list[Explained]:
@@ -190,7 +194,8 @@ class _Explainer:
         is_own = options.answers == "model" or (
             options.answers == "auto" and sample.label is not None
         )
-        return sample, ask(sample, options.system), None if is_own else sample.answer
+        inp = ask(sample, options.system, self.messages)
+        return sample, inp, None if is_own else sample.answer
 
     def _explain(
         self, inputs: Sequence[tuple[Sample, ImageTextInput, str | None]]
@@ -218,7 +223,7 @@ class _Explainer:
         answer = "".join(result.input_tokens[result.n_prompt :]).strip()
         found = Explained(sample.number, sample.id, sample.question, answer)
         result.save_html(self.folder / "pages" / f"{found.name}.html")
-        thumbnail = result.image.convert("RGB")
+        thumbnail = sample.image.convert("RGB")
         thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL))
         thumbnail.save(self.folder / "thumbnails" / f"{found.name}.jpg", quality=70)
         _WRITERS[self.options.maps](result, self.folder / "maps" / found.name)
@@ -230,17 +235,20 @@ def _save_whole(result: MLLMAttributionResult, path: Path) -> None:
 
 
 def _save_images(result: MLLMAttributionResult, path: Path) -> None:
-    r"""A 16-bit PNG for each word; the value of a level is the level times the ``step``."""
+    r"""A 16-bit PNG for each word and image; a level counts as many times the ``step``."""
     path.mkdir(exist_ok=True)
-    maps = np.stack([result.map(list(word)) for word in result.words]).clip(0, None)
-    step = float(maps.max()) / 65535 or 1.0
-    names = [f"{place:03d}.png" for place in range(len(maps))]
-    for name, values in zip(names, maps):
+    several = len(result.explained) > 1
+    words: list[dict[str, Any]] = []
+    maps: dict[str, np.ndarray] = {}
+    for place, (word, tokens) in enumerate(zip(result.output_words, result.words, strict=True)):
+        for image in result.explained:
+            name = f"{place:03d}-{image}.png" if several else f"{place:03d}.png"
+            words.append({"word": word, "file": name} | ({"image": image} if several else {}))
+            maps[name] = result.map(list(tokens), image=image).clip(0, None)
+    step = max((float(values.max()) for values in maps.values()), default=0.0) / 65535 or 1.0
+    for name, values in maps.items():
         levels = np.rint(values / step).clip(0, 65535).astype(np.uint16)
         Image.fromarray(levels).save(path / name)
-    words = [
-        {"word": word, "file": name} for word, name in zip(result.output_words, names, strict=True)
-    ]
     facts = {"step": step, "method": result.method, "model": result.model, "words": words}
     write_file(path / "maps.json", json.dumps(facts, indent=1).encode("ascii"))
 

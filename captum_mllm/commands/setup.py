@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 import captum_mllm
 from captum_mllm import MLLM, MSEA, ImageTextInput, Video
 from captum_mllm.commands.methods import METHODS, ONE_SCALE
+from captum_mllm.datasets.chats import Chat, read_messages, with_system
 from captum_mllm.demo import DEMO_PROMPT, demo_folder, demo_image
 from captum_mllm.models import load_processor
 
@@ -39,7 +39,8 @@ def read_input(options: argparse.Namespace) -> ImageTextInput:
     if options.messages is not None:
         if options.prompt is not None:
             raise ValueError("got --prompt and --messages; leave out one of them")
-        messages, named = read_messages(Path(options.messages))
+        chat = Chat.of(read_messages(Path(options.messages)))
+        messages, named = chat.messages, [file for file in chat.files if file is not None]
         if named and paths:
             raise ValueError(
                 f"{options.messages} names images, and the command line as well; leave out one"
@@ -54,9 +55,7 @@ def read_input(options: argparse.Namespace) -> ImageTextInput:
             prompt = DEMO_PROMPT if options.model.startswith("demo/") else DEFAULT_PROMPT
         parts: list[dict[str, Any]] = [{"type": "image"} for _ in paths] or [{"type": "video"}]
         messages = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
-    if options.system is not None:
-        system = {"role": "system", "content": [{"type": "text", "text": options.system}]}
-        messages = [system, *messages]
+    messages = with_system(messages, options.system)
     if options.video is not None and options.explained is not None:
         raise ValueError("all frames of a video are explained; leave out --explained")
     if options.video is None and not paths:
@@ -74,42 +73,6 @@ def read_input(options: argparse.Namespace) -> ImageTextInput:
         return ImageTextInput(images, messages=messages, explained=options.explained)
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
-
-
-def read_messages(path: Path) -> tuple[list[dict[str, Any]], list[Path]]:
-    r"""
-    A chat from a JSON file, and the image files that it names.
-
-    Args:
-        path (Path): A list of messages, or an object with such a list as ``"messages"``.
-
-    Returns:
-        tuple[list[dict], list[Path]]: The messages, whose images are nameless, and the files of
-        the parts of type ``"image"`` that have a ``"path"`` or an ``"image"``, in their order.
-
-    Raises:
-        ValueError: If the file is not such a list.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON in UTF-8: {error}") from error
-    if isinstance(found, dict):
-        found = found.get("messages")
-    if not isinstance(found, list) or not all(isinstance(message, dict) for message in found):
-        raise ValueError(
-            f"{path}: expected a JSON list of messages {{'role': ..., 'content': ...}}"
-        )
-    files = []
-    for message in found:
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            if not isinstance(part, dict) or part.get("type") != "image":
-                continue
-            for key in ("path", "image"):
-                if isinstance(name := part.pop(key, None), str):
-                    files.append(path.parent / name)
-    return found, files
 
 
 def choose_device(name: str) -> torch.device:
@@ -139,13 +102,17 @@ def choose_device(name: str) -> torch.device:
         ) from None
 
 
-def load_model(options: argparse.Namespace, device: torch.device) -> MLLM:
+def load_model(
+    options: argparse.Namespace, device: torch.device, device_map: str | None = None
+) -> MLLM:
     r"""
     The model of the command's options.
 
     Args:
         options (argparse.Namespace): What the command's parser gave.
         device (torch.device): Where it runs.
+        device_map (str, optional): How it is laid on several devices instead, such as ``"auto"``.
+            Default: None
 
     Returns:
         MLLM: The model, in evaluation mode.
@@ -155,19 +122,24 @@ def load_model(options: argparse.Namespace, device: torch.device) -> MLLM:
     """
     # Only where it is asked for: other loaders may not know the argument.
     trust = {"trust_remote_code": True} if options.trust_remote_code else {}
-    name = options.model
+    loading = {"dtype": options.dtype, **trust}
+    if device_map is not None:
+        loading["device_map"] = device_map
+    name, place = options.model, device_map or device
     # What a damaged file or a missing device raises is of many types, some of them bare.
     try:
         if options.processor is None:
-            return MLLM.from_pretrained(name, dtype=options.dtype, **trust).to(device)
-        if name.startswith("demo/"):
-            name = demo_folder(name.removeprefix("demo/"))
-        processor = load_processor(options.processor, **trust)
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=options.dtype, **trust)
-        return MLLM(model.eval(), processor).to(device)
+            mllm = MLLM.from_pretrained(name, **loading)
+        else:
+            if name.startswith("demo/"):
+                name = demo_folder(name.removeprefix("demo/"))
+            processor = load_processor(options.processor, **trust)
+            model = AutoModelForImageTextToText.from_pretrained(name, **loading)
+            mllm = MLLM(model.eval(), processor)
+        return mllm if device_map is not None else mllm.to(device)
     except Exception as error:
         message = str(error).replace("`trust_remote_code=True`", "--trust-remote-code")
-        raise ValueError(f"{name} could not be loaded on {device}: {message}") from error
+        raise ValueError(f"{name} could not be loaded on {place}: {message}") from error
 
 
 def build_method(

@@ -99,10 +99,11 @@ class Entry:
         Raises:
             SampleError: If there is no such file.
         """
-        for folder in folders or (self.images,):
+        places = list(dict.fromkeys(folders or (self.images,)))
+        for folder in places:
             if (folder / name).is_file():
                 return folder / name
-        looked = " or ".join(str(folder) for folder in folders or (self.images,))
+        looked = " or ".join(map(str, places))
         raise self.error(f"there is no image {name!r} in {looked}")
 
     def mask(self, given: Any, name: str, folder: Path | None = None) -> Mask:

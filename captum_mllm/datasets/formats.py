@@ -125,7 +125,7 @@ def _find_rows(path: Path) -> str:
         return "textvqa"
     if {"answer", "bbox"} <= keys:
         return "refcoco"
-    if keys & {"image", "file_name", "path"}:
+    if keys & {"image", "file_name", "path", "images", "messages"}:
         return "jsonl"
     raise ValueError(
         f"{path} is of no known format: its first row has {sorted(keys) or 'no names'}; name the "

@@ -193,7 +193,7 @@ class BoxMask:
     def check(self, size: Size) -> None:
         for left, top, right, bottom in self.boxes:
             if right <= left or bottom <= top:
-                raise ValueError(f"the box {[left, top, right, bottom]} has no area")
+                raise ValueError(f"the box from {[left, top]} to {[right, bottom]} has no area")
             _check_box((left, top), (right, bottom), size, "box")
 
     def read(self, size: Size) -> BoolMask:
@@ -267,15 +267,14 @@ def parse_mask(given: Any, folder: Path) -> Mask:
     """
     if isinstance(given, str) and given:
         return PngMask(folder / given)
-    if isinstance(given, dict):
-        given = [given]
-    if isinstance(given, list) and given and all(_is_number(each) for each in given):
-        given = [given]
-    if isinstance(given, list) and given:
-        if all(isinstance(each, dict) for each in given):
-            return RleMask(tuple(_rle(each) for each in given))
-        lists = [each for each in given if isinstance(each, list) and all(map(_is_number, each))]
-        if len(lists) == len(given):
+    parts = given if isinstance(given, list) else [given]
+    if parts and all(map(_is_number, parts)):
+        parts = [parts]
+    if parts:
+        if all(isinstance(each, dict) for each in parts):
+            return RleMask(tuple(_rle(each) for each in parts))
+        lists = [each for each in parts if isinstance(each, list) and all(map(_is_number, each))]
+        if len(lists) == len(parts):
             if all(len(each) == 4 for each in lists):
                 return BoxMask(tuple((x, y, x + w, y + h) for x, y, w, h in lists))
             if all(len(each) >= 6 and len(each) % 2 == 0 for each in lists):

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from captum_mllm.datasets.chats import Chat
 from captum_mllm.datasets.masks import BoolMask, Mask, Size, read_levels
 
 Label = Literal["yes", "no"]
@@ -93,6 +94,9 @@ class Sample:
         labels (LabelImage, optional): The category of each pixel. Default: None
         label (str, optional): The right answer of a yes/no question. Default: None
         facts (Mapping[str, object]): What else the row says. Default: nothing
+        chat (Chat, optional): What the model is asked, where that is more than the question about
+            the image. The image is that of the part without a file; without such a part all images
+            are explained. Default: None
     """
 
     id: str
@@ -106,6 +110,7 @@ class Sample:
     labels: LabelImage | None = None
     label: Label | None = None
     facts: Mapping[str, object] = field(default_factory=dict)
+    chat: Chat | None = None
 
     @cached_property
     def image(self) -> Image.Image:
@@ -115,17 +120,26 @@ class Sample:
         Raises:
             SampleError: If the file is missing or damaged.
         """
+        return self.open(self.image_file)
+
+    def open(self, file: Path | Callable[[], Image.Image]) -> Image.Image:
+        r"""
+        An image of the sample, upright.
+
+        Raises:
+            SampleError: If the file is missing or damaged.
+        """
         try:
-            if not isinstance(self.image_file, Path):
-                return self.image_file()
-            with Image.open(self.image_file) as image:
+            if not isinstance(file, Path):
+                return file()
+            with Image.open(file) as image:
                 image.load()
                 return ImageOps.exif_transpose(image)
         except FileNotFoundError:
-            raise self.error(f"there is no image {self.image_file}") from None
+            raise self.error(f"there is no image {file}") from None
         # Damaged files raise errors of many types.
         except Exception as error:
-            raise self.error(f"the image {self.image_file} cannot be read: {error}") from error
+            raise self.error(f"the image {file} cannot be read: {error}") from error
 
     @property
     def size(self) -> Size:
@@ -174,14 +188,15 @@ class Sample:
         Raises:
             SampleError: If something is wrong.
         """
+        size = self.size
         for region in self.regions:
             try:
-                region.mask.check(self.size)
+                region.mask.check(size)
             except (OSError, ValueError) as error:
                 raise self._mask_error(region, error) from error
         if self.labels is not None:
             try:
-                self.labels.check(self.size)
+                self.labels.check(size)
             except (OSError, ValueError) as error:
                 raise self.error(f"the label image cannot be read: {error}") from error
 

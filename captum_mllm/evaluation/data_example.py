@@ -14,30 +14,38 @@ from torch import Tensor
 
 from captum_mllm import ImageTextInput
 from captum_mllm.datasets import Sample
+from captum_mllm.datasets.chats import Chat, with_system
 from captum_mllm.datasets.entries import find_phrase
 from captum_mllm.evaluation.examples import Example
 from captum_mllm.metrics import Word
 from captum_mllm.models.words import FUNCTION_WORDS, group_words, token_texts
 
 
-def ask(sample: Sample, system: str | None = None) -> ImageTextInput:
+def ask(
+    sample: Sample, system: str | None = None, messages: Sequence[dict[str, Any]] = ()
+) -> ImageTextInput:
     r"""
     What the model is asked about a sample.
 
     Args:
         sample (Sample): The sample.
-        system (str, optional): The system's message before the question. Default: None
+        system (str, optional): The system's message before all others. Default: None
+        messages (Sequence[dict]): The chat that the question is asked in, as
+            ``captum_mllm.datasets.chats.read_template`` gives it. Default: the question alone
 
     Raises:
-        SampleError: If the image or the question cannot be asked about.
+        SampleError: If the image or the question cannot be asked about, or the sample is a chat
+            and another one is given.
     """
-    content = [{"type": "image"}, {"type": "text", "text": sample.question}]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-    image = sample.image
+    if messages and sample.chat is not None:
+        raise sample.error("the row is a chat, or has several images; leave out --messages")
+    chat = sample.chat or Chat.of_question(sample.question)
+    if messages:
+        chat = Chat.of(messages).asking(sample.question)
+    asked = with_system(chat.messages, system)
+    images = [sample.image if file is None else sample.open(file) for file in chat.files]
     try:
-        return ImageTextInput([image], messages=messages)
+        return ImageTextInput(images, messages=asked, explained=chat.explained)
     except (TypeError, ValueError, FloatingPointError) as error:
         raise sample.error(str(error)) from error
 

@@ -162,8 +162,11 @@ class _Scorer:
         sample.check()
         # Masks are decoded before the model runs in vain.
         _ = sample.masks, None if sample.labels is None else sample.label_image
+        if sample.chat is not None and sample.chat.explained is None:
+            raise sample.error("say by 'explained' which of the images is measured, from 0")
         target = sample.answer if explains_reference(self.settings, sample) else None
-        return _Opened(row, sample, ask(sample, self.settings.system), target)
+        inp = ask(sample, self.settings.system, self.settings.messages)
+        return _Opened(row, sample, inp, target)
 
     def _prepare(self, opened: Sequence[_Opened]) -> list[Prompt | SampleError]:
         """The prompts with their answers, which the model says in one batch if it can."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -166,6 +166,8 @@ class DataSettings(Scoring):
         max_new_tokens (int): How long an own answer may be.
         prompt (str, optional): The question where rows have none.
         system (str, optional): The system's message before the question.
+        messages (Sequence[dict]): The chat that the question is asked in; see
+            ``captum_mllm.datasets.chats.read_template``.
         limit (int, optional): How many rows are read.
         threads (int): Threads of a process on the CPU.
         batch_size (int): How many samples in a row share the model's passes.
@@ -189,6 +191,7 @@ class DataSettings(Scoring):
     max_new_tokens: int = 64
     prompt: str | None = None
     system: str | None = None
+    messages: Sequence[dict[str, Any]] = ()
     limit: int | None = None
     threads: int = 1
     batch_size: int = 1

@@ -60,6 +60,7 @@ def render_index(
         title,
         count=len(entries),
         skipped=f", {skipped} could not be explained" if skipped else "",
+        where=" of this page" if len(names) > 1 else "",
         others=f'<nav aria-label="Pages of the index">{others}</nav>' if len(names) > 1 else "",
         entries="\n".join(map(_row, entries)),
     )

@@ -16,7 +16,7 @@ from safetensors.torch import load
 from captum_mllm import MLLMAttributionResult
 from captum_mllm.cli import main
 from captum_mllm.commands.explain_data import Explained
-from tests.datasets.written import write_lines
+from tests.datasets.written import write_json, write_lines
 from tests.evaluation.exported import export_lines
 
 
@@ -105,6 +105,36 @@ def test_maps_as_images_of_16_bits(data: Path, tmp_path: Path) -> None:
             values = np.array(image) * facts["step"]
         expected = result.map(list(result.words[place])).clip(0, None)
         assert np.abs(values - expected).max() <= facts["step"]
+
+
+def test_rows_of_two_images_and_a_chat_for_all(data: Path, tmp_path: Path) -> None:
+    prompt = "Describe the image."
+    rows: list[dict[str, Any]] = [
+        {"images": ["0.png", "1.png"], "prompt": prompt, "answer": "a star"},
+        {"images": ["0.png", "1.png"], "prompt": prompt, "answer": "a star", "explained": 1},
+    ]
+    both = write_lines(data.parent / "both.jsonl", rows)
+    assert explain(both, tmp_path / "both", "--maps", "png") == 0
+    facts = [
+        json.loads((tmp_path / "both" / "maps" / name / "maps.json").read_text())
+        for name in ("000000", "000001")
+    ]
+    listed = [(word["word"], word.get("image"), word["file"]) for word in facts[0]["words"]]
+    assert listed == [
+        ("a", 0, "000-0.png"),
+        ("a", 1, "000-1.png"),
+        ("star", 0, "001-0.png"),
+        ("star", 1, "001-1.png"),
+    ]
+    assert [word["file"] for word in facts[1]["words"]] == ["000.png", "001.png"]
+    part = {"type": "text", "text": "a star. {question}"}
+    turns = [{"role": "user", "content": [{"type": "image"}, part]}]
+    chat = write_json(tmp_path / "chat.json", turns)
+    more = ["--limit", "1", "--messages", str(chat)]
+    assert explain(data, tmp_path / "chat", *more) == 0
+    result = MLLMAttributionResult.load(tmp_path / "chat" / "maps" / "000000.safetensors")
+    assert "".join(result.input_tokens).startswith("a star . describe the image .")
+    assert explain(data, tmp_path / "chat", *more[:2], "--resume") == 2
 
 
 @pytest.mark.parametrize(

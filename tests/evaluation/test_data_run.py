@@ -19,8 +19,9 @@ from PIL import Image
 from captum_mllm import MLLM, ImageTextInput, LogitLens, MLLMAttribution
 from captum_mllm.cli import main
 from captum_mllm.datasets import SampleError, open_samples
+from captum_mllm.demo import demo_folder
 from captum_mllm.evaluation import METHODS, DataSettings
-from captum_mllm.evaluation.data_example import ask
+from captum_mllm.evaluation.data_example import DataExample, ask
 from captum_mllm.evaluation.data_run import run_data
 from captum_mllm.evaluation.examples import sample_examples
 from captum_mllm.evaluation.ledger import Worker
@@ -30,7 +31,7 @@ from captum_mllm.evaluation.scores import localization_scores
 from captum_mllm.evaluation.tam_protocol import read_tags
 from captum_mllm.explain.signals import SIGNALS
 from captum_mllm.models.backbone import Backbone
-from tests.datasets.written import write_lines
+from tests.datasets.written import write_json, write_lines
 from tests.evaluation.exported import export_coco, export_lines
 
 
@@ -108,6 +109,49 @@ def test_the_message_of_the_system_comes_first(tmp_path: Path) -> None:
     assert second == question
 
 
+def test_rows_are_asked_in_a_chat(mllm: MLLM, tmp_path: Path) -> None:
+    path = export_lines(tmp_path, 3)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    answer = [{"type": "text", "text": rows[2]["answer"]}]
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": [{"type": "image", "path": "2.png"}]},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "{question}"}]},
+    ]
+    chat = write_json(tmp_path / "chat.json", turns)
+    several = {**rows[0], "images": ["2.png", "0.png"]}
+    data = write_lines(tmp_path / "data.jsonl", [rows[0], {**several, "explained": 1}, several])
+    arguments = ["evaluate", str(data), "--methods", "lens", "--metrics", "localization"]
+    arguments += ["--device", "cpu", "--quiet", "--on-error", "skip"]
+    assert main([*arguments, "--messages", str(chat), "--output", str(tmp_path / "chat")]) == 0
+    assert main([*arguments, "--output", str(tmp_path / "plain")]) == 0
+    in_chat, plain = (
+        [json.loads(line) for line in (tmp_path / name / "records.jsonl").open()]
+        for name in ("chat", "plain")
+    )
+    assert "leave out --messages" in in_chat[1]["error"] and not in_chat[0]["error"]
+    assert "say by 'explained' which of the images is measured" in plain[2]["error"]
+    # Each has the scores of the explanation of the same messages by hand.
+    images = [Image.open(tmp_path / name) for name in ("2.png", "0.png")]
+    question = {"type": "text", "text": rows[0]["prompt"]}
+    pair = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, question]}]
+    turns[0]["content"][0].pop("path")
+    turns[2]["content"][1] = question
+    (sample, *_) = open_samples(path)
+    for record, messages in ((in_chat[0], turns), (plain[1], pair)):
+        inp = ImageTextInput(images, messages=messages, explained=1)
+        image, query = mllm.prepare(inp, target=sample.answer)
+        example = DataExample(sample, "jsonl", mllm.tokenizer, query.answer_ids)
+        case = Case(mllm, example, (image, query))
+        maps = METHODS["lens"].explain(case).float().clamp_min(0)
+        for metric, score in localization_scores(case, METHODS["lens"], maps).items():
+            assert record["methods"]["lens"][metric] == pytest.approx(list(score)), metric
+    masses = [record["methods"]["lens"]["mass"] for record in (in_chat[0], plain[0], plain[1])]
+    assert masses[0] != masses[1] != masses[2]
+    settings = json.loads((tmp_path / "chat" / "settings.json").read_text())
+    assert settings["messages"][0]["content"][0]["path"] == str(tmp_path / "2.png")
+
+
 def test_records_of_batches_depend_on_no_number_of_processes(mllm: MLLM, tmp_path: Path) -> None:
     path = export_lines(tmp_path / "data", 5)
     settings, samples = settings_of(path, batch_size=2), open_samples(path)
@@ -174,6 +218,17 @@ def test_yes_no_questions_are_answered_and_counted(
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| accuracy | 0.5 |" in report and "data pope, 2 images" in report
     assert str(tmp_path / "out" / "report.md") in capsys.readouterr().out
+
+
+def test_a_model_may_be_laid_on_several_devices(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    data = export_lines(tmp_path / "data", 1)
+    processor = ["--processor", str(demo_folder("qwen2-vl"))]
+    for name, more in (("one", []), ("map", ["--device-map", "auto", *processor])):
+        assert main(command(data, tmp_path / name, *more)) == 0
+    one, mapped = (tmp_path / name / "records.jsonl" for name in ("one", "map"))
+    assert one.read_text() == mapped.read_text()
+    assert main(command(data, tmp_path / "none", "--device-map", "nowhere")) == 2
 
 
 def assert_signals_are_those_of_an_explanation(
@@ -249,8 +304,9 @@ def exit_codes(processes: list[Any]) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-def kill_and_resume(tmp_path: Path, count: int, worlds: tuple[int, ...]) -> None:
-    """Killed in every launch but the last, after a random number of further records."""
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_killed_processes_leave_what_an_undisturbed_one_does(tmp_path: Path) -> None:
+    count, worlds = 30, (2, 1, 2)
     path, output = export_lines(tmp_path / "data", count), tmp_path / "killed"
     undisturbed = tmp_path / "undisturbed"
     assert exit_codes(launch(command(path, undisturbed))) == [0]
@@ -273,16 +329,3 @@ def kill_and_resume(tmp_path: Path, count: int, worlds: tuple[int, ...]) -> None
     numbers = [json.loads(line)["number"] for line in (output / "records.jsonl").open()]
     assert numbers == list(range(count))
     assert not list(output.glob("*.rank*"))
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-def test_killed_processes_leave_what_an_undisturbed_one_does(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, 30, (2, 1, 2))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-def test_five_kills_and_other_numbers_of_processes(tmp_path: Path) -> None:
-    # CAPTUM_MLLM_SCENES=2000 tries so many.
-    count = int(os.environ.get("CAPTUM_MLLM_SCENES", "60"))
-    kill_and_resume(tmp_path, count, (2, 2, 1, 3, 2, 3))

@@ -26,7 +26,7 @@ def entries(folder: Path, count: int) -> list[Entry]:
         animal = "zebra" if number % 50 == 7 else "horse"
         answer = f"A {animal} stands in a field beside a fence of wood, number {number}. " * 3
         page = f"pages/{number:06d}.html"
-        found.append(Entry(page, path, f"image-{number}.jpg", "What is it?", answer))
+        found.append(Entry(page, path, f"COCO_val2014_{number:012d}.jpg", "What is it?", answer))
     return found
 
 
@@ -61,6 +61,10 @@ def test_five_hundred_results(browser: Browser, page: str, width: int) -> None:
     assert 0 < ready < 2000
     assert shown(browser) == 500
     assert browser.run("return document.documentElement.scrollWidth") <= width
+    # Names that differ at their end are shown to the end.
+    heights = "const b = document.querySelector('b'); return [b.scrollHeight, b.clientHeight]"
+    whole, seen = browser.run(heights)
+    assert whole <= seen
     type_in(browser, "ZEBRA field")
     assert shown(browser) == 10
     assert browser.text("#count") == "10 of 500"
@@ -79,6 +83,7 @@ def test_whatever_texts_hold_is_shown_and_not_run(browser: Browser, page: str) -
     assert browser.run("return document.scripts.length") == 1
     links = browser.run("return [...document.querySelectorAll('nav a')].map(a => a.textContent)")
     assert links == ["1", "2"]
+    assert browser.text("label").endswith("answers of this page")
     assert browser.run("return document.querySelector('a').getAttribute('href')") == "index.html"
 
 
