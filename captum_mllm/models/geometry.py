@@ -17,6 +17,10 @@ _STRETCH = 1.05
 _SIZE_NAMES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
 
 
+# Towers that add an embedding for each of as many places as they were made for.
+_FIXED_TOWERS = ("clip_vision_model", "siglip_vision_model", "ovis2_vision")
+
+
 class Geometry(ABC):
     r"""Where the tokens of an image lie, and what another scale of it means.
 
@@ -97,6 +101,23 @@ class Geometry(ABC):
                 f"`processor.{self.kind}s_kwargs` has {', '.join(unknown)}, which a "
                 f"{type(self.media_processor).__name__} does not take; expected some of "
                 f"{', '.join(sorted(self.accepted))}"
+            )
+
+    def check_side(self, made: int) -> None:
+        r"""Refuse squares of another size than the tower's, which may fail late or not at all.
+
+        Args:
+            made (int): pixels along a side of what the processor makes.
+
+        Raises:
+            ValueError: if the tower takes one size, and it is another.
+        """
+        own = getattr(self.vision, "image_size", None)
+        if self.vision.model_type in _FIXED_TOWERS and isinstance(own, int) and made != own:
+            raise ValueError(
+                f"the {self.kind} processor makes images of {made} x {made} pixels "
+                f"(size={self.size}, crop_size={self.option('crop_size')}), the model sees "
+                f"{own} x {own}"
             )
 
     def verify_options(self) -> None:

@@ -11,9 +11,6 @@ from captum_mllm.models.geometry import Geometry, spread_windows
 from captum_mllm.models.layout import Box, Layout, Piece, Size, size_of, square_around
 from captum_mllm.models.pixels import normalize, pad_square, resize
 
-# Towers that add an embedding for each of as many places as they were made for.
-_FIXED_TOWERS = ("clip_vision_model", "siglip_vision_model")
-
 
 class FixedSquare(Geometry):
     r"""One square of fixed size: LLaVA-1.5, PaliGemma, Gemma 3, DeepSeek-VL.
@@ -55,7 +52,7 @@ class FixedSquare(Geometry):
                 "expected a size of equal height and width, or a square crop not larger than it"
             )
         # Of a square image nothing is cut but what the crop takes from all.
-        self._check_side(self._crop((1, 1))[2][0])
+        self.check_side(self._crop((1, 1))[2][0])
 
     def windows(self, size: Size, native: Size) -> list[Box]:
         return spread_windows(size, native, self._seen(native))
@@ -74,15 +71,6 @@ class FixedSquare(Geometry):
         images = resize(images, resized, resample)
         images = images[..., top : top + kept[0], left : left + kept[1]]
         return normalize(images, self.option)
-
-    def _check_side(self, made: int) -> None:
-        """Refuse images of another size than the tower's, which may fail late or not at all."""
-        own = getattr(self.vision, "image_size", None)
-        if self.vision.model_type in _FIXED_TOWERS and isinstance(own, int) and made != own:
-            raise ValueError(
-                f"the image processor makes images of {made} x {made} pixels (size={self.size}, "
-                f"crop_size={self.option('crop_size')}), the model sees {own} x {own}"
-            )
 
     def _pads(self) -> bool:
         """Whether the processor pads images to a square; others pad batches by this option."""
@@ -123,7 +111,7 @@ class PaddedSquare(FixedSquare):
 
     def check_options(self) -> None:
         super().check_options()
-        self._check_side(self.size["height"])
+        self.check_side(self.size["height"])
 
     def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
         side = self.size["height"]

@@ -6,11 +6,16 @@ import math
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from captum_mllm.models.geometry import Geometry, spread_windows
 from captum_mllm.models.layout import Box, Layout, Piece, Size, size_of
 from captum_mllm.models.pixels import normalize, pad, resize
+
+
+# What decides, beside the size of a tile, how many there are.
+_CUTTING = ("crop_to_patches", "min_patches", "max_patches", "use_covering_area_grid")
 
 
 class Tiles(Geometry):
@@ -38,11 +43,16 @@ class Tiles(Geometry):
 
     def check_options(self) -> None:
         super().check_options()
-        # It has to be there.
-        _ = self._tile
+        if isinstance(getattr(self.media_processor, "size", None), int):
+            raise ValueError(
+                f"the {self.kind} processor has size={self.media_processor.size}, expected the "
+                "height and the width of a tile, as in size={'height': 448, 'width': 448}"
+            )
+        self.check_side(self._tile)
 
     def windows(self, size: Size, native: Size) -> list[Box]:
-        if self.exact or self.option("crop_to_patches"):
+        # Where a larger image is one tile as well, it is seen through windows.
+        if self.exact or size == native or self._is_cut(size, native):
             return super().windows(size, native)
         return spread_windows(size, native, (0, 0, native[1], native[0]))
 
@@ -96,6 +106,15 @@ class Tiles(Geometry):
     def _tile(self) -> int:
         """Pixels of a tile along a side."""
         return self.size["height"]
+
+    def _is_cut(self, size: Size, native: Size) -> bool:
+        """Whether the processor cuts an image of this size into tiles."""
+        if not self.option("crop_to_patches"):
+            return False
+        options = {name: self.option(name) for name in _CUTTING if name in self.accepted}
+        options |= {"size": self.size, **self.processor_options(size, native)}
+        made = self.media_processor([Image.new("RGB", size[::-1])], **options)
+        return self._arrangement(size, made, 0) != (1, 1)
 
     def _only(self, side: int, box: Box, whole: Piece) -> Piece:
         """The piece of an image of one tile."""

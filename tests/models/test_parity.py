@@ -80,6 +80,8 @@ FROZEN = [
     ("qwen2_vl", "max_pixels", 14 * 14),
     ("qwen2_vl", "min_pixels", 10**9),
     ("minicpmv4_6", "patch_size", 7),
+    ("aya_vision", "size", {"height": 28, "width": 28}),
+    ("ovis2", "size", {"height": 14, "width": 14}),
 ]
 
 
@@ -170,3 +172,25 @@ def test_a_strip_is_padded_as_the_processor_pads_it() -> None:
         own = mllm.encode((shown.clone().requires_grad_(),), query).inputs["pixel_values"]
         expected = mllm.encode((shown,), query).inputs["pixel_values"]
         torch.testing.assert_close(own, expected, atol=0.03, rtol=0)
+
+
+SMALL = ["minicpmv4_6", "ovis2", "cohere2_vision", "internvl", "smolvlm", "llava_next"]
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_images_within_one_tile_have_more_tokens_at_larger_scales(family: str) -> None:
+    if not available(family):
+        pytest.skip("needs torchvision or num2words")
+    mllm = MLLM(*build(family))
+    small = torch.rand(3, 10, 10, generator=torch.Generator().manual_seed(0))
+    image, query = mllm.prepare(ImageTextInput(small, "what ?"), target="a cat")
+    larger = F.interpolate(image, scale_factor=3.0, mode="bilinear")
+    native, treble = mllm.layouts(image, query)[0], mllm.layouts(larger, query)[0]
+    assert treble.n_tokens > native.n_tokens
+
+
+def test_a_tile_of_one_number_is_refused_by_name() -> None:
+    model, processor = build("aya_vision")
+    processor.image_processor.size = 56
+    with pytest.raises(ValueError, match="size=56, expected the height and the width"):
+        MLLM(model, processor)
