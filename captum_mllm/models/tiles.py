@@ -13,7 +13,6 @@ from captum_mllm.models.geometry import Geometry, spread_windows
 from captum_mllm.models.layout import Box, Layout, Piece, Size, size_of
 from captum_mllm.models.pixels import normalize, pad, resize
 
-
 # What decides, beside the size of a tile, how many there are.
 _CUTTING = ("crop_to_patches", "min_patches", "max_patches", "use_covering_area_grid")
 
