@@ -14,7 +14,13 @@ from captum_mllm.models.layout import Box, Layout, Piece, Size, size_of
 from captum_mllm.models.pixels import normalize, pad, resize
 
 # What decides, beside the size of a tile, how many there are.
-_CUTTING = ("crop_to_patches", "min_patches", "max_patches", "use_covering_area_grid")
+_CUTTING = (
+    "crop_to_patches",
+    "min_patches",
+    "max_patches",
+    "use_covering_area_grid",
+    "resize_to_max_canvas",
+)
 
 
 class Tiles(Geometry):
@@ -108,7 +114,7 @@ class Tiles(Geometry):
 
     def _is_cut(self, size: Size, native: Size) -> bool:
         """Whether the processor cuts an image of this size into tiles."""
-        if not self.option("crop_to_patches"):
+        if not self.option("crop_to_patches", True):
             return False
         options = {name: self.option(name) for name in _CUTTING if name in self.accepted}
         options |= {"size": self.size, **self.processor_options(size, native)}
@@ -239,9 +245,6 @@ class SplitTiles(Tiles):
 
 class PaddedTiles(Tiles):
     """Tiles of a canvas that the image fills from its upper left corner: Llama 4."""
-
-    def windows(self, size: Size, native: Size) -> list[Box]:
-        return [(0, 0, size[1], size[0])]
 
     def pixel_values(self, images: Tensor, layout: Layout) -> Tensor:
         tile, resample = self._tile, self.option("resample")

@@ -174,7 +174,7 @@ def test_a_strip_is_padded_as_the_processor_pads_it() -> None:
         torch.testing.assert_close(own, expected, atol=0.03, rtol=0)
 
 
-SMALL = ["minicpmv4_6", "ovis2", "cohere2_vision", "internvl", "smolvlm", "llava_next"]
+SMALL = ["llama4", "minicpmv4_6", "ovis2", "cohere2_vision", "internvl", "smolvlm", "llava_next"]
 
 
 @pytest.mark.parametrize("family", SMALL)
