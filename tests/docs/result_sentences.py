@@ -1,0 +1,364 @@
+"""The sentences of the pages that hold measured numbers, made from the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tests.docs.result_tables import now
+from tests.docs.results import (
+    MODELS,
+    benchmark,
+    default,
+    read,
+    scores,
+    select,
+    text_truth,
+)
+
+DEFAULT, BASE = "arc-attended-lens-msea", "attended-lens-msea"
+
+
+def _three(values: Sequence[float], form: str = ".1f") -> str:
+    first, second, third = (format(value, form) for value in values)
+    return f"{first}, {second} and {third}"
+
+
+def _span(values: Sequence[float], form: str = ".1f") -> str:
+    return f"{min(values):{form}} to {max(values):{form}}"
+
+
+def _changes(method: str, score: str) -> list[float]:
+    """Differences from the default, each of which has to exclude 0."""
+    found = [change for _, change in default(method, score)]
+    assert None not in found, (method, score, found)
+    return [change for change in found if change is not None]
+
+
+def _beats(method: str, score: str) -> list[bool]:
+    """Whether the best base beats a method on each model, with an interval apart from 0."""
+    found = [benchmark(model, method, f"difference in {score}") for model in MODELS]
+    return [each is not None and each.value < 0 and each.excludes_0 for each in found]
+
+
+def pointing() -> str:
+    own = [value for value, _ in default(DEFAULT, "pointing")]
+    return (
+        f"The largest value of a noun's map is on its object in {_three(own)} of 100 cases, a "
+        f"random map's in {_three(scores('random', 'pointing'))}."
+    )
+
+
+def suppression() -> str:
+    assert all(change is None for _, change in default(BASE, "pointing"))
+    mass = [-change for change in _changes(BASE, "mass")]
+    leakage = _changes(BASE, "leakage")
+    return (
+        f"With it, {_span(mass)} points more of a map are on its object and {_span(leakage)} points "
+        "fewer on the objects named before. Pointing does not change."
+    )
+
+
+def equal_weights() -> str:
+    lost = [-change for change in _changes("equal-attended-lens-msea", "F1-IoU")]
+    return f"With equal weights F1-IoU falls by {_span(lost)} points."
+
+
+def all_of_it() -> str:
+    lost = [-change for change in _changes("arc-strength1-attended-lens-msea", "F1-IoU")]
+    return (
+        "and all of it (`arc-strength1`) leaks least and costs "
+        f"{_span(lost)} points of F1-IoU."
+    )
+
+
+def finer_pass() -> str:
+    assert all(_beats("attended-lens-2x", "pointing"))
+    assert _beats("attended-lens-2x", "F1-IoU") == [False, True, True]
+    found = [benchmark(model, "attended-lens-2x", "difference in pointing") for model in MODELS]
+    lost = [-each.value for each in found if each is not None]
+    return (
+        f"**Several scales beat one finer pass in pointing**, by {_three(lost)} points with the "
+        "attended lens. In F1-IoU they beat it on two models and are level on one."
+    )
+
+
+def best_row() -> str:
+    beaten = ("lens", "lens-squared", "tam", "arc", "attention", "rollout", "grad-cam", "msea")
+    for method in (*beaten, "attended-lens"):
+        assert all(_beats(method, "F1-IoU")) and all(_beats(method, "pointing")), method
+    return "All intervals of these differences exclude 0."
+
+
+def chance() -> str:
+    return (
+        "It points at the object of a noun in "
+        f"{_three(scores('lens', 'pointing'))} of 100 cases."
+    )
+
+
+def words_without_a_place() -> str:
+    before, after = scores("lens", "F1-IoU"), scores("msea", "F1-IoU")
+    assert [new > old for old, new in zip(before, after)] == [True, True, False]
+    return f"on the InternVL its F1-IoU falls from {before[2]:.1f} to {after[2]:.1f}"
+
+
+def interference() -> str:
+    lens, squared = scores("lens", "leakage"), scores("lens-squared", "leakage")
+    return (
+        f"Around the lens, the leakage of {_three(lens)} falls to {_three(scores('arc', 'leakage'))}"
+        f" with the former weights of ARC and to {_three(scores('tam', 'leakage'))} with TAM. Both "
+        f"pay with F1-IoU and pointing. Squaring the lens lowers leakage to {_three(squared)} and "
+        "gains F1-IoU."
+    )
+
+
+def causal() -> str:
+    attention, grad_cam, base = (
+        scores(method, "causal correlation")[1] for method in ("attention", "grad-cam", BASE)
+    )
+    return (
+        f"Mean attention has a causal correlation of {attention:.1f} and Grad-CAM of "
+        f"{grad_cam:.1f} on the LLaVA-1.5, the default's base {base:.1f}."
+    )
+
+
+def settings() -> str:
+    powers = ("attended-lens-power0.5-msea", "attended-lens-power1-msea")
+
+    def largest(score: str) -> float:
+        found = [
+            benchmark(model, power, f"difference in {score}") for model in MODELS for power in powers
+        ]
+        return max(abs(each.value) for each in found if each is not None)
+
+    spans = []
+    for knob in (("arc-k5", "arc-k10", "arc-k20"), ("arc-p0.5", "arc-p0.7", "arc-p0.98")):
+        for values in zip(*(scores(method, "F1-IoU") for method in knob)):
+            spans.append(max(values) - min(values))
+    return (
+        f"F1-IoU differs by at most {largest('F1-IoU'):.1f} points and pointing by at most "
+        f"{largest('pointing'):.1f}. Of the k and the p of ARC, three values each give F1-IoU "
+        f"within {max(spans):.1f} points of each other."
+    )
+
+
+def _correlations(weights: str) -> list[float]:
+    return [value.value for value in text_truth(weights).values()]
+
+
+def words() -> str:
+    found = _correlations("the default: attention and the token before")
+    return f"Their rank correlation is {_span(found, '.2f')} on {_count(len(found))} models."
+
+
+def _count(number: int) -> str:
+    return {3: "three", 4: "four"}[number]
+
+
+def distance() -> str:
+    own, near = (
+        _correlations(name)
+        for name in ("the default: attention and the token before", "1 over the distance")
+    )
+    assert all(mine > other for mine, other in zip(own, near))
+    return f"Distance alone reaches {_span(near, '.2f')}"
+
+
+def one_pass() -> str:
+    lens, attended, tam = (
+        now(name, run="quiet")[0] for name in ("LogitLens", "AttendedLens", "TAM(LogitLens)")
+    )
+    return (
+        f"LogitLens takes {lens:.3f}, AttendedLens {attended:.3f} and TAM {tam:.3f} times the bare "
+        "pass at 256 image and 64 answer tokens."
+    )
+
+
+def four_scales() -> str:
+    msea, arc = (now(name, run="quiet")[0] for name in ("MSEA(LogitLens)", "ARC(MSEA(LogitLens))"))
+    return (
+        f"MSEA takes {msea:.3f} times the bare passes of its scales, and ARC around it {arc:.3f} "
+        "times."
+    )
+
+
+def fixed_time() -> str:
+    small, large = now("ARC, after the pass", "ms", run="two lengths")
+    (two,) = now("ARC(LogitLens)", run="quiet")
+    (eight,) = now("ARC(LogitLens)", run="layers", layers=8)
+    return (
+        f"Ranking the vocabulary for 64 tokens of an answer takes {small:.0f} ms at 256 image "
+        f"tokens and {large:.0f} ms at 1,024. So it weighs less the more layers and image tokens "
+        f"the model has: {two:.3f} x bare with two layers, {eight:.3f} with eight."
+    )
+
+
+def memory() -> str:
+    bare, lens, arc, attended = (
+        now(f"peak of {name}", "MiB", run="busy")[0]
+        for name in ("the bare pass", "LogitLens", "ARC(LogitLens)", "AttendedLens")
+    )
+    assert bare == lens == arc
+    (plain,) = select("cost", what="peak of plain TAM", image_tokens=256, answer_tokens=64)
+    return (
+        f"The peak of LogitLens and of ARC is {bare:.1f} MiB, as that of the bare pass; that of "
+        f"AttendedLens {attended:.1f}. All of TAM kept in memory, as its published code does, takes "
+        f"{plain['value']} times as much."
+    )
+
+
+def generating() -> str:
+    (lens,) = now("generating and LogitLens", "x generating", run="two lengths")
+    (two,) = now("generating and ARC", "x generating", run="two lengths")
+    (eight,) = now("generating and ARC", "x generating", layers=8)
+    return (
+        f"{lens:.3f} x `generate` with the lens, {two:.3f} with ARC and two layers, {eight:.3f} "
+        "with eight."
+    )
+
+
+def batches() -> str:
+    rows = [f"8 inputs, {each} answers: singly / in a batch" for each in ("own", "given")]
+    own, given = (now(row, "ratio", run="bundled", answer_tokens=64)[0] for row in rows)
+    return (
+        "Eight answers of 64 tokens by the bundled model are made and explained "
+        f"{own:.1f} times as fast as one at a time. With given answers a batch gains nothing on a "
+        f"CPU ({given:.1f})."
+    )
+
+
+def noise() -> str:
+    found = now("LogitLens", run="busy") + now("AttendedLens", run="busy")
+    return f"is the noise of this measurement: up to {max(abs(each - 1) for each in found):.2f}."
+
+
+def growth() -> str:
+    def power(name: str) -> float:
+        return now(name, "power", run="busy")[0]
+
+    low, high = "image tokens from 256 to 1024", "image tokens from 1024 to 4096"
+    return (
+        "From 256 to 1,024 image tokens the bare pass grows with the power "
+        f"{power(f'bare pass, {low}'):g}, from there to 4,096 with "
+        f"{power(f'bare pass, {high}'):g}; what TAM adds grows with "
+        f"{power(f'TAM after the pass, {low}'):.1f} and "
+        f"{power(f'TAM after the pass, {high}'):.1f}, what ARC adds with "
+        f"{power(f'ARC after the pass, {low}'):.1f} of the image tokens and "
+        f"{power('ARC after the pass, answer tokens'):.1f} of the tokens of the answer."
+    )
+
+
+def small_model() -> str:
+    bare = now("bare pass", "ms", run="bundled", answer_tokens=16)[0]
+    (step,) = now("a step of decoding", "ms")
+    return (
+        f"The pass of so small a model takes {bare:g} ms, and a step of its decoding {step:g} ms"
+    )
+
+
+def streamed() -> str:
+    (word,) = now("a streamed word", "ms")
+    return f"each word is explained by itself, which takes about {word:g} ms."
+
+
+def beside_the_passes() -> str:
+    found = {
+        row["what"].removeprefix("beside the passes: "): row["value"]
+        for row in select("cost", run="evaluate", quantity="ms")
+        if row["what"].startswith("beside")
+    }
+    parts = ", ".join(
+        f"{'the ' if name == 'processor' else ''}{name} {value}"
+        for name, value in found.items()
+        if name != "all"
+    )
+    return (
+        f"**What is done beside the passes takes some {found['all']} ms of an image and scale 1 at "
+        f"any size of the model**: {parts}."
+    )
+
+
+def plain_lens_of_a_real_model() -> str:
+    row = {
+        each["strength"]: f"{float(each['value']):.3f}".lstrip("0")
+        for each in read("benchmark/strength")
+        if each["base"] == "MSEA(LogitLens)"
+    }
+    return (
+        f"whose IoU is {row['0, no suppression']} without suppression, half of the share leaves "
+        f"{row['0.5']}, the cosine {row['the cosine']}, the whole {row['1']}."
+    )
+
+
+def passes() -> str:
+    found = [now(name, run="quiet")[0] for name in ("LogitLens", "AttendedLens", "TAM(LogitLens)")]
+    return f"A method of one pass takes {_span(found, '.2f')} of the bare forward pass;"
+
+
+def words_in_part() -> str:
+    found = _correlations("the default: attention and the token before")
+    return (
+        f"The weights of the earlier words have a rank correlation of {_span(found, '.2f')} with "
+        f"leave-one-out of the words, on {_count(len(found))} models."
+    )
+
+
+def words_by_method() -> str:
+    own, lens, near = (
+        _correlations(name)
+        for name in (
+            "the default: attention and the token before",
+            "TAM: how strongly a state says the word",
+            "1 over the distance",
+        )
+    )
+    return (
+        f"its rank correlation is {_span(own, '.2f')} on {_count(len(own))} models, one of them "
+        f"around a pretrained language model; that of TAM's $r_{{tj}}$ is {_span(lens, '.2f')}, and "
+        f"that of the distance alone {_span(near, '.2f')}."
+    )
+
+
+def time_of_a_run() -> str:
+    (seconds,) = now("a captioned image with all methods", "s of the processor")
+    (hours,) = now("300 scenes in three styles on two cores", "hours")
+    return (
+        f"All methods take about {seconds:g} seconds of processor time for a captioned image, half "
+        "of it for the curves and the methods of pixels on few of them: 300 scenes in three styles "
+        f"take {60 * hours:g} minutes for a model on two cores."
+    )
+
+
+SENTENCES: dict[str, tuple[Callable[[], str], ...]] = {
+    "results.md": (
+        pointing,
+        suppression,
+        equal_weights,
+        all_of_it,
+        finer_pass,
+        words,
+        distance,
+        best_row,
+        chance,
+        words_without_a_place,
+        interference,
+        causal,
+        settings,
+    ),
+    "cost.md": (
+        one_pass,
+        four_scales,
+        fixed_time,
+        memory,
+        generating,
+        batches,
+        noise,
+        growth,
+        small_model,
+        streamed,
+        beside_the_passes,
+    ),
+    "method.md": (plain_lens_of_a_real_model, words_by_method),
+    "which_method.md": (passes, words_in_part),
+    "benchmark.md": (time_of_a_run,),
+}
