@@ -72,9 +72,7 @@ def operations(
 
 def _of_language(model: nn.Module, shape: Shape, tokens: float, rows: int) -> float:
     stack = model.model.language_model.layers
-    weights = sum(
-        each.weight.numel() for each in stack.modules() if isinstance(each, nn.Linear)
-    )
+    weights = sum(each.weight.numel() for each in stack.modules() if isinstance(each, nn.Linear))
     attention = 4 * tokens**2 * shape.hidden_size * len(stack)
     return 2 * weights * tokens + attention + 2 * rows * shape.hidden_size * shape.vocabulary
 

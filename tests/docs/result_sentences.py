@@ -16,6 +16,8 @@ from tests.docs.results import (
 )
 
 DEFAULT, BASE = "arc-attended-lens-msea", "attended-lens-msea"
+# Of which the language model is a pretrained one.
+REAL = "demo/smolvlm"
 
 
 def _three(values: Sequence[float], form: str = ".1f") -> str:
@@ -53,8 +55,8 @@ def suppression() -> str:
     mass = [-change for change in _changes(BASE, "mass")]
     leakage = _changes(BASE, "leakage")
     return (
-        f"With it, {_span(mass)} points more of a map are on its object and {_span(leakage)} points "
-        "fewer on the objects named before. Pointing does not change."
+        f"With it, {_span(mass)} points more of a map are on its object and {_span(leakage)} "
+        "points fewer on the objects named before. Pointing does not change."
     )
 
 
@@ -65,10 +67,7 @@ def equal_weights() -> str:
 
 def all_of_it() -> str:
     lost = [-change for change in _changes("arc-strength1-attended-lens-msea", "F1-IoU")]
-    return (
-        "and all of it (`arc-strength1`) leaks least and costs "
-        f"{_span(lost)} points of F1-IoU."
-    )
+    return f"and all of it (`arc-strength1`) leaks least and costs {_span(lost)} points of F1-IoU."
 
 
 def finer_pass() -> str:
@@ -91,8 +90,7 @@ def best_row() -> str:
 
 def chance() -> str:
     return (
-        "It points at the object of a noun in "
-        f"{_three(scores('lens', 'pointing'))} of 100 cases."
+        f"It points at the object of a noun in {_three(scores('lens', 'pointing'))} of 100 cases."
     )
 
 
@@ -103,11 +101,13 @@ def words_without_a_place() -> str:
 
 
 def interference() -> str:
-    lens, squared = scores("lens", "leakage"), scores("lens-squared", "leakage")
+    lens, arc, tam, squared = (
+        _three(scores(method, "leakage")) for method in ("lens", "arc", "tam", "lens-squared")
+    )
     return (
-        f"Around the lens, the leakage of {_three(lens)} falls to {_three(scores('arc', 'leakage'))}"
-        f" with the former weights of ARC and to {_three(scores('tam', 'leakage'))} with TAM. Both "
-        f"pay with F1-IoU and pointing. Squaring the lens lowers leakage to {_three(squared)} and "
+        f"Around the lens, the leakage of {lens} falls to {arc} with the former weights of ARC and "
+        f"to {tam} with TAM. Both pay with F1-IoU and pointing. Squaring the lens lowers leakage to "
+        f"{squared} and "
         "gains F1-IoU."
     )
 
@@ -127,7 +127,9 @@ def settings() -> str:
 
     def largest(score: str) -> float:
         found = [
-            benchmark(model, power, f"difference in {score}") for model in MODELS for power in powers
+            benchmark(model, power, f"difference in {score}")
+            for model in MODELS
+            for power in powers
         ]
         return max(abs(each.value) for each in found if each is not None)
 
@@ -156,12 +158,52 @@ def _count(number: int) -> str:
 
 
 def distance() -> str:
-    own, near = (
-        _correlations(name)
-        for name in ("the default: attention and the token before", "1 over the distance")
+    own = text_truth("the default: attention and the token before")
+    near = text_truth("1 over the distance")
+    bundled = [model for model in own if model != REAL]
+    assert all(own[model].low > near[model].high for model in bundled)
+    assert own[REAL].value < near[REAL].value
+    return (
+        "The control *1 over the distance* reaches "
+        f"{_span([near[model].value for model in bundled], '.2f')} on these three. On "
+        f"`demo/smolvlm`, around a pretrained language model, it is the better one: {near[REAL].value:.2f} "
+        f"[{near[REAL].low:.2f}, {near[REAL].high:.2f}] against {own[REAL].value:.2f} "
+        f"[{own[REAL].low:.2f}, {own[REAL].high:.2f}]."
     )
-    assert all(mine > other for mine, other in zip(own, near))
-    return f"Distance alone reaches {_span(near, '.2f')}"
+
+
+def above_controls() -> str:
+    own = text_truth("the default: attention and the token before")
+    others = ("attention alone", "1 over the distance", "equal", "random")
+    for model, found in own.items():
+        above = all(found.low > text_truth(name)[model].high for name in others)
+        assert above == (model != REAL), model
+    return (
+        "On the three bundled models with a small vocabulary they are above attention alone and "
+        "above every control, with intervals that do not meet."
+    )
+
+
+def sweep() -> str:
+    means, best, names, points, best_points = [], [], [], [], []
+    for model in MODELS:
+        found = {
+            (row["score"], row["scales"]): float(row["value"])
+            for row in select("scale_sweep", model=model, base="AttendedLens")
+        }
+        single = ("0.5", "1", "1.5", "2")
+        winner = max(single, key=lambda scale: found["F1-IoU", scale])
+        names.append(winner)
+        best.append(found["F1-IoU", winner])
+        best_points.append(max(found["pointing", scale] for scale in single))
+        means.append(found["F1-IoU", "0.5 1 1.5 2"])
+        points.append(found["pointing", "0.5 1 1.5 2"])
+    assert len(set(names)) > 1
+    return (
+        f"With the attended lens, the mean of four scales has an F1-IoU of {_three(means)}, and "
+        f"the best single scale, {names[0]}, {names[1]} and {names[2]}, has {_three(best)}. In "
+        f"pointing the mean has {_three(points)}, the best single scale {_three(best_points)}."
+    )
 
 
 def one_pass() -> str:
@@ -202,8 +244,8 @@ def memory() -> str:
     (plain,) = select("cost", what="peak of plain TAM", image_tokens=256, answer_tokens=64)
     return (
         f"The peak of LogitLens and of ARC is {bare:.1f} MiB, as that of the bare pass; that of "
-        f"AttendedLens {attended:.1f}. All of TAM kept in memory, as its published code does, takes "
-        f"{plain['value']} times as much."
+        f"AttendedLens {attended:.1f}. All of TAM kept in memory, as its published code does, "
+        f"takes {plain['value']} times as much."
     )
 
 
@@ -251,9 +293,7 @@ def growth() -> str:
 def small_model() -> str:
     bare = now("bare pass", "ms", run="bundled", answer_tokens=16)[0]
     (step,) = now("a step of decoding", "ms")
-    return (
-        f"The pass of so small a model takes {bare:g} ms, and a step of its decoding {step:g} ms"
-    )
+    return f"The pass of so small a model takes {bare:g} ms, and a step of its decoding {step:g} ms"
 
 
 def streamed() -> str:
@@ -314,8 +354,8 @@ def words_by_method() -> str:
     )
     return (
         f"its rank correlation is {_span(own, '.2f')} on {_count(len(own))} models, one of them "
-        f"around a pretrained language model; that of TAM's $r_{{tj}}$ is {_span(lens, '.2f')}, and "
-        f"that of the distance alone {_span(near, '.2f')}."
+        f"around a pretrained language model; that of TAM's $r_{{tj}}$ is {_span(lens, '.2f')}, "
+        f"and that of the distance alone {_span(near, '.2f')}."
     )
 
 
@@ -337,7 +377,9 @@ SENTENCES: dict[str, tuple[Callable[[], str], ...]] = {
         all_of_it,
         finer_pass,
         words,
+        above_controls,
         distance,
+        sweep,
         best_row,
         chance,
         words_without_a_place,

@@ -251,7 +251,10 @@ def data_sets() -> str:
                     "msea, four scales" if method == "msea" else method,
                     f"{cells['bare pass of an image']:,.0f}",
                     f"{cells[method]:.2f}",
-                    *(f"{cells[key]:g} %" for key in ("encoding", "reading and scores", "the rest")),
+                    *(
+                        f"{cells[key]:g} %"
+                        for key in ("encoding", "reading and scores", "the rest")
+                    ),
                 ]
             )
     header = ["model", "method", "bare pass, ms", "x bare", "encoding", "reading and scores"]
@@ -267,9 +270,7 @@ def aims() -> str:
     """Each aim, what was measured of it, and whether that meets it."""
     two: dict[str, object] = {"shape": "2b", "layers": 2, "answer_tokens": 64}
     tiny: dict[str, object] = {"shape": "tiny"}
-    own, given = (
-        f"8 inputs, {each} answers: singly / in a batch" for each in ("own", "given")
-    )
+    own, given = (f"8 inputs, {each} answers: singly / in a batch" for each in ("own", "given"))
     faster = {
         row["image tokens"]: float(row["value"])
         for row in select("cost", run="two lengths", what="after the pass, plain TAM / TAM")
@@ -286,9 +287,7 @@ def aims() -> str:
         "MSEA": now("peak of MSEA(LogitLens)", **tiny)[0],
         "MSEA of AttendedLens": now("peak of MSEA(AttendedLens)", **tiny)[0],
     }
-    after = {
-        each: now(f"{each}, after the pass", "% of the pass")[0] for each in ("TAM", "ARC")
-    }
+    after = {each: now(f"{each}, after the pass", "% of the pass")[0] for each in ("TAM", "ARC")}
     batches = now(own, "ratio") + now(given, "ratio")
     real, small = (
         [now(each, shape=shape, run="evaluate")[0] for each in ("attended-lens", "msea")]
@@ -372,13 +371,13 @@ def whole_models() -> str:
         peak = [
             row
             for row in select("cost", run="peaks", shape=shape, image_tokens=tokens)
-            if row["quantity"] == "MiB"
+            if row["what"] == "ARC(MSEA(AttendedLens))"
         ]
         rows.append(
             [
                 f"{shape.upper()}, {int(tokens):,}",
                 f"{facts[shape, '', 'weights in 16 bits']} GB",
-                f"{float(peak[-1]['value']) / 2 / 1024:.1f} GB",
+                f"{float(peak[0]['value']) / 2 / 1024:.1f} GB",
                 f"{one:,.1f}",
                 f"{four:,.1f}",
                 f"{four / RATE:.1f} s",
