@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tests.docs.result_tables import now
+from tests.docs.result_tables import RATE, now
 from tests.docs.results import (
     MODELS,
     benchmark,
+    cost,
     default,
     read,
     scores,
@@ -106,9 +107,8 @@ def interference() -> str:
     )
     return (
         f"Around the lens, the leakage of {lens} falls to {arc} with the former weights of ARC and "
-        f"to {tam} with TAM. Both pay with F1-IoU and pointing. Squaring the lens lowers leakage to "
-        f"{squared} and "
-        "gains F1-IoU."
+        f"to {tam} with TAM. Both pay with F1-IoU and pointing. Squaring the lens lowers leakage "
+        f"to {squared} and gains F1-IoU."
     )
 
 
@@ -166,7 +166,8 @@ def distance() -> str:
     return (
         "The control *1 over the distance* reaches "
         f"{_span([near[model].value for model in bundled], '.2f')} on these three. On "
-        f"`demo/smolvlm`, around a pretrained language model, it is the better one: {near[REAL].value:.2f} "
+        "`demo/smolvlm`, around a pretrained language model, it is the better one: "
+        f"{near[REAL].value:.2f} "
         f"[{near[REAL].low:.2f}, {near[REAL].high:.2f}] against {own[REAL].value:.2f} "
         f"[{own[REAL].low:.2f}, {own[REAL].high:.2f}]."
     )
@@ -366,6 +367,28 @@ def time_of_a_run() -> str:
         f"All methods take about {seconds:g} seconds of processor time for a captioned image, half "
         "of it for the curves and the methods of pixels on few of them: 300 scenes in three styles "
         f"take {60 * hours:g} minutes for a model on two cores."
+    )
+
+
+def whole_models() -> str:
+    """What an explanation by a whole model takes, for the first cell of each tutorial."""
+    parts = []
+    for shape, name in (("2b", "a 2B model"), ("8b", "an 8B model")):
+        counted = {
+            row["what"]: float(row["value"])
+            for row in select("full_size", shape=shape)
+            if row["image tokens"] in ("", "256")
+        }
+        (peak,) = cost("ARC(MSEA(AttendedLens))", "MiB", shape=shape, image_tokens=256)
+        weights, peak = counted["weights in 16 bits"], peak / 2 / 1024
+        seconds = counted["passes of four scales"] / RATE
+        parts.append(
+            f"{weights:.1f} GB of weights, {peak:.1f} GB above them and {seconds:.1f} s on {name}"
+        )
+    return (
+        "In 16 bits, the default method explains an answer of 64 tokens about an image of 256 "
+        f"tokens with {parts[0]}, and with {parts[1]}; the time is that of the operations at "
+        f"{RATE} TFLOP/s, counted and not measured ([cost](../docs/cost.md#whole-models))."
     )
 
 
