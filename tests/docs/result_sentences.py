@@ -166,7 +166,7 @@ def distance() -> str:
     return (
         "The control *1 over the distance* reaches "
         f"{_span([near[model].value for model in bundled], '.2f')} on these three. On "
-        "`demo/smolvlm`, around a pretrained language model, it is the better one: "
+        "`demo/smolvlm`, around a pretrained language model, it is ahead: "
         f"{near[REAL].value:.2f} "
         f"[{near[REAL].low:.2f}, {near[REAL].high:.2f}] against {own[REAL].value:.2f} "
         f"[{own[REAL].low:.2f}, {own[REAL].high:.2f}]."

@@ -35,6 +35,8 @@ METHODS = (
 )
 SCORES = ("F1-IoU", "pointing", "mass", "leakage", "causal correlation")
 LOWER_IS_BETTER = ("leakage",)
+# Between the numbers of a cell, one for each model.
+BREAK = "<br>"
 VARIANTS = {
     "arc-attended-lens-msea": "the default",
     "attended-lens-msea": "no suppression",
@@ -71,7 +73,7 @@ def variants() -> str:
     rows = []
     for method, note in VARIANTS.items():
         cells = [
-            ", ".join(
+            BREAK.join(
                 f"{value:.1f}" + (f" ({change:+.1f})" if change is not None else "")
                 for value, change in default(method, score)
             )
@@ -139,7 +141,7 @@ def strength() -> str:
     known = [row for row in read("benchmark/strength") if row["base"] == "MSEA(AttendedLens)"]
     for each in dict.fromkeys(row["strength"] for row in known):
         cells = [
-            ", ".join(
+            BREAK.join(
                 f"{float(row['value']):.3f}".lstrip("0")
                 for row in known
                 if row["strength"] == each and row["metric"] == metric
@@ -368,16 +370,16 @@ def whole_models() -> str:
     for shape, tokens in cases:
         one = float(facts[shape, tokens, "one pass"])
         four = float(facts[shape, tokens, "passes of four scales"])
-        peak = [
-            row
-            for row in select("cost", run="peaks", shape=shape, image_tokens=tokens)
-            if row["what"] == "ARC(MSEA(AttendedLens))"
+        peaks = [
+            float(row["value"]) / 2 / 1024
+            for row in select("cost", run="peaks", shape=shape, what="ARC(MSEA(AttendedLens))")
+            if row["image tokens"] == tokens
         ]
         rows.append(
             [
                 f"{shape.upper()}, {int(tokens):,}",
                 f"{facts[shape, '', 'weights in 16 bits']} GB",
-                f"{float(peak[0]['value']) / 2 / 1024:.1f} GB",
+                f"{peaks[0]:.1f} GB" if peaks else "not measured",
                 f"{one:,.1f}",
                 f"{four:,.1f}",
                 f"{four / RATE:.1f} s",
