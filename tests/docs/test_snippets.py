@@ -47,7 +47,7 @@ def lacks_a_package(block: str) -> bool:
     if '"demo/smolvlm"' in block:
         try:
             find_language_model()
-        except ImportError:
+        except (ImportError, FileNotFoundError):
             return True
     return any(
         re.search(rf"^(?:from|import) {name}\b", block, re.MULTILINE)
