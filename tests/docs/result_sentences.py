@@ -309,7 +309,7 @@ def beside_the_passes() -> str:
         if row["what"].startswith("beside")
     }
     parts = ", ".join(
-        f"{'the ' if name == 'processor' else ''}{name} {value}"
+        f"{'the ' if name.startswith('processor') else ''}{name} {value}"
         for name, value in found.items()
         if name != "all"
     )

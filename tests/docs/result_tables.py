@@ -239,9 +239,14 @@ def bundled() -> str:
 def data_sets() -> str:
     """What `evaluate` takes beside its passes."""
     rows = []
-    found = [row for row in select("cost", run="evaluate") if "beside" not in row["what"]]
+    found = [
+        row
+        for row in select("cost", run="evaluate")
+        if not row["what"].startswith(("beside", "longest"))
+    ]
     for shape in dict.fromkeys(row["shape"] for row in found):
-        for method in ("attended-lens", "msea"):
+        methods = [row["what"] for row in found if row["shape"] == shape]
+        for method in (name for name in dict.fromkeys(methods) if ":" not in name):
             cells = {
                 row["what"].removeprefix(f"{method}: "): float(row["value"])
                 for row in found
@@ -250,7 +255,7 @@ def data_sets() -> str:
             rows.append(
                 [
                     "bundled, half a million" if shape == "tiny" else shape,
-                    "msea, four scales" if method == "msea" else method,
+                    method if method == "attended-lens" else f"{method}, four scales",
                     f"{cells['bare pass of an image']:,.0f}",
                     f"{cells[method]:.2f}",
                     *(
@@ -292,8 +297,11 @@ def aims() -> str:
     after = {each: now(f"{each}, after the pass", "% of the pass")[0] for each in ("TAM", "ARC")}
     batches = now(own, "ratio") + now(given, "ratio")
     real, small = (
-        [now(each, shape=shape, run="evaluate")[0] for each in ("attended-lens", "msea")]
-        for shape in ("a language model of 135 million parameters", "tiny")
+        [now(each, shape=shape, run="evaluate")[0] for each in ("attended-lens", four)]
+        for shape, four in (
+            ("a language model of 135 million parameters", "msea"),
+            ("tiny", "the default"),
+        )
     )
     rows = [
         ["LogitLens at most 1.05 x bare", _range(lens), _verdict(max(lens) <= 1.05, lens, 1.05)],
