@@ -27,7 +27,7 @@ extensions = [
     "myst_nb",
     "mathml",
 ]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "results/README.md"]
 
 # Signatures show names and defaults; the docstrings say what they are.
 autodoc_typehints = "none"

@@ -211,7 +211,7 @@ TAM_LENS = "TAM(LogitLens)"
 ARC_LENS = "ARC(LogitLens)"
 ARC_SCALES = "ARC(MSEA(LogitLens))"
 ATTENDED = "AttendedLens"
-ATTENDED_SCALES = "ARC(MSEA(AttendedLens), suppress=None)"
+ATTENDED_SCALES = "ARC(MSEA(AttendedLens))"
 TAM_AFTER = "TAM(LogitLens), after the pass"
 PLAIN = "plain TAM"
 PLAIN_AFTER = "plain TAM, after the pass"
@@ -259,12 +259,12 @@ METHODS: dict[str, Method] = {
         Method(ATTENDED, _every_token(AttendedLens), ONE),
         Method(
             ATTENDED_SCALES,
-            _every_token(lambda mllm: ARC(MSEA(AttendedLens(mllm)), suppress=None), **_GRID),
+            _every_token(lambda mllm: ARC(MSEA(AttendedLens(mllm))), **_GRID),
             FOUR,
         ),
         Method(
             f"MLLMAttribution({ATTENDED_SCALES})",
-            _result(lambda mllm: ARC(MSEA(AttendedLens(mllm)), suppress=None), scales=SCALES),
+            _result(lambda mllm: ARC(MSEA(AttendedLens(mllm))), scales=SCALES),
             FOUR,
         ),
         Method("AttentionMaps", _every_token(AttentionMaps), ONE),

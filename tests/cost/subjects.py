@@ -47,10 +47,12 @@ class Shape:
     tied: bool
 
 
-# From the configurations of Qwen/Qwen2-VL-2B-Instruct and Qwen/Qwen2-VL-7B-Instruct.
+# From the configurations of Qwen/Qwen2-VL-2B-Instruct, Qwen/Qwen2-VL-7B-Instruct and the language
+# model of Qwen/Qwen3-VL-8B-Instruct, behind the same tower.
 SHAPES = {
     "2b": Shape(1536, 8960, 28, 12, 2, 151_936, True),
     "7b": Shape(3584, 18944, 28, 28, 4, 152_064, False),
+    "8b": Shape(4096, 12288, 36, 32, 8, 151_936, False),
 }
 VISION = dict(depth=32, embed_dim=1280, num_heads=16, mlp_ratio=4, patch_size=14)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from nbformat import NotebookNode
 
+from tests.docs.result_sentences import whole_models
 from tests.tutorials.execute import FOLDER, NOTEBOOKS, execute, read
 
 NAMES = [
@@ -19,13 +20,26 @@ NAMES = [
     "06_hallucination",
     "07_your_own",
     "08_many_images",
+    "09_families_and_check",
+    "10_why_this_word",
+    "11_real_photos",
 ]
+# Explains a classifier.
+NO_MLLM = ("11_real_photos",)
 REAL_MODELS = (
     "Qwen/Qwen2-VL-2B-Instruct",
     "llava-hf/llava-1.5-7b-hf",
     "OpenGVLab/InternVL3-1B-hf",
 )
 LARGEST = 600_000
+#: Numbers that no cell prints: intervals of 95 %, and what follows from other numbers.
+GIVEN = {
+    "02_msea": {"95"},
+    "03_earlier_words": {"95", "40"},  # range(100, 140)
+    "04_with_captum": {"24"},  # orders of four
+    "05_trust": {"95", "7.5"},  # squares of four scales, summed
+    "07_your_own": {"150,000"},  # a usual vocabulary
+}
 # Folders of people and of systems, and addresses of objects in memory.
 MACHINE = re.compile(
     r"/(home|root|Users|tmp|usr|opt|var|private|work)/\w|[A-Z]:\\\\|0x[0-9a-f]{6,}"
@@ -97,10 +111,18 @@ def test_the_first_cell_says_what_to_install_and_what_to_change(path: Path) -> N
     first, second, *_ = read(path).cells
     assert first.cell_type == "markdown"
     assert "pip install" in first.source
+    assert second.cell_type == "code"
+    if path.stem in NO_MLLM:
+        assert re.search(r"^network = ", second.source, re.M)
+        return
     for name in REAL_MODELS:
         assert name in first.source
-    assert second.cell_type == "code"
     assert re.search(r'^MODEL, DTYPE, DEVICE = "demo/', second.source, re.M)
+
+
+@each_notebook
+def test_the_first_cell_says_what_a_real_model_takes(path: Path) -> None:
+    assert whole_models() in " ".join(read(path).cells[0].source.split())
 
 
 @each_notebook
@@ -110,6 +132,22 @@ def test_notebooks_are_small_and_their_links_hold(path: Path) -> None:
         if cell.cell_type == "markdown":
             for target in re.findall(r"\]\((?!https?://)([^)#]+)", cell.source):
                 assert (FOLDER / target).is_file(), target
+
+
+@each_notebook
+def test_numbers_in_the_text_are_those_of_the_cells(path: Path) -> None:
+    notebook = read(path)
+    cells = code_cells(path)
+    known = "\n".join(
+        [*(cell.source for cell in cells), *(text for c in cells for text in shown(c))]
+    )
+    known_numbers = {*re.findall(r"\d+(?:\.\d+)?", known), *GIVEN.get(path.stem, ())}
+    for cell in notebook.cells[1:]:
+        if cell.cell_type == "markdown":
+            # Without code, and without other tutorials by their numbers.
+            text = re.sub(r"```.*?```|`[^`]*`|\[[^]]*\]\([^)]*\)", "", cell.source, flags=re.S)
+            told = set(re.findall(r"(?<![\w.,])\d+(?:[.,]\d+)?(?!\w)", text))
+            assert told <= known_numbers, told - known_numbers
 
 
 @pytest.mark.slow

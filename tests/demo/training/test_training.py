@@ -279,6 +279,6 @@ def test_a_short_run_learns_to_speak_and_to_see(
     model = train_module.train(tmp_path)
     accuracy = evaluate(model, load_processor(tmp_path), evaluation_scenes(50))
     # Of untrained words hardly one is right.
-    assert accuracy.words >= 0.45
+    assert accuracy.words >= 0.5
     # An object covers 6 percent of an image on average.
     assert accuracy.color_pointing >= 0.45

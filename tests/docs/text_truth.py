@@ -1,0 +1,99 @@
+"""Measure how well weights of the earlier words agree with leaving each word out:
+``python -m tests.docs.text_truth demo/qwen2-vl --scenes 20`` adds rows to the data of the page."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from captum_mllm import ARC, MLLM, TAM, AttendedLens, LogitLens
+from captum_mllm.attr import AttentionMaps
+from captum_mllm.attr.text_attribution import text_attribution
+from captum_mllm.evaluation.method import Case
+from captum_mllm.evaluation.examples import sample_examples
+from captum_mllm.evaluation.summary import TEXT, estimate
+from captum_mllm.evaluation.text_truth import TextTruth
+from captum_mllm.metrics import random_weights, recency_weights, uniform_weights
+
+DATA = Path(__file__).parents[2] / "docs" / "results" / "text_truth.csv"
+HEAD = ("model", "scenes", "weights", "role", "score", "value", "low", "high")
+
+# Each makes weights (T, P + T) for a model, an image and a query.
+METHODS: dict[str, Callable[[MLLM], object]] = {
+    "the default: attention and the token before": AttendedLens,
+    "attention alone": lambda mllm: AttentionMaps(mllm, mode="raw", text_residual=0.0),
+    "ARC with text_floor=0.2": lambda mllm: ARC(AttendedLens(mllm), text_floor=0.2),
+    "TAM: how strongly a state says the word": lambda mllm: TAM(LogitLens(mllm)),
+}
+CONTROLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "1 over the distance": recency_weights,
+    "equal": uniform_weights,
+    "random": lambda valid: random_weights(valid, torch.Generator().manual_seed(0)),
+}
+
+
+def weigh(case: Case) -> dict[str, Tensor]:
+    r"""The weights of each method and control, (T, P + T).
+
+    Args:
+        case (Case): a model and a captioned image.
+    """
+    images = (case.image,)
+    found = {
+        name: text_attribution(make(case.mllm), images, case.query)
+        for name, make in METHODS.items()
+    }
+    rows, columns = next(iter(found.values())).shape
+    is_earlier = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows - 1)
+    return found | {name: make(is_earlier) for name, make in CONTROLS.items()}
+
+
+def measure(model: str, scenes: int, split: str, spelling: str) -> list[list[str]]:
+    r"""Rows of the data of one model.
+
+    Args:
+        model (str): its name.
+        scenes (int): how many captions are explained.
+        split (str): of which scenes.
+        spelling (str): of their captions.
+    """
+    mllm = MLLM.from_pretrained(model)
+    examples = sample_examples(range(scenes), split, spelling=spelling)  # type: ignore[arg-type]
+    images = []
+    for example in examples:
+        case = Case(mllm, example)
+        with case.sharing():
+            truth = TextTruth(case)
+            images.append({name: truth.scores(each) for name, each in weigh(case).items()})
+    rows = []
+    for column in TEXT:
+        for name, found in estimate(images, column).items():
+            role = "method" if name in METHODS else "control"
+            numbers = [f"{each:.3f}" for each in found[:3]]
+            rows.append([model, str(scenes), name, role, column.title, *numbers])
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--scenes", type=int, default=20)
+    parser.add_argument("--split", default="test", choices=["development", "test"])
+    parser.add_argument("--spelling", default="words", choices=["words", "natural"])
+    options = parser.parse_args()
+    known: list[list[str]] = []
+    rows = measure(options.model, options.scenes, options.split, options.spelling)
+    if DATA.exists():
+        with DATA.open(encoding="utf-8", newline="") as file:
+            known = [row for row in list(csv.reader(file))[1:] if row[0] != options.model]
+    with DATA.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([HEAD, *known, *rows])
+
+
+if __name__ == "__main__":
+    main()
