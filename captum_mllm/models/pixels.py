@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 _RESAMPLE = {
-    Image.Resampling.NEAREST: "nearest-exact",
     Image.Resampling.BILINEAR: "bilinear",
     Image.Resampling.BICUBIC: "bicubic",
 }
@@ -68,7 +67,7 @@ def resize(images: Tensor, size: tuple[int, int], resample: int | None) -> Tenso
     PIL rounds to 8 bits after each of its two passes, which makes a difference of up to 2/255.
 
     Raises:
-        ValueError: for a filter that torch does not have.
+        ValueError: for a filter that torch does not have, or rounds otherwise, as NEAREST.
     """
     if tuple(images.shape[-2:]) == tuple(size):
         return images
@@ -91,9 +90,7 @@ def resize(images: Tensor, size: tuple[int, int], resample: int | None) -> Tenso
 
 def _interpolate(images: Tensor, size: Sequence[int], resample: Image.Resampling) -> Tensor:
     if resample != Image.Resampling.LANCZOS:
-        antialias = resample != Image.Resampling.NEAREST
-        mode = _RESAMPLE[resample]
-        return F.interpolate(images, size=tuple(size), mode=mode, antialias=antialias)
+        return F.interpolate(images, size=tuple(size), mode=_RESAMPLE[resample], antialias=True)
     height, width = images.shape[-2:]
     if size[0] != height:
         images = _lanczos(height, size[0]).to(images) @ images

@@ -54,6 +54,15 @@ class Tiles(Geometry):
                 "height and the width of a tile, as in size={'height': 448, 'width': 448}"
             )
         self.check_side(self._tile)
+        ratio = getattr(self.config, "downsample_ratio", None)
+        if ratio is not None:
+            # InternVL's tower takes any whole number of tokens.
+            cell = round(self.vision.patch_size[0] / ratio)
+            if self._tile % cell:
+                raise ValueError(
+                    f"the {self.kind} processor has size={self.size}, expected a tile of whole "
+                    f"image tokens, {cell} x {cell} pixels each"
+                )
 
     def windows(self, size: Size, native: Size) -> list[Box]:
         # Where a larger image is one tile as well, it is seen through windows.

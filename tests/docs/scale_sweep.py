@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from captum_mllm import MLLM
+from captum_mllm.evaluation.examples import sample_examples
 from captum_mllm.evaluation.method import Case, Method, attribution
 from captum_mllm.evaluation.published import ATTENDED_LENS, LENS
-from captum_mllm.evaluation.examples import sample_examples
 from captum_mllm.evaluation.scores import localization_scores
 from captum_mllm.evaluation.summary import LOCALIZATION, estimate
 

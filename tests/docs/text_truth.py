@@ -14,8 +14,8 @@ from torch import Tensor
 from captum_mllm import ARC, MLLM, TAM, AttendedLens, LogitLens
 from captum_mllm.attr import AttentionMaps
 from captum_mllm.attr.text_attribution import text_attribution
-from captum_mllm.evaluation.method import Case
 from captum_mllm.evaluation.examples import sample_examples
+from captum_mllm.evaluation.method import Case
 from captum_mllm.evaluation.summary import TEXT, estimate
 from captum_mllm.evaluation.text_truth import TextTruth
 from captum_mllm.metrics import random_weights, recency_weights, uniform_weights

@@ -81,6 +81,7 @@ FROZEN = [
     ("qwen2_vl", "min_pixels", 10**9),
     ("minicpmv4_6", "patch_size", 7),
     ("aya_vision", "size", {"height": 28, "width": 28}),
+    ("internvl", "size", {"height": 14, "width": 14}),
     ("ovis2", "size", {"height": 14, "width": 14}),
 ]
 
