@@ -88,7 +88,7 @@ def test_leading_questions_ask_for_what_is_there_and_for_what_is_gone() -> None:
                 question.prompt.rstrip("?").split()[2:] == question.answer.rstrip(".").split()[3:]
             )
     with pytest.raises(ValueError, match="spelling='loud'"):
-        tempted_captions(range(1), spelling="loud")  # type: ignore[arg-type]
+        tempted_captions(range(1), spelling="loud")
 
 
 def test_the_contextual_lens_equals_its_slow_twin() -> None:
