@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Fit how signals of words combine to the risk that the image does not show them, and\n"
         "measure it on images that were not used: against the word's probability, the internal\n"
-        "confidence and the attention to the image, also among confident words alone."
+        "confidence, the attention to the image and the contextual lens, also among confident\n"
+        "words alone."
     )
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -41,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_arguments(parser)
     add("--scenes", type=int, default=100, metavar="N", help="without FILE (default: %(default)s)")
+    add(
+        "--spelling",
+        default="words",
+        choices=("words", "natural"),
+        help="of the scenes' captions; natural also asks leading questions, for demo/smolvlm "
+        "(default: %(default)s)",
+    )
     add("--output", default="calibration.json", metavar="FILE", help="default: %(default)s")
 
 
@@ -60,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     from captum_mllm.commands.setup import choose_device, load_model
     from captum_mllm.evaluation.diagnosis_trial import diagnosis_report
     from captum_mllm.evaluation.labelled_words import of_file, of_scenes, read_words
-    from captum_mllm.evaluation.temptation import tempted_captions
+    from captum_mllm.evaluation.temptation import leading_questions, tempted_captions
     from captum_mllm.explain import Calibration
     from captum_mllm.models.loading import model_name
 
@@ -77,11 +85,13 @@ def run(options: argparse.Namespace) -> int:
         ]
         data = Path(options.labels).name
     else:
-        count = options.scenes
-        parts = [
-            list(of_scenes(tempted_captions(range(count), split)))
-            for split in ("development", "test")
-        ]
+        count, spelling = options.scenes, options.spelling
+        parts = []
+        for split in ("development", "test"):
+            tempting = tempted_captions(range(count), split, spelling=spelling)
+            if spelling == "natural":
+                tempting += leading_questions(tempting)
+            parts.append(list(of_scenes(tempting)))
         data = f"{count} scenes"
     fitted_on, tested_on = (read_words(mllm, part) for part in parts)
     name = model_name(mllm.model.config)

@@ -16,7 +16,7 @@ from captum_mllm.attr.features import Features
 from captum_mllm.attr.segments import image_segments
 from captum_mllm.attr.token_maps import token_maps
 from captum_mllm.datasets import BACKGROUND, COLORS, SHAPES
-from captum_mllm.evaluation.examples import SceneExample, sample_examples
+from captum_mllm.evaluation.examples import SceneExample, add_spelling, sample_examples
 from captum_mllm.evaluation.method import Case
 from captum_mllm.metrics import pointing_game, relevance_mass
 from captum_mllm.metrics.bootstrap import bootstrap_difference
@@ -142,10 +142,13 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--split", default="development", choices=["development", "test"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    add_spelling(parser)
     given = parser.parse_args()
     mllm = MLLM.from_pretrained(given.model, dtype="float32")
     # Two objects that have their shape or their colour in common, and not both.
-    scenes = sample_examples(range(given.scenes), given.split, objects=2, similarity=1.0)
+    scenes = sample_examples(
+        range(given.scenes), given.split, spelling=given.spelling, objects=2, similarity=1.0
+    )
     for line in table(compare(mllm, scenes, given.methods)):
         print(json.dumps(line), flush=True)
 

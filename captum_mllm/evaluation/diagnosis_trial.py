@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -44,6 +45,8 @@ class Score(NamedTuple):
 
 class Report(NamedTuple):
     r"""
+    Scores of the diagnosis and of its rivals.
+
     Args:
         easy (list[Score]): on all words.
         easy_counts (tuple[int, int]): how many words are shown, and how many are not.
@@ -51,6 +54,8 @@ class Report(NamedTuple):
             are shown are weighted to have the probabilities of those that are not.
         matched_counts (tuple[int, int]): as before.
         calibration_error (float): of the risks, on all words.
+        lead (Score): by how much the diagnosis is above the best rival on the confident words, with
+            the interval of the difference on the same words.
     """
 
     easy: list[Score]
@@ -58,6 +63,7 @@ class Report(NamedTuple):
     matched: list[Score]
     matched_counts: tuple[int, int]
     calibration_error: float
+    lead: Score
 
     def __str__(self) -> str:
         lines = []
@@ -67,6 +73,8 @@ class Report(NamedTuple):
         ):
             lines.append(f"{title}: {shown} shown, {absent} not shown")
             lines += [f"  {s.name:<20} {s.auroc:.3f} [{s.low:.3f}, {s.high:.3f}]" for s in scores]
+        name, lead, low, high = self.lead
+        lines.append(f"diagnosis above {name} by {lead:.3f} [{low:.3f}, {high:.3f}]")
         lines.append(f"calibration error {self.calibration_error:.3f}")
         return "\n".join(lines)
 
@@ -87,23 +95,30 @@ def diagnosis_report(
     scores = {"diagnosis": risks}
     for name, signal in RIVALS.items():
         scores[name] = -words.signals[:, SIGNALS.index(signal)].double()
+    if words.contextual is not None:
+        scores["contextual lens"] = -words.contextual.double()
     weights = torch.ones(len(risks), dtype=torch.float64)
     chosen, matching = match_probabilities(words.probability, words.absent)
     members = _members(words.groups)
     draws = _draws(int(members.max()) + 1, resamples, seed)
 
-    def rate(mask: Tensor, weights: Tensor) -> list[Score]:
-        return [
-            _score(name, each, words.absent, weights * mask, members, draws)
+    def rate(weights: Tensor) -> dict[str, Tensor]:
+        """The area of each score, then those of the resamples."""
+        rows = torch.cat([torch.ones_like(draws[:1]), draws])[:, members] * weights
+        return {
+            name: torch.tensor([auroc(each, words.absent, row) for row in rows])
             for name, each in scores.items()
-        ]
+        }
 
+    easy, matched = rate(weights), rate(matching)
+    best = max((name for name in scores if name != "diagnosis"), key=lambda n: float(matched[n][0]))
     return Report(
-        easy=rate(torch.ones_like(words.absent), weights),
+        easy=[_score(name, values) for name, values in easy.items()],
         easy_counts=_counts(words.absent),
-        matched=rate(chosen, matching),
+        matched=[_score(name, values) for name, values in matched.items()],
         matched_counts=_counts(words.absent[chosen]),
         calibration_error=calibration_error(risks, words.absent),
+        lead=_score(best, matched["diagnosis"] - matched[best]),
     )
 
 
@@ -155,21 +170,13 @@ def auroc(scores: Tensor, absent: Tensor, weights: Tensor) -> float:
     return float((positive * below).sum() / (positive.sum() * negative.sum()))
 
 
-def _score(
-    name: str,
-    scores: Tensor,
-    absent: Tensor,
-    weights: Tensor,
-    members: Tensor,
-    draws: Tensor,
-) -> Score:
-    """The score with an interval from resampled groups."""
-    estimates = torch.tensor([auroc(scores, absent, weights * draw[members]) for draw in draws])
-    estimates = estimates[estimates.isfinite()]
-    low, high = (
-        estimates.quantile(torch.tensor([0.025, 0.975])).tolist() if len(estimates) else (0.0, 1.0)
-    )
-    return Score(name, auroc(scores, absent, weights), low, high)
+def _score(name: str, values: Tensor) -> Score:
+    """The first value with the interval of the others, from resampled groups."""
+    estimates = values[1:][values[1:].isfinite()]
+    if not len(estimates):
+        return Score(name, float(values[0]), math.nan, math.nan)
+    low, high = estimates.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return Score(name, float(values[0]), low, high)
 
 
 def _members(groups: Sequence[str]) -> Tensor:

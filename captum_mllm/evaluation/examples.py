@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,16 @@ Spelling = Literal["words", "natural"]
 
 # Streams of random numbers that neither training nor its evaluation draws from.
 _STREAMS: dict[Split, int] = {"development": 4, "test": 5}
+
+
+def add_spelling(parser: argparse.ArgumentParser) -> None:
+    r"""Add the option for the spelling of captions, see :func:`sample_examples`."""
+    parser.add_argument(
+        "--spelling",
+        default="words",
+        choices=get_args(Spelling),
+        help="natural for demo/smolvlm (default: %(default)s)",
+    )
 
 
 class Example(ABC):

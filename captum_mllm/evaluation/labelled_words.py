@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from captum_mllm.datasets.rows import json_rows
 from captum_mllm.evaluation.temptation import TemptedCaption
 from captum_mllm.explain.signals import SIGNALS, token_signals
-from captum_mllm.models import MLLM, ImageTextInput
+from captum_mllm.models import MLLM, ImageTextInput, Query
+from captum_mllm.models.towers import decoder_layers
 from captum_mllm.models.words import token_texts
 
 
@@ -51,11 +53,13 @@ class LabelledWords:
         signals (Tensor): of shape (N, len(SIGNALS)).
         absent (Tensor): whether the image does not show what the word names, bool, (N,).
         groups (Sequence[str]): of each word.
+        contextual (Tensor, optional): what :func:`contextual_lens` gives, (N,). Default: None
     """
 
     signals: Tensor
     absent: Tensor
     groups: Sequence[str]
+    contextual: Tensor | None = None
 
     @property
     def probability(self) -> Tensor:
@@ -64,14 +68,10 @@ class LabelledWords:
 
 
 def of_scenes(captions: Iterable[TemptedCaption]) -> Iterator[LabelledAnswer]:
-    r"""Captions that tempt a model, see
+    r"""Captions and questions that tempt a model, see
     :func:`~captum_mllm.evaluation.temptation.tempted_captions`, as labelled answers."""
     for each in captions:
-        ends = list(accumulate(len(word) + 1 for word in each.caption.words))
-        spans = [
-            (ends[place] - 1 - len(each.caption.words[place]), ends[place] - 1, shown)
-            for place, shown in each.labels.items()
-        ]
+        spans = [(*each.caption.spans[place], shown) for place, shown in each.labels.items()]
         yield LabelledAnswer(str(each.number), each.image, each.prompt, each.answer, spans)
 
 
@@ -118,6 +118,7 @@ def read_words(mllm: MLLM, answers: Iterable[LabelledAnswer]) -> LabelledWords:
         ValueError: if no answer has a labelled word.
     """
     rows: list[Tensor] = []
+    contextual: list[Tensor] = []
     absent: list[bool] = []
     groups: list[str] = []
     for answer in answers:
@@ -126,14 +127,44 @@ def read_words(mllm: MLLM, answers: Iterable[LabelledAnswer]) -> LabelledWords:
                 ImageTextInput(answer.image, answer.prompt), target=answer.answer
             )
             signals = token_signals(mllm, (image,), query)
+            cosines = contextual_lens(mllm, (image,), query)
         for start, end, shown in answer.spans:
             tokens = _tokens_of(mllm.tokenizer, query.answer_ids, start, end)
-            rows.append(signals[min(tokens, key=lambda token: float(signals[token, 0]))])
+            token = min(tokens, key=lambda token: float(signals[token, 0]))
+            rows.append(signals[token])
+            contextual.append(cosines[token])
             absent.append(not shown)
             groups.append(answer.group)
     if not rows:
         raise ValueError("no answer has a labelled word")
-    return LabelledWords(torch.stack(rows), torch.tensor(absent), groups)
+    return LabelledWords(torch.stack(rows), torch.tensor(absent), groups, torch.stack(contextual))
+
+
+@torch.no_grad()
+def contextual_lens(mllm: MLLM, images: tuple[Tensor, ...], query: Query) -> Tensor:
+    r"""
+    The largest cosine of an image token's state with that of each token of the answer, after the
+    middle layer of the language model ("contextual lens", Phukan et al., arXiv 2411.19187).
+
+    The last token of an answer has no state, as nothing follows it; it takes that which predicts
+    it. States are read through the final norm.
+
+    Args:
+        mllm (MLLM): the model.
+        images (tuple[Tensor, ...]): the images that the query leaves open, (1, 3, H, W) each.
+        query (Query): the question and the answer.
+
+    Returns:
+        Tensor: of shape (T,), on the CPU, in [-1, 1].
+    """
+    middle = len(decoder_layers(mllm.model)) // 2 - 1
+    states = mllm.states(*images, query, layer=middle)
+    predicting = states.predicting[0, states.n_prompt :]
+    # The row that predicts a token is the state of the one before.
+    words = torch.cat([predicting[1:], predicting[-1:]]).float()
+    tokens = torch.cat([image[0] for image in states.image]).float()
+    cosines = F.normalize(tokens, dim=1) @ F.normalize(words, dim=1).T
+    return cosines.amax(0).cpu()
 
 
 def _tokens_of(tokenizer: Any, ids: Sequence[int], start: int, end: int) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_mllm.evaluation.examples import add_spelling, sample_examples
+from captum_mllm.explain.ablation import exact_reasons
+from captum_mllm.explain.estimate import estimate_reasons
 from captum_mllm.explain.reasons import PRIOR, Reasons
+from captum_mllm.models import MLLM, ImageTextInput
 
 
 class Agreement(NamedTuple):
@@ -86,3 +92,26 @@ def _correlation(first: Tensor, second: Tensor) -> float:
     if first.std() == 0 or second.std() == 0:
         return 0.0
     return float(np.corrcoef(first.numpy(), second.numpy())[0, 1])
+
+
+def main() -> None:
+    r"""``python -m captum_mllm.evaluation.reasons_trial demo/qwen2-vl --scenes 300``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--scenes", type=int, default=300)
+    add_spelling(parser)
+    given = parser.parse_args()
+    mllm = MLLM.from_pretrained(given.model, dtype="float32")
+    exact, estimates = [], []
+    # With a prior, so that words tell something of each other.
+    for example in sample_examples(range(given.scenes), spelling=given.spelling, prior=0.5):
+        inp = ImageTextInput(example.image, example.prompt)
+        image, query = mllm.prepare(inp, target=example.answer)
+        exact.append(exact_reasons(mllm, (image,), query))
+        estimates.append(estimate_reasons(mllm, (image,), query))
+    for agreement in compare_reasons(exact, estimates):
+        print(json.dumps(agreement._asdict()))
+
+
+if __name__ == "__main__":
+    main()

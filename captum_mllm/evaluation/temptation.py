@@ -1,4 +1,5 @@
-"""``tempted_words``: words of captions that tempt a model to name what the image does not show."""
+"""``tempted_captions`` and ``leading_questions``: answers that tempt a model to name what the image
+does not show."""
 
 from __future__ import annotations
 
@@ -20,8 +21,10 @@ from captum_mllm.datasets import (
     render,
     sample_scene,
 )
+from captum_mllm.datasets.phrasing import Phrasing, article, natural
+from captum_mllm.datasets.sampling import TYPICAL_PARTNER
 from captum_mllm.demo import DEMO_PROMPTS
-from captum_mllm.evaluation.examples import Split
+from captum_mllm.evaluation.examples import Spelling, Split
 
 Change = Literal["none", "removed", "exchanged"]
 
@@ -33,37 +36,30 @@ _STREAMS: dict[Split, int] = {"development": 6, "test": 7}
 @dataclass(frozen=True, eq=False)
 class TemptedCaption:
     r"""
-    An image and a caption of the scene before one of its objects was changed.
-
-    The caption names the object twice: after words that predict it, as scenes have a full language
-    prior, and once more after the caption has already named it, which is a wrong first sentence
-    where the object is gone.
+    An image, a question, and an answer that may name what the image does not show.
 
     Args:
         number (int): which scene.
         change (str): ``"none"``; ``"removed"``; or ``"exchanged"`` for another object, so that
             something is where the caption has the usual companion.
         scene (Scene): what the image shows.
-        caption (Caption): of the scene before the change.
+        caption (Caption or Phrasing): the words of the answer.
         labels (dict[int, bool]): for the places of words whose truth is known, shapes and colours
             of objects, whether the image shows what they name.
+        prompt (str): the question. Default: that for a dense caption
     """
 
     number: int
     change: Change
     scene: Scene
-    caption: Caption
+    caption: Caption | Phrasing
     labels: dict[int, bool]
+    prompt: str = DEMO_PROMPTS[_STYLE]
 
     @property
     def image(self) -> Image.Image:
         """The image, 8 bits a channel."""
         return Image.fromarray(render(self.scene).image)
-
-    @property
-    def prompt(self) -> str:
-        """The question."""
-        return DEMO_PROMPTS[_STYLE]
 
     @property
     def answer(self) -> str:
@@ -72,22 +68,31 @@ class TemptedCaption:
 
 
 def tempted_captions(
-    numbers: Iterable[int], split: Split = "development", seed: int = 0
+    numbers: Iterable[int],
+    split: Split = "development",
+    seed: int = 0,
+    spelling: Spelling = "words",
 ) -> list[TemptedCaption]:
     r"""
     Captions of scenes before and after their second object is removed or exchanged.
+
+    The caption names the object twice: after words that predict it, as scenes have a full language
+    prior, and once more after the caption has already named it, which is a wrong first sentence
+    where the object is gone.
 
     Args:
         numbers (Iterable[int]): which scenes, from 0 upwards.
         split (str): ``"development"`` to fit a calibration, ``"test"`` to report. Default:
             "development"
         seed (int): which scenes. Default: 0
+        spelling (str): of the captions, see
+            :func:`~captum_mllm.evaluation.examples.sample_examples`. Default: "words"
 
     Returns:
         list[TemptedCaption]: three for each scene whose second object has a shape of its own.
 
     Raises:
-        ValueError: for another split.
+        ValueError: for another split or spelling.
 
     Examples::
 
@@ -97,6 +102,8 @@ def tempted_captions(
     """
     if split not in get_args(Split):
         raise ValueError(f"split={split!r}, expected one of {', '.join(get_args(Split))}")
+    if spelling not in get_args(Spelling):
+        raise ValueError(f"spelling={spelling!r}, expected one of {', '.join(get_args(Spelling))}")
     found = []
     for number in numbers:
         generator = np.random.default_rng([_STREAMS[split], seed, number])
@@ -115,7 +122,46 @@ def tempted_captions(
         }
         for change, shown in scenes.items():
             labels = _labels(spoken, scene, shown)
-            found.append(TemptedCaption(number, change, shown, spoken, labels))
+            written = natural(spoken) if spelling == "natural" else spoken
+            found.append(TemptedCaption(number, change, shown, written, labels))
+    return found
+
+
+def leading_questions(captions: Iterable[TemptedCaption]) -> list[TemptedCaption]:
+    r"""
+    Questions for a shape by its name, answered by "Yes, there is a star.", in ordinary spelling.
+
+    Once the answer says yes, the question tells the shape. Each image is asked for two shapes that
+    it shows, as far as it has two, and for two that it does not: the one that was taken away, and
+    then usual companions of those that are there.
+
+    Args:
+        captions (Iterable[TemptedCaption]): those whose images are asked about.
+
+    Returns:
+        list[TemptedCaption]: the questions of one image after those of another.
+
+    Examples::
+
+        >>> found = leading_questions(tempted_captions([0])[1:2])
+        >>> [(each.prompt, each.labels[5]) for each in found][-1]
+        ('Is there a circle?', False)
+    """
+    found = []
+    for each in captions:
+        there = list(dict.fromkeys(thing.shape for thing in each.scene.objects))
+        named = [word for word in each.caption.words if word in SHAPES]
+        companions = [TYPICAL_PARTNER[shape] for shape in there]
+        others = dict.fromkeys(s for s in (*named, *companions, *SHAPES) if s not in there)
+        for shape in (*there[:2], *list(others)[:2]):
+            things = tuple(
+                index for index, thing in enumerate(each.scene.objects) if thing.shape == shape
+            )
+            words = ("Yes", ",", "there", "is", article(shape), shape, ".")
+            answer = Phrasing(words, ((), (), (), (), things, things, ()))
+            question = f"Is there {article(shape)} {shape}?"
+            labels = {words.index(shape): shape in there}
+            found.append(replace(each, caption=answer, labels=labels, prompt=question))
     return found
 
 

@@ -9,19 +9,22 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_mllm import MLLM
-from captum_mllm.datasets import BACKGROUND
+from captum_mllm import MLLM, ImageTextInput
+from captum_mllm.datasets import BACKGROUND, COLORS, SHAPES
 from captum_mllm.evaluation.diagnosis_trial import auroc, diagnosis_report, match_probabilities
+from captum_mllm.evaluation.examples import Spelling
 from captum_mllm.evaluation.labelled_words import (
     LabelledWords,
+    contextual_lens,
     of_file,
     of_scenes,
     read_words,
 )
 from captum_mllm.evaluation.reasons_trial import compare_reasons
-from captum_mllm.evaluation.temptation import tempted_captions
+from captum_mllm.evaluation.temptation import leading_questions, tempted_captions
 from captum_mllm.explain import Calibration, Reasons
 from captum_mllm.explain.signals import SIGNALS
+from tests.models.test_mllm import random_image
 from tests.models.tiny_models import shared
 
 
@@ -58,11 +61,55 @@ def test_captions_tempt_with_an_object_that_is_removed_or_exchanged() -> None:
         tempted_captions(range(1), "train")
 
 
-def test_labels_lie_on_their_words() -> None:
-    captions = tempted_captions(range(3))
+@pytest.mark.parametrize("spelling", ["words", "natural"])
+def test_labels_lie_on_their_words(spelling: Spelling) -> None:
+    captions = tempted_captions(range(3), spelling=spelling)
+    captions += leading_questions(captions)
     for answer, each in zip(of_scenes(captions), captions):
         words = [answer.answer[start:end] for start, end, _ in answer.spans]
         assert words == [each.caption.words[place] for place in each.labels]
+        assert set(words) <= {*SHAPES, *COLORS}
+
+
+def test_leading_questions_ask_for_what_is_there_and_for_what_is_gone() -> None:
+    captions = tempted_captions(range(4), spelling="natural")
+    for each in captions:
+        questions = leading_questions([each])
+        shown = {thing.shape for thing in each.scene.objects}
+        asked = [question.caption.words[5] for question in questions]
+        assert len(set(asked)) == len(asked)
+        labels = [label for question in questions for label in question.labels.values()]
+        assert labels == [shape in shown for shape in asked]
+        assert labels.count(False) == 2 and labels.count(True) == min(len(shown), 2)
+        gone = [word for word in each.caption.words if word in SHAPES and word not in shown]
+        assert set(gone) <= set(asked[labels.index(False) :])
+        for question in questions:
+            assert (
+                question.prompt.rstrip("?").split()[2:] == question.answer.rstrip(".").split()[3:]
+            )
+    with pytest.raises(ValueError, match="spelling='loud'"):
+        tempted_captions(range(1), spelling="loud")
+
+
+def test_the_contextual_lens_equals_its_slow_twin() -> None:
+    mllm = MLLM(*shared("llava"))
+    image, query = mllm.prepare(ImageTextInput(random_image(), "what ?"), target="a cat and a dog")
+    encoding = mllm.encode((image,), query)
+    with torch.no_grad():
+        output = mllm.model(**encoding.inputs, output_hidden_states=True)
+    middle = len(output.hidden_states) // 2
+    hidden = mllm.model.get_decoder().norm(output.hidden_states[middle])[0].detach().double()
+    expected = []
+    rows = encoding.answer_rows.tolist()
+    for row in [*rows[1:], rows[-1]]:
+        cosines = [
+            float(hidden[place] @ hidden[row] / hidden[place].norm() / hidden[row].norm())
+            for place in encoding.image_positions[0].tolist()
+        ]
+        expected.append(max(cosines))
+    assert len(expected) == len(query.answer_ids)
+    found = contextual_lens(mllm, (image,), query)
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_words_of_a_file_are_read_with_their_signals(tmp_path: Path) -> None:
@@ -74,6 +121,7 @@ def test_words_of_a_file_are_read_with_their_signals(tmp_path: Path) -> None:
     assert answer.spans == [(2, 5, True), (12, 15, False)]
     words = read_words(MLLM(*shared("llava")), [answer])
     assert words.signals.shape == (2, len(SIGNALS)) and words.absent.tolist() == [False, True]
+    assert words.contextual is not None and words.contextual.shape == (2,)
     assert list(words.groups) == ["a.png"] * 2
     path.write_text(json.dumps({**line, "absent": ["do"]}))
     with pytest.raises(ValueError, match="has no word 'do'"):
@@ -128,7 +176,14 @@ def test_a_report_finds_the_signal_that_tells() -> None:
     assert abs(scores["internal confidence"].auroc - 0.5) < 0.15
     assert report.calibration_error < 0.1
     assert report.easy_counts == (int((~absent).sum()), int(absent.sum()))
-    assert "diagnosis" in str(report)
+    assert report.lead.name == "image gain"
+    assert report.lead.auroc == pytest.approx(
+        scores["diagnosis"].auroc - scores["image gain"].auroc
+    )
+    # The difference on the same words is surer than either.
+    width = scores["diagnosis"].high - scores["diagnosis"].low
+    assert 0 < report.lead.high - report.lead.low < width
+    assert "diagnosis above image gain" in str(report)
 
 
 def test_shares_are_compared_token_by_token() -> None:
