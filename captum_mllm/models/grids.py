@@ -138,10 +138,9 @@ class NativeGrid(Geometry):
     @property
     def _pixel_range(self) -> tuple[int, int]:
         """The least and the largest number of pixels at scale 1."""
-        size = {"min_pixels": self.size.get("shortest_edge")}
-        size["max_pixels"] = self.size.get("longest_edge")
-        limits = {**size, **self._named_limits}
-        return limits["min_pixels"], limits["max_pixels"]
+        named, size = self._named_limits, self.size
+        lowest = named.get("min_pixels") or size["shortest_edge"]
+        return lowest, named.get("max_pixels") or size["longest_edge"]
 
     @property
     def _named_limits(self) -> dict[str, int]:
