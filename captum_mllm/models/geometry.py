@@ -18,7 +18,7 @@ _SIZE_NAMES = ("height", "width", "shortest_edge", "longest_edge", "max_height",
 
 
 # Towers that add an embedding for each of as many places as they were made for.
-_FIXED_TOWERS = ("clip_vision_model", "siglip_vision_model", "ovis2_vision")
+_FIXED_TOWERS = ("clip_vision_model", "siglip_vision_model", "ovis2_vision", "got_ocr2_vision")
 
 
 class Geometry(ABC):

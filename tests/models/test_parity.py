@@ -82,6 +82,7 @@ FROZEN = [
     ("minicpmv4_6", "patch_size", 7),
     ("aya_vision", "size", {"height": 28, "width": 28}),
     ("internvl", "size", {"height": 14, "width": 14}),
+    ("got_ocr2", "size", {"height": 64, "width": 64}),
     ("ovis2", "size", {"height": 14, "width": 14}),
 ]
 
