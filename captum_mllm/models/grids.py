@@ -61,9 +61,10 @@ class NativeGrid(Geometry):
                 )
         lowest, highest = self._pixel_range
         if highest < max(lowest, self.cell**2):
+            given = {"size": self.size, **self._named_limits}
             raise ValueError(
-                f"the {self.kind} processor has {self._named_limits or self.size}, so that an "
-                f"image has {lowest} pixels at least and {highest} at most; expected a larger "
+                f"the {self.kind} processor has {given}: an image has"
+                f" {lowest} pixels at least and {highest} at most; expected a larger "
                 f"limit, of one image token of {self.cell} x {self.cell} or more"
             )
 
