@@ -14,6 +14,7 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
+from captum_mllm._options import check_choice
 from captum_mllm.attr import ContextSuppression, TokenAttribution, TokenMaps
 from captum_mllm.attr.arguments import Target
 from captum_mllm.attr.token_maps import token_attribution, token_maps
@@ -134,8 +135,7 @@ class LensProbability(TokenAttribution):
     reads_states_only = True
 
     def __init__(self, mllm: MLLM, reading: Reading = "probability") -> None:
-        if reading not in get_args(Reading):
-            raise ValueError(f"reading={reading!r}, expected one of {', '.join(get_args(Reading))}")
+        check_choice("reading", reading, get_args(Reading))
         super().__init__(mllm)
         self.reading = reading
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from captum_mllm.attr.features import Features
 from captum_mllm.attr.segments import image_segments
 from captum_mllm.attr.token_maps import token_maps
 from captum_mllm.datasets import BACKGROUND, COLORS, SHAPES
-from captum_mllm.evaluation.examples import SceneExample, add_spelling, sample_examples
+from captum_mllm.evaluation.examples import SceneExample, sample_examples, trial_parser
 from captum_mllm.evaluation.method import Case
 from captum_mllm.metrics import pointing_game, relevance_mass
 from captum_mllm.metrics.bootstrap import bootstrap_difference
@@ -137,12 +136,8 @@ def table(found: dict[tuple[str, str], Tensor]) -> list[dict[str, Any]]:
 
 def main() -> None:
     r"""``python -m captum_mllm.evaluation.contrast_scores demo/qwen2-vl --scenes 40``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--scenes", type=int, default=40)
-    parser.add_argument("--split", default="development", choices=["development", "test"])
+    parser = trial_parser(__doc__, scenes=40)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    add_spelling(parser)
     given = parser.parse_args()
     mllm = MLLM.from_pretrained(given.model, dtype="float32")
     # Two objects that have their shape or their colour in common, and not both.

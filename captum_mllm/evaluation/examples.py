@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from captum_mllm._options import check_choice
 from captum_mllm.datasets import (
     BACKGROUND,
     CAPTION_STYLES,
@@ -36,14 +37,24 @@ Spelling = Literal["words", "natural"]
 _STREAMS: dict[Split, int] = {"development": 4, "test": 5}
 
 
-def add_spelling(parser: argparse.ArgumentParser) -> None:
-    r"""Add the option for the spelling of captions, see :func:`sample_examples`."""
+def trial_parser(description: str | None, scenes: int) -> argparse.ArgumentParser:
+    r"""A parser of what every trial on scenes is told: the model, and which examples.
+
+    Args:
+        description (str, optional): what the trial measures.
+        scenes (int): how many by default.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("model")
+    parser.add_argument("--scenes", type=int, default=scenes)
+    parser.add_argument("--split", default="development", choices=get_args(Split))
     parser.add_argument(
         "--spelling",
         default="words",
         choices=get_args(Spelling),
         help="natural for demo/smolvlm (default: %(default)s)",
     )
+    return parser
 
 
 class Example(ABC):
@@ -281,12 +292,9 @@ def sample_examples(
         >>> example.masks.shape
         torch.Size([1, 224, 224])
     """
-    if split not in get_args(Split):
-        raise ValueError(f"split={split!r}, expected one of {', '.join(get_args(Split))}")
-    if style not in CAPTION_STYLES:
-        raise ValueError(f"style={style!r}, expected one of {', '.join(CAPTION_STYLES)}")
-    if spelling not in get_args(Spelling):
-        raise ValueError(f"spelling={spelling!r}, expected one of {', '.join(get_args(Spelling))}")
+    check_choice("split", split, get_args(Split))
+    check_choice("style", style, CAPTION_STYLES)
+    check_choice("spelling", spelling, get_args(Spelling))
     found = []
     for number in numbers:
         generator = np.random.default_rng([_STREAMS[split], seed, number])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_mllm.evaluation.examples import add_spelling, sample_examples
+from captum_mllm.evaluation.examples import sample_examples, trial_parser
 from captum_mllm.explain.ablation import exact_reasons
 from captum_mllm.explain.estimate import estimate_reasons
 from captum_mllm.explain.reasons import PRIOR, Reasons
@@ -96,15 +95,13 @@ def _correlation(first: Tensor, second: Tensor) -> float:
 
 def main() -> None:
     r"""``python -m captum_mllm.evaluation.reasons_trial demo/qwen2-vl --scenes 300``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--scenes", type=int, default=300)
-    add_spelling(parser)
-    given = parser.parse_args()
+    given = trial_parser(__doc__, scenes=300).parse_args()
     mllm = MLLM.from_pretrained(given.model, dtype="float32")
     exact, estimates = [], []
     # With a prior, so that words tell something of each other.
-    for example in sample_examples(range(given.scenes), spelling=given.spelling, prior=0.5):
+    for example in sample_examples(
+        range(given.scenes), given.split, spelling=given.spelling, prior=0.5
+    ):
         inp = ImageTextInput(example.image, example.prompt)
         image, query = mllm.prepare(inp, target=example.answer)
         exact.append(exact_reasons(mllm, (image,), query))

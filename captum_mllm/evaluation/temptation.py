@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
+from captum_mllm._options import check_choice
 from captum_mllm.datasets import (
     BACKGROUND,
     COLORS,
@@ -100,10 +101,8 @@ def tempted_captions(
         >>> [each.change for each in found[:3]]
         ['none', 'removed', 'exchanged']
     """
-    if split not in get_args(Split):
-        raise ValueError(f"split={split!r}, expected one of {', '.join(get_args(Split))}")
-    if spelling not in get_args(Spelling):
-        raise ValueError(f"spelling={spelling!r}, expected one of {', '.join(get_args(Spelling))}")
+    check_choice("split", split, get_args(Split))
+    check_choice("spelling", spelling, get_args(Spelling))
     found = []
     for number in numbers:
         generator = np.random.default_rng([_STREAMS[split], seed, number])

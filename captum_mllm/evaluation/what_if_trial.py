@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from captum_mllm import ARC, MSEA, AttendedLens, MLLMAttribution
 from captum_mllm.datasets import BACKGROUND, COLORS, SHAPES
-from captum_mllm.evaluation.examples import SceneExample, add_spelling, sample_examples
+from captum_mllm.evaluation.examples import SceneExample, sample_examples, trial_parser
 from captum_mllm.explain.intervention import what_if
 from captum_mllm.metrics.bootstrap import Interval, paired_bootstrap
 from captum_mllm.models import MLLM, ImageTextInput
@@ -104,12 +103,8 @@ def changed_rates(removals: Iterable[Removal]) -> tuple[Interval, Interval]:
 
 def main() -> None:
     r"""``python -m captum_mllm.evaluation.what_if_trial demo/qwen2-vl --scenes 40``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--scenes", type=int, default=40)
-    parser.add_argument("--split", default="development", choices=["development", "test"])
+    parser = trial_parser(__doc__, scenes=40)
     parser.add_argument("--prior", type=float, default=0.5)
-    add_spelling(parser)
     given = parser.parse_args()
     mllm = MLLM.from_pretrained(given.model, dtype="float32")
     scenes = sample_examples(
