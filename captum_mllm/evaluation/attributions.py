@@ -51,10 +51,17 @@ class SharedMaps(TokenAttribution):
         image = self._images.setdefault(size, image)
         if size not in self._maps:
             self._maps[size] = token_maps(self.method, (image,), query.including_prompt())
+            self._share(image, query)
         found = self._maps[size]
         if query.with_prompt:
             return found
         return found._replace(maps=(found.maps[0][-len(query.answer_ids) :],))
+
+    def _share(self, image: Tensor, query: Query) -> None:
+        """Let MSEA, which enlarges the image anew for each method, find the pass and its layouts."""
+        states = self.forward_func.recall(image, query)
+        if states is not None:
+            self.forward_func.keep(states, image, query, by_value=True)
 
     def prefetch(self, prompts: Sequence[Prompt], **kwargs: Any) -> None:
         prompts = [(images, query.including_prompt()) for images, query in prompts]

@@ -11,7 +11,9 @@ from unittest import mock
 
 import pytest
 import torch
+from transformers.utils import is_torchvision_available
 
+from captum_mllm.attr.resizing import resize_inputs
 from captum_mllm.models.backbone import Backbone
 from tests.cost import measure
 from tests.cost.methods import (
@@ -65,6 +67,16 @@ def larger() -> Subject:
 @cache
 def peak(name: str) -> int:
     return allocated_peak(METHODS[name].prepare(larger()))
+
+
+def counted_pixels(scale: float) -> int:
+    """Bytes of the pixels that a pass reads. A bare pass has them beforehand; the allocator counts
+    them where torchvision makes them, and not where NumPy does."""
+    if not is_torchvision_available():
+        return 0
+    subject = larger()
+    (image,) = resize_inputs((subject.image,), scale, "bilinear")
+    return subject.mllm.encode((image,), subject.query).inputs["pixel_values"].nbytes
 
 
 @pytest.mark.parametrize(
@@ -125,7 +137,8 @@ def test_the_processor_runs_at_most_twice_a_scale(name: str, scales: int) -> Non
     ],
 )
 def test_an_explanation_holds_hardly_more_than_its_bare_passes(name: str, limit: float) -> None:
-    assert 0 < peak(name) <= limit * peak(METHODS[name].bare)
+    bare = METHODS[name].bare
+    assert 0 < peak(name) <= limit * peak(bare) + counted_pixels(2.0 if bare == FOUR else 1.0)
 
 
 def test_the_limits_would_notice_all_states_and_logits() -> None:

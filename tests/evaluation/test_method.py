@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from captum_mllm.attr.token_maps import token_maps
 from captum_mllm.evaluation.attributions import geometric_mean, product
 from captum_mllm.evaluation.method import Case, attribution
 from captum_mllm.evaluation.published import ATTENTION, LENS
+from captum_mllm.models.backbone import Backbone
 
 SCALES = (0.5, 1.0, 1.5)
 
@@ -53,6 +55,13 @@ def test_methods_on_one_base_make_one_pass_for_each_scale(case: Case) -> None:
         handle.remove()
         inner.remove()
     assert len(passes) == len(SCALES)
+
+
+def test_further_methods_on_one_base_do_not_run_the_processor(case: Case) -> None:
+    with case.sharing():
+        case.maps(MSEA(case.base(LogitLens)), scales=SCALES)
+        with mock.patch.object(Backbone, "encode", side_effect=AssertionError):
+            case.maps(ARC(MSEA(case.base(LogitLens))), scales=SCALES)
 
 
 def test_logits_are_those_of_the_model(case: Case) -> None:
