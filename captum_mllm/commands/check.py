@@ -9,7 +9,7 @@ from PIL import Image
 
 import captum_mllm
 from captum_mllm.commands.console import show
-from captum_mllm.commands.options import TRUST
+from captum_mllm.commands.options import add_loading_arguments
 from captum_mllm.models.check import QUESTION, SCALES, Report, Verdict
 
 EXAMPLES = """examples:
@@ -42,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("probe",),
         help="find where the image tokens of an unknown family lie",
     )
-    add("--dtype", default="auto", help="precision of the weights (default: as they are)")
-    add("--device", metavar="NAME", help="where the model runs, such as cuda:0 (default: the CPU)")
-    add("--trust-remote-code", action="store_true", help=TRUST)
+    add_loading_arguments(parser)
     add("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -64,18 +62,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> Report:
-    loading: dict[str, object] = {"dtype": options.dtype, "geometry": options.geometry}
-    if options.device:
-        loading["device_map"] = options.device
-    if options.trust_remote_code:
-        loading["trust_remote_code"] = True
+    from captum_mllm.commands.setup import choose_device, load_model
+
     inp = None
     if options.image:
         with Image.open(options.image) as image:
             inp = captum_mllm.ImageTextInput(image, options.prompt)
+    device = choose_device(options.device)
     try:
-        mllm = captum_mllm.MLLM.from_pretrained(options.model, **loading)
-    except (ValueError, TypeError, RuntimeError, FloatingPointError) as error:
+        mllm = load_model(options, device, geometry=options.geometry)
+    except ValueError as error:
         detail = " ".join(str(error).split())
         return Report(options.model, (Verdict("model and processor", False, detail),))
     return mllm.check(inp, SCALES)

@@ -111,11 +111,12 @@ def run(options: argparse.Namespace) -> None:
         fingerprint=samples.fingerprint(),
         format=samples.format,
         model=options.model,
+        processor=options.processor,
         dtype=options.dtype,
         methods=tuple(options.methods),
         metrics=tuple(options.metrics),
         answers=options.answers,
-        max_new_tokens=options.max_new_tokens or (256 if "tam" in options.metrics else 64),
+        max_new_tokens=_max_new_tokens(options),
         prompt=options.prompt,
         system=options.system,
         messages=row_messages(options),
@@ -127,6 +128,7 @@ def run(options: argparse.Namespace) -> None:
         tags=tags,
     )
     output = output_folder(options.output, options.resume and worker.rank == 0)
+    samples.check_output(output)
     mllm = load_for(options, worker)
     quiet = options.quiet
     records = run_data(
@@ -138,6 +140,12 @@ def run(options: argparse.Namespace) -> None:
         show(f"process {worker.rank} is done; the last one writes the report to {output}")
         return
     report(records, settings, options.reference, output)
+
+
+def _max_new_tokens(options: argparse.Namespace) -> int:
+    if options.max_new_tokens is not None:
+        return int(options.max_new_tokens)
+    return 256 if "tam" in options.metrics else 64
 
 
 def open_data(options: argparse.Namespace) -> Samples:
@@ -168,7 +176,7 @@ def load_for(options: argparse.Namespace, worker: Worker) -> MLLM:
     """
     device = choose_device(options.device)
     if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", worker.local_rank % torch.cuda.device_count())
+        device = torch.device("cuda", worker.local_rank % max(torch.cuda.device_count(), 1))
     if not options.quiet and worker.rank == 0:
         say(f"Loading {options.model} on {options.device_map or device} ...")
     return load_model(options, device, options.device_map)

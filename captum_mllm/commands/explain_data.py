@@ -15,6 +15,7 @@ from PIL import Image
 from captum_mllm import ImageTextInput, MLLMAttribution, MLLMAttributionResult
 from captum_mllm.commands.console import say, show
 from captum_mllm.commands.evaluate import load_for, open_data, row_messages
+from captum_mllm.commands.measuring import output_folder
 from captum_mllm.commands.setup import build_method, image_tokens
 from captum_mllm.datasets import Sample, SampleError, Samples
 from captum_mllm.datasets.chats import Messages
@@ -28,6 +29,11 @@ from captum_mllm.visualization.index_page import Entry, render_index
 
 _PER_PAGE = 1000
 _THUMBNAIL = 128
+# Options that a run keeps, beside its method and its data.
+_SETTINGS = (
+    *("model", "processor", "dtype", "answers", "prompt", "system", "scales", "max_image_tokens"),
+    *("max_new_tokens", "batch_size", "maps", "limit"),
+)
 _REFUSED = ("answer", "stream", "contrast", "reasons", "alternatives", "what_if")
 
 
@@ -96,17 +102,16 @@ def explain_data(options: argparse.Namespace, method: str) -> None:
     worker = Worker.of_environment()
     options.data = options.images[0]
     samples = open_data(options)
-    folder = Path(options.output)
-    names = ["model", "format", "answers", "prompt", "system", "scales", "batch_size", "maps"]
-    names.append("max_image_tokens")
-    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
-    settings |= {"method": method, "limit": options.limit, "dtype": options.dtype}
+    folder = output_folder(options.output, options.resume and worker.rank == 0)
+    samples.check_output(folder)
+    settings: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS}
+    settings |= {"method": method, "format": samples.format}
     settings["messages"] = row_messages(options)
     settings |= {"data": str(samples.path.resolve()), "fingerprint": samples.fingerprint()}
+    mllm = load_for(options, worker)
     claim(folder, settings, options.resume, worker.rank)
     for part in ("pages", "thumbnails", *(() if options.maps == "none" else ("maps",))):
         (folder / part).mkdir(exist_ok=True)
-    mllm = load_for(options, worker)
     attribution, arguments = build_method(mllm, method, options.scales)
     arguments["max_image_tokens"] = image_tokens(options)
     explainer = MLLMAttribution(attribution)

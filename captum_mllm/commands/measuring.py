@@ -80,7 +80,18 @@ def output_folder(name: str, resume: bool) -> Path:
 
 
 def report(records: Sequence[Record], settings: Scoring, reference: str, output: Path) -> None:
-    r"""Write ``report.md``, ``results.json`` and figures, and name the files of the run."""
+    r"""
+    Write ``report.md``, ``results.json`` and figures, and name the files of the run.
+
+    Raises:
+        ValueError: If no sample was scored.
+    """
+    errors = [record.error for record in records if record.error]
+    if errors and len(errors) == len(records):
+        raise ValueError(
+            f"none of {len(records)} rows could be scored, so there is no report; the first: "
+            f"{errors[0]}"
+        )
     if reference not in {method.name for method in select_methods(settings.methods)}:
         show(f"{reference} is not among the methods, so the others are not compared with it")
     write_report(summarize(records, reference), settings, output)

@@ -12,12 +12,17 @@ DATA_ENDINGS = (".json", ".jsonl", ".csv")
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     r"""Add the options that say which model is explained, and how it is loaded."""
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "--model",
         default=DEMO_MODEL,
         help="a name on the Hugging Face hub, a folder, or demo/NAME (default: %(default)s)",
     )
+    add_loading_arguments(parser)
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    r"""Add the options that say how a model is loaded."""
+    add = parser.add_argument
     add("--processor", metavar="NAME", help="where its processor is, if not with the model")
     add("--trust-remote-code", action="store_true", help=TRUST)
     add(

@@ -103,7 +103,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_model(
-    options: argparse.Namespace, device: torch.device, device_map: str | None = None
+    options: argparse.Namespace,
+    device: torch.device,
+    device_map: str | None = None,
+    geometry: Literal["probe"] | None = None,
 ) -> MLLM:
     r"""
     The model of the command's options.
@@ -113,6 +116,8 @@ def load_model(
         device (torch.device): Where it runs.
         device_map (str, optional): How it is laid on several devices instead, such as ``"auto"``.
             Default: None
+        geometry (str, optional): ``"probe"`` to find where its image tokens lie. Default: None,
+            as its family's facts say.
 
     Returns:
         MLLM: The model, in evaluation mode.
@@ -129,13 +134,13 @@ def load_model(
     # What a damaged file or a missing device raises is of many types, some of them bare.
     try:
         if options.processor is None:
-            mllm = MLLM.from_pretrained(name, **loading)
+            mllm = MLLM.from_pretrained(name, geometry=geometry, **loading)
         else:
             if name.startswith("demo/"):
                 name = demo_folder(name.removeprefix("demo/"))
             processor = load_processor(options.processor, **trust)
             model = AutoModelForImageTextToText.from_pretrained(name, **loading)
-            mllm = MLLM(model.eval(), processor)
+            mllm = MLLM(model.eval(), processor, geometry=geometry)
         return mllm if device_map is not None else mllm.to(device)
     except Exception as error:
         message = str(error).replace("`trust_remote_code=True`", "--trust-remote-code")

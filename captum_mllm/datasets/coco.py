@@ -198,10 +198,14 @@ def psg_sample(entry: Entry) -> Sample:
             raise entry.error(f"a segment is damaged: {error!r}") from error
     if not all(0 <= place < len(classes) for place in segments):
         raise entry.error(f"a segment has a class beyond the {len(classes)} classes")
-    # "wall-other-merged" of COCO is a wall.
-    names = {place: classes[place].split("-")[0] for place in segments}
-    label_of = {id: place + 1 for place, ids in segments.items() for id in ids}
-    categories = {name: place + 1 for place, name in names.items()}
+    # "wall-brick" and "wall-other-merged" of COCO are walls.
+    categories: dict[str, int] = {}
+    members: dict[str, list[int]] = {}
+    for place, ids in segments.items():
+        name = classes[place].split("-")[0]
+        categories.setdefault(name, place + 1)
+        members.setdefault(name, []).extend(ids)
+    label_of = {id: categories[name] for name, ids in members.items() for id in ids}
 
     def labels(size: Size) -> npt.NDArray[np.int32]:
         with Image.open(panoptic) as opened:
@@ -219,8 +223,7 @@ def psg_sample(entry: Entry) -> Sample:
         image,
         entry.prompt or THREE_SENTENCES,
         regions=tuple(
-            Region(names[place], PanopticMask(panoptic, tuple(ids)))
-            for place, ids in segments.items()
+            Region(name, PanopticMask(panoptic, tuple(ids))) for name, ids in members.items()
         ),
         labels=LabelImage(labels, categories, PngMask(panoptic).check),
     )

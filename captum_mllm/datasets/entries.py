@@ -115,7 +115,7 @@ class Entry:
         """
         try:
             mask = parse_mask(given, folder or self.data)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise self.error(f"{name}: {error}") from error
         if isinstance(given, str) and not ((folder or self.data) / given).is_file():
             raise self.error(f"{name}: there is no mask {(folder or self.data) / given}")

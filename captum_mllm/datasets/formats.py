@@ -108,6 +108,10 @@ def _find_folder(path: Path) -> str:
     return "folder"
 
 
+# Names of our own rows alone.
+_OWN = {"prompt", "question", "answer", "references", "regions", "images", "explained", "messages"}
+
+
 def _find_rows(path: Path) -> str:
     """By the first row that can be read."""
     rows = (row.value for row in islice(json_rows(path), 20))
@@ -117,7 +121,7 @@ def _find_rows(path: Path) -> str:
     keys = set(row) if isinstance(row, dict) else set()
     if {"groundings", "caption"} <= keys:
         return "grandf"
-    if {"label", "text", "image"} <= keys:
+    if {"label", "text", "image"} <= keys and keys.isdisjoint(_OWN):
         return "pope"
     if "answer" in keys and "segmentation" in keys:
         return "refcoco"
@@ -176,7 +180,7 @@ class Samples:
         self.on_error = on_error
         self.prompt = prompt
         self.limit = limit
-        #: How many bad rows the last iteration has passed over.
+        #: How many bad rows were refused, since the last iteration began or a run was started.
         self.n_bad = 0
         #: What is wrong with the first of them.
         self.errors: list[SampleError] = []
@@ -198,8 +202,27 @@ class Samples:
         r"""What tells these rows from others, 16 characters; images and masks do not count."""
         digest = hashlib.sha256()
         for _, value in islice(FORMATS[self.format].rows(self.path), self.limit):
-            digest.update(repr(value).encode("utf-8", "surrogatepass"))
+            # What is wrong with a damaged row names its file, which may be said in many ways.
+            text = "damaged" if isinstance(value, SampleError) else repr(value)
+            digest.update(text.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()[:16]
+
+    def check_output(self, folder: Path) -> None:
+        r"""
+        Refuse a folder for results among images that are listed: its images would become data.
+
+        Args:
+            folder (Path): Where results are to go.
+
+        Raises:
+            ValueError: If it lies in the folder of images.
+        """
+        images, own = self.path.resolve(), folder.resolve()
+        if json_lines.lists_images(self.path) and (own == images or images in own.parents):
+            raise ValueError(
+                f"the output {folder} lies in the folder of images {self.path}, and its images "
+                "would count as data; name an output elsewhere"
+            )
 
     def __iter__(self) -> Iterator[Sample]:
         r"""
@@ -229,7 +252,8 @@ class Samples:
             raise error
         self.n_bad += 1
         if self.n_bad <= KEPT_ERRORS:
-            self.errors.append(error)
+            # Without its traceback, which keeps all samples of a batch alive.
+            self.errors.append(SampleError(error.message, error.source, error.id))
         logger.warning("skipped: %s", error)
 
 

@@ -131,8 +131,17 @@ def _regions(entry: Entry, answer: str | None) -> tuple[Region, ...]:
         if isinstance(words, str):
             found.append(entry.region(answer, mask, words))
         else:
-            found.append(entry.region(answer, mask, "", words))
+            found.append(entry.region(answer, mask, "", _shifted(words, entry)))
     return tuple(found)
+
+
+def _shifted(span: object, entry: Entry) -> object:
+    """A range of the answer's characters, without the white space that the answer begins with."""
+    if not isinstance(span, list) or not entry.has("answer"):
+        return span
+    given = entry.get("answer", str)
+    skipped = len(given) - len(given.lstrip())
+    return [end - skipped if type(end) is int else end for end in span]
 
 
 def yes_or_no(entry: Entry, key: str) -> Label:
@@ -148,6 +157,11 @@ def yes_or_no(entry: Entry, key: str) -> Label:
     if label == "no":
         return "no"
     raise entry.error(f"{key!r} is {label!r}, expected yes or no")
+
+
+def lists_images(path: Path) -> bool:
+    r"""Whether the rows of a path are the images of a folder, as no file asks about them."""
+    return path.is_dir() and not any((path / name).is_file() for name in QUESTION_FILES)
 
 
 def folder_rows(path: Path) -> Iterator[RawRow]:

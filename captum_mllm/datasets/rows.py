@@ -20,6 +20,10 @@ _SPACE = " \t\r\n"
 _END = re.compile(r"[ \t\r\n]*[,\]]")
 
 
+# What stands for bytes that are not UTF-8.
+_BYTES = re.compile("[\udc80-\udcff]")
+
+
 class RawRow(NamedTuple):
     r"""
     A row as its file has it.
@@ -31,6 +35,11 @@ class RawRow(NamedTuple):
 
     source: str
     value: Any
+
+
+def _not_utf8(text: str, source: str) -> SampleError | None:
+    """What is wrong with a row that has other bytes than those of UTF-8."""
+    return SampleError("the row is not in UTF-8", source) if _BYTES.search(text) else None
 
 
 def json_lines(path: Path) -> Iterator[RawRow]:
@@ -67,7 +76,7 @@ def json_array(path: Path) -> Iterator[RawRow]:
         RawRow: Where the list is damaged, a last row whose value is a :class:`SampleError`.
     """
     decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         buffer, place, count, is_end = "", 0, 0, False
 
         def more() -> bool:
@@ -113,9 +122,9 @@ def json_array(path: Path) -> Iterator[RawRow]:
                         message = f"the JSON list is damaged or cut off here: {error}"
                         yield RawRow(source, SampleError(message, source))
                         return
-            place = end
+            place, begin = end, place
             count += 1
-            yield RawRow(source, value)
+            yield RawRow(source, _not_utf8(buffer[begin:end], source) or value)
 
 
 def json_rows(path: Path) -> Iterator[RawRow]:
@@ -141,7 +150,7 @@ def csv_lines(path: Path) -> Iterator[RawRow]:
     Yields:
         RawRow: Empty cells are left out. A damaged row has a :class:`SampleError` as its value.
     """
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file)
         while True:
             source = f"{path}, line {reader.line_num + 1}"
@@ -156,8 +165,9 @@ def csv_lines(path: Path) -> Iterator[RawRow]:
             if None in row or None in row.values():
                 message = f"the line has not as many cells as the first, {reader.fieldnames}"
                 yield RawRow(source, SampleError(message, source))
-            else:
-                yield RawRow(source, {name: cell for name, cell in row.items() if cell.strip()})
+                continue
+            cells = {name: cell for name, cell in row.items() if cell.strip()}
+            yield RawRow(source, _not_utf8("".join(cells.values()), source) or cells)
 
 
 def read_json(path: Path) -> Any:

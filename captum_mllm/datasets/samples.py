@@ -159,7 +159,8 @@ class Sample:
         for index, region in enumerate(self.regions):
             try:
                 masks[index] = region.mask.read(self.size)
-            except (OSError, ValueError) as error:
+            # Damaged files raise errors of many types, here and below.
+            except Exception as error:
                 raise self._mask_error(region, error) from error
             if not masks[index].any():
                 raise self.error(f"the mask of {region.text!r} is empty")
@@ -178,7 +179,7 @@ class Sample:
             raise ValueError(f"{self.source}: the sample has no label image")
         try:
             return self.labels.read(self.size)
-        except (OSError, ValueError) as error:
+        except Exception as error:
             raise self.error(f"the label image cannot be read: {error}") from error
 
     def check(self) -> None:
@@ -192,12 +193,12 @@ class Sample:
         for region in self.regions:
             try:
                 region.mask.check(size)
-            except (OSError, ValueError) as error:
+            except Exception as error:
                 raise self._mask_error(region, error) from error
         if self.labels is not None:
             try:
                 self.labels.check(size)
-            except (OSError, ValueError) as error:
+            except Exception as error:
                 raise self.error(f"the label image cannot be read: {error}") from error
 
     def error(self, message: str) -> SampleError:

@@ -143,9 +143,11 @@ class DataExample(Example):
         region, reference = self.sample.regions[index], self.sample.answer
         start = None
         # The answer that is explained may be another than the one in which the place counts.
-        if region.start is not None and reference is not None and reference in self._answer:
-            start = self._answer.index(reference) + region.start
-        if start is None:
+        if region.start is not None and reference is not None:
+            start = find_phrase(self._answer, reference)
+        if start is not None and region.start is not None:
+            start += region.start
+        else:
             start = find_phrase(self._answer, region.text)
         if start is None:
             return []

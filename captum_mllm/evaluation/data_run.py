@@ -73,7 +73,8 @@ def run_data(
         ValueError: If the folder holds another run, the data has no rows, or TAM's protocol has no
             tagger.
         SampleError: For a bad row, if ``samples.on_error`` is ``"raise"``.
-        RuntimeError: If a method fails; the samples before are kept.
+        RuntimeError: If a method fails other than by refusing the sample; the batches before are
+            kept.
     """
     if "tam" in settings.metrics and tagger is None:
         raise ValueError("the metric tam needs a tagger of words")
@@ -150,7 +151,10 @@ class _Scorer:
                     found[each.row.number] = self._refuse(each.row, error)
             self._prefetch([each.case for each in cases if self._explains(each)])
             for prepared in cases:
-                found[prepared.row.number] = self._score(prepared)
+                try:
+                    found[prepared.row.number] = self._score(prepared)
+                except SampleError as error:
+                    found[prepared.row.number] = self._refuse(prepared.row, error)
         return [found[row.number] for row in rows]
 
     def _refuse(self, row: Row, error: SampleError) -> Record:
@@ -212,12 +216,18 @@ class _Scorer:
     def _prefetch(self, cases: Sequence[Case]) -> None:
         """Make the passes of a batch together. Images that do not go into one make them later."""
         if len(cases) > 1:
-            with suppress(ValueError):
+            with suppress(ValueError, FloatingPointError):
                 prefetch(cases, self.settings)
 
     def _score(self, prepared: _Prepared) -> Record:
         further = partial(_all, prepared.further) if prepared.further else None
-        record = score_case(prepared.case, self.settings.model, self.settings, further)
+        try:
+            record = score_case(prepared.case, self.settings.model, self.settings, further)
+        except RuntimeError as error:
+            # What methods refuse, such as an image that is too large at a scale.
+            if not isinstance(error.__cause__, (ValueError, FloatingPointError)):
+                raise
+            raise prepared.example.sample.error(str(error)) from error
         return replace(record, facts=self._facts(prepared))
 
     def _tam(self, example: DataExample) -> Further:

@@ -115,19 +115,26 @@ class Ledger(Generic[R]):
             ValueError: If a line is not a record.
         """
         # Whoever puts the files together replaces the common one before it removes the others.
-        for path in (*sorted(self.folder.glob(f"{self.name}.rank*.jsonl")), self.path):
-            try:
-                file = path.open(encoding="utf-8")
-            except FileNotFoundError:
-                continue
-            with file:
-                for number, line in enumerate(file, start=1):
-                    if not line.endswith("\n"):
-                        break
-                    try:
-                        yield self.read(line)
-                    except ValueError as error:
-                        raise ValueError(f"{path}, line {number}: {error}") from error
+        for path in (*self._shares(), self.path):
+            yield from self._read(path)
+
+    def _shares(self) -> list[Path]:
+        """The files of single processes."""
+        return sorted(self.folder.glob(f"{self.name}.rank*.jsonl"))
+
+    def _read(self, path: Path) -> Iterator[R]:
+        try:
+            file = path.open(encoding="utf-8")
+        except FileNotFoundError:
+            return
+        with file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith("\n"):
+                    break
+                try:
+                    yield self.read(line)
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number}: {error}") from error
 
     def done(self) -> set[Any]:
         r"""The keys of all records that are not errors."""
@@ -140,7 +147,8 @@ class Ledger(Generic[R]):
             file.write(text)
 
     def repair(self) -> None:
-        r"""Take a line that was cut off away from the file of this process."""
+        r"""Take away from the file of this process a line that was cut off, and errors of an
+        earlier run, which are tried again."""
         if not self.own.exists():
             return
         with self.own.open("rb+") as file:
@@ -154,6 +162,9 @@ class Ledger(Generic[R]):
                     break
                 end = start
             file.truncate(end)
+        if self.own != self.path:
+            lines = [record.to_json() + "\n" for record in self._read(self.own) if not record.error]
+            write_file(self.own, "".join(lines).encode("utf-8"))
 
     def merge(self, wanted: Sequence[Any] | None = None) -> list[R] | None:
         r"""
@@ -167,6 +178,11 @@ class Ledger(Generic[R]):
             list or None: The records that are wanted, each once; None where one is missing. The
             file holds them, and after them those that earlier runs have left.
         """
+        if wanted is not None:
+            present = self._present()
+            if any(key not in present for key in wanted):
+                return None
+        sizes = {path: path.stat().st_size for path in self._shares() if path.exists()}
         found: dict[Any, R] = {}
         for record in self.records():
             if not record.error or record.key not in found:
@@ -178,9 +194,18 @@ class Ledger(Generic[R]):
         kept = [*ordered, *(found[key] for key in sorted(found))]
         text = "".join(record.to_json() + "\n" for record in kept)
         write_file(self.path, text.encode("utf-8"))
-        for path in self.folder.glob(f"{self.name}.rank*.jsonl"):
-            path.unlink(missing_ok=True)
+        for path, size in sizes.items():
+            # One that has grown since holds what was not read.
+            if path.exists() and path.stat().st_size == size:
+                path.unlink(missing_ok=True)
         return ordered
+
+    def _present(self) -> set[Any]:
+        """The keys of which nothing has to be done in this run. Other processes may still try
+        again what the common file has as an error."""
+        known = {record.key for path in self._shares() for record in self._read(path)}
+        alone = self.worker.world == 1
+        return known | {r.key for r in self._read(self.path) if alone or not r.error}
 
 
 def in_blocks(tasks: Iterable[T], size: int) -> Iterator[list[T]]:

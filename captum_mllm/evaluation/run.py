@@ -61,22 +61,34 @@ def score_case(case: Case, name: str, settings: Scoring, further: Further | None
         for method in (METHODS[name] for name in settings.methods):
             if example.number % method.every:
                 continue
-            try:
+            with _naming(method.name, name, case):
                 methods[method.name] = _score(method, case, faithfulness, truth, settings, further)
-            except Exception as error:
-                raise RuntimeError(
-                    f"{method.name} fails on {name}, {example.style} {example.id}: {error}"
-                ) from error
-        consistent = "consistency" in settings.metrics and example.number % CONSISTENCY_EVERY == 0
+        targets: dict[str, Scores] = {}
+        agreement: dict[str, Scores] = {}
+        if "consistency" in settings.metrics and example.number % CONSISTENCY_EVERY == 0:
+            with _naming("consistency", name, case):
+                targets, agreement = target_scores(case), agreement_scores(case)
         return Record(
             model=name,
             style=example.style,
             number=example.number,
             methods=methods,
-            targets=target_scores(case) if consistent else {},
-            agreement=agreement_scores(case) if consistent else {},
+            targets=targets,
+            agreement=agreement,
             id=example.id,
         )
+
+
+@contextmanager
+def _naming(what: str, name: str, case: Case) -> Iterator[None]:
+    """Within it an error says what failed, and on which sample."""
+    try:
+        yield
+    except Exception as error:
+        example = case.example
+        raise RuntimeError(
+            f"{what} fails on {name}, {example.style} {example.id}: {error}"
+        ) from error
 
 
 def prefetch(cases: Sequence[Case], settings: Scoring) -> None:

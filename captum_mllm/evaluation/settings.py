@@ -159,6 +159,7 @@ class DataSettings(Scoring):
         fingerprint (str): What tells its contents from others.
         format (str): A key of :data:`~captum_mllm.datasets.FORMATS`.
         model (str): A name as for :meth:`captum_mllm.MLLM.from_pretrained`.
+        processor (str, optional): Where its processor is, if not with the model.
         dtype (str): The model's precision.
         answers (str): What is explained: the ``"model"``'s own answer, the ``"reference"``, or
             ``"auto"``, the reference where there is one, except for yes/no questions and TAM's
@@ -186,6 +187,7 @@ class DataSettings(Scoring):
     fingerprint: str = ""
     metrics: tuple[str, ...] = ("localization", "answers")
     baseline: Baseline = "mean"
+    processor: str | None = None
     dtype: str = "auto"
     answers: Answers = "auto"
     max_new_tokens: int = 64

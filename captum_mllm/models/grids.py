@@ -151,7 +151,7 @@ class NativeGrid(Geometry):
 
 
 class PaddedGrid(NativeGrid):
-    """Such a grid of an image that is padded to whole tokens at its right and bottom: Kimi-VL."""
+    """Such a grid of an image that is padded to whole tokens at its right and bottom: Kimi K2.5."""
 
     def __init__(self, config: Any, processor: Any) -> None:
         super().__init__(config, processor, blocks=False)

@@ -16,7 +16,8 @@ from safetensors.torch import load
 from captum_mllm import MLLMAttributionResult
 from captum_mllm.cli import main
 from captum_mllm.commands.explain_data import Explained
-from tests.datasets.written import write_json, write_lines
+from captum_mllm.demo import demo_folder
+from tests.datasets.written import write_image, write_json, write_lines
 from tests.evaluation.exported import export_lines
 
 
@@ -152,3 +153,28 @@ def test_wrong_options_are_refused(
 ) -> None:
     assert explain(data, tmp_path / "out", *more) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_keeps_what_changes_its_results(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert explain(data, output, "--limit", "1", "--model", "demo/absent") == 2
+    # A model that cannot be loaded leaves no run behind.
+    assert not output.exists()
+    assert explain(data, output, "--limit", "1", "--resume") == 2
+    assert "there is no run" in capsys.readouterr().err
+    assert explain(data, output, "--limit", "1") == 0
+    capsys.readouterr()
+    for more in (["--max-new-tokens", "3"], ["--processor", str(demo_folder("qwen2-vl"))]):
+        assert explain(data, output, "--limit", "1", "--resume", *more) == 2
+        assert more[0].strip("-").replace("-", "_") in capsys.readouterr().err
+    assert explain(data, output, "--limit", "1", "--resume", "--format", "jsonl") == 0
+
+
+def test_results_do_not_go_among_the_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "a.png")
+    assert explain(tmp_path, tmp_path / "explanation") == 2
+    assert "would count as data" in capsys.readouterr().err

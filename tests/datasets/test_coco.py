@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,19 @@ def test_a_panoptic_image_of_another_size_is_refused(tmp_path: Path) -> None:
     write_levels(tmp_path / "a.png", np.zeros((3, 3)))
     with pytest.raises(SampleError, match="3 x 3 pixels"):
         list(open_samples(path))
+
+
+def test_classes_of_openpsg_with_one_short_name_are_one_region(tmp_path: Path) -> None:
+    path = write_psg(tmp_path)
+    whole = json.loads(path.read_text())
+    row = whole["data"][0]
+    row["segments_info"].append({**row["segments_info"][1], "id": 2, "category_id": 2})
+    colors = np.array(Image.open(tmp_path / "a.png"))
+    colors[0, 0] = (2, 0, 0)
+    Image.fromarray(colors).save(tmp_path / "a.png")
+    write_json(path, {**whole, "data": [row], "stuff_classes": ["wall-brick", "wall-tile"]})
+    (sample,) = open_samples(path)
+    assert [region.text for region in sample.regions] == ["cat", "wall"]
+    assert sample.masks[1].sum() == 5 and sample.masks[1][0, 0]
+    assert sample.labels is not None and set(sample.labels.categories) == {"cat", "wall"}
+    assert sample.label_image[0, 0] == sample.label_image[5, 5] == sample.labels.categories["wall"]

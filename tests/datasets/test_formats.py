@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from captum_mllm.datasets import open_samples
-from tests.datasets.written import write_image, write_json
+from captum_mllm.datasets import SampleError, open_samples
+from tests.datasets.written import write_image, write_json, write_lines
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,42 @@ def test_a_limit_counts_rows(tmp_path: Path) -> None:
         write_image(tmp_path / f"{name}.png")
     samples = open_samples(tmp_path, limit=2)
     assert [each.id for each in samples] == [each.id for each in samples] == ["a.png", "b.png"]
+
+
+def test_results_among_listed_images_are_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "photos" / "a.png")
+    samples = open_samples(tmp_path / "photos")
+    for folder in (tmp_path / "photos", tmp_path / "photos" / "b" / "run"):
+        with pytest.raises(ValueError, match="would count as data"):
+            samples.check_output(folder)
+    samples.check_output(tmp_path / "run")
+    write_json(tmp_path / "photos" / "questions.json", [{"image": "a.png"}])
+    open_samples(tmp_path / "photos").check_output(tmp_path / "photos" / "run")
+
+
+def test_refused_rows_hold_no_samples(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    samples = open_samples(tmp_path, on_error="skip")
+    (sample,) = samples
+    try:
+        raise sample.error("wrong")
+    except SampleError as error:
+        samples.refuse(error)
+    (kept,) = samples.errors
+    assert kept.__traceback__ is None and str(kept).endswith("wrong") and kept.id == "a.png"
+
+
+def test_own_rows_with_a_label_are_no_pope(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    row = {"image": "a.png", "text": "Is there a cat?", "label": "yes"}
+    assert open_samples(write_json(tmp_path / "pope.json", [row])).format == "pope"
+    own = write_json(tmp_path / "own.json", [{**row, "answer": "Yes, there is."}])
+    assert open_samples(own).format == "jsonl"
+
+
+def test_a_damaged_row_has_one_fingerprint_by_any_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lines(tmp_path / "data.jsonl", [{"image": "a.png"}, "{damaged"])
+    monkeypatch.chdir(tmp_path)
+    assert open_samples("data.jsonl").fingerprint() == open_samples(path).fingerprint()

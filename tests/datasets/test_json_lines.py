@@ -162,3 +162,36 @@ def test_a_folder_of_images_with_and_without_questions(tmp_path: Path) -> None:
     write_lines(tmp_path / "questions.jsonl", [{"image": "deep/a.png", "question": "Why?"}])
     (sample,) = open_samples(tmp_path)
     assert sample.question == "Why?"
+
+
+def test_ranges_count_the_white_space_before_the_answer(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    region = {"words": [3, 6], "mask": [0, 0, 2, 2]}
+    row = {"image": "a.png", "answer": " A red star", "regions": [region]}
+    (sample,) = open_samples(write_lines(tmp_path / "data.jsonl", [row]))
+    assert (sample.answer, sample.regions[0].text) == ("A red star", "red")
+    early = {**row, "answer": "   A", "regions": [{**region, "words": [0, 2]}]}
+    samples = open_samples(write_lines(tmp_path / "data.jsonl", [early]), on_error="skip")
+    assert not list(samples) and "has no word of the answer" in str(samples.errors[0])
+
+
+def test_masks_that_fail_otherwise_are_bad_rows(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    mask = write_levels(tmp_path / "mask.png", np.ones((HEIGHT, WIDTH)))
+    # A chunk whose name is no name, which Pillow meets when it reads the pixels.
+    mask.write_bytes(mask.read_bytes().replace(b"IEND", b"\0\0\0\0").replace(b"IDAT", b"\1\2\3\4"))
+    large = {"counts": [2**70], "size": [HEIGHT, WIDTH]}
+    masks = ["mask.png", large, [0, 0, 10**400, 2]]
+    rows = [
+        {"image": "a.png", "answer": "a star", "regions": [{"words": "star", "mask": each}]}
+        for each in masks
+    ]
+    samples = open_samples(write_lines(tmp_path / "data.jsonl", rows), on_error="skip")
+    for row in samples.rows():
+        try:
+            sample = row.make()
+            sample.check()
+            _ = sample.masks
+        except SampleError as error:
+            samples.refuse(error)
+    assert samples.n_bad == len(rows)

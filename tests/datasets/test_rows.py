@@ -69,3 +69,16 @@ def test_a_mark_at_the_beginning_of_a_file_is_passed_over(tmp_path: Path) -> Non
         ("line 1", {"a": 1}),
         ("line 3", {"a": 2}),
     ]
+
+
+def test_other_bytes_than_utf8_are_a_bad_row(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    text = "image,prompt\na.png,un café\na.png,a tea\n"
+    (tmp_path / "data.csv").write_bytes(text.encode("latin-1"))
+    listed = json.dumps([{"image": "a.png", "prompt": p} for p in ("un café", "a tea")])
+    listed = listed.replace("\\u00e9", "é")
+    (tmp_path / "data.json").write_bytes(listed.encode("latin-1"))
+    for name in ("data.csv", "data.json"):
+        samples = open_samples(tmp_path / name, "jsonl", on_error="skip")
+        assert [each.question for each in samples] == ["a tea"]
+        assert "not in UTF-8" in str(samples.errors[0])

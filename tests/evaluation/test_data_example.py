@@ -77,3 +77,10 @@ def test_regions_of_words_and_of_those_before() -> None:
     assert not made.earlier_objects(0).any()
     with pytest.raises(ValueError, match="no counterfactual images"):
         made.without(0)
+
+
+def test_a_reference_within_other_words_is_not_said() -> None:
+    made = example("I| do| not| know|.", "no", ("no", 0))
+    assert all(word.kind != "noun" for word in made.tagged_words(None))
+    made = example("I| say|:| no|.", "no", ("no", 0))
+    assert ("no", "noun", (3,)) in tagged(made)

@@ -329,3 +329,49 @@ def test_killed_processes_leave_what_an_undisturbed_one_does(tmp_path: Path) -> 
     numbers = [json.loads(line)["number"] for line in (output / "records.jsonl").open()]
     assert numbers == list(range(count))
     assert not list(output.glob("*.rank*"))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_what_a_method_refuses_is_a_bad_row(
+    mllm: MLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    path = export_lines(tmp_path / "data", 2)
+    whole = LogitLens.explain_tokens
+
+    def explain(self: LogitLens, images: Any, query: Any, target: Any = None, **kwargs: Any) -> Any:
+        if refused and torch.equal(images[0], refused[0]):
+            raise ValueError("the image has too many tokens at this scale")
+        return whole(self, images, query, target, **kwargs)
+
+    refused: list[torch.Tensor] = []
+    monkeypatch.setattr(LogitLens, "explain_tokens", explain)
+    settings = settings_of(path, batch_size=batch_size)
+    good = run_data(settings, open_samples(path), mllm, tmp_path / "good")
+    second = list(open_samples(path))[1]
+    refused.append(mllm.prepare(ask(second), target=second.answer)[0])
+    samples = open_samples(path, on_error="skip")
+    found = run_data(settings, samples, mllm, tmp_path / "out")
+    assert good is not None and found is not None
+    assert found[0] == good[0] and samples.n_bad == 1
+    assert "line 2: lens fails on demo/qwen2-vl" in found[1].error
+    assert "too many tokens at this scale" in found[1].error
+    with pytest.raises(SampleError, match="too many tokens at this scale"):
+        run_data(settings, open_samples(path), mllm, tmp_path / "strict")
+
+
+def test_options_that_change_results_are_kept(tmp_path: Path) -> None:
+    path = export_lines(tmp_path / "data", 1)
+    kept = settings_of(path)
+    kept.claim(tmp_path / "out", False)
+    with pytest.raises(ValueError, match="other processor"):
+        settings_of(path, processor="another").claim(tmp_path / "out", True)
+
+
+def test_no_report_without_a_scored_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_lines(tmp_path / "data.jsonl", [{"image": "absent.png", "answer": "a star"}])
+    arguments = ["evaluate", str(path), "--on-error", "skip", "--quiet", "--methods", "lens"]
+    assert main([*arguments, "--device", "cpu", "--output", str(tmp_path / "out")]) == 2
+    assert "none of 1 rows could be scored" in capsys.readouterr().err
+    more = ["--max-new-tokens", "0", "--output", str(tmp_path / "none")]
+    assert main([*arguments, "--device", "cpu", *more]) == 2
+    assert "max_new_tokens=0" in capsys.readouterr().err

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from captum_mllm.evaluation import ledger as ledger_module
 from captum_mllm.evaluation.ledger import Ledger, Worker, run_blocks
 from captum_mllm.evaluation.records import Record, Score
+from captum_mllm.explain.result_file import write_file
 
 
 def record(number: int, error: str = "") -> Record:
@@ -129,3 +131,41 @@ def test_a_process_is_told_by_its_environment(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "2")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     assert Worker.of_environment() == Worker(2, 4, 0)
+
+
+def test_errors_of_an_earlier_run_wait_for_the_process_that_tries_them_again(
+    tmp_path: Path,
+) -> None:
+    wanted, blocks = [key(0), key(1)], [[0], [1]]
+    ledger(tmp_path).write([record(0, "broken"), record(1, "broken")])
+    first, second = ledger(tmp_path, 0, 2), ledger(tmp_path, 1, 2)
+    run_blocks(first, blocks, key, lambda block: [record(*block)])
+    # The second process has not yet tried its row again.
+    assert first.merge(wanted) is None
+    run_blocks(second, blocks, key, lambda block: [record(*block, "still broken")])
+    merged = second.merge(wanted)
+    assert merged is not None
+    assert [each.error for each in merged] == ["", "still broken"]
+    # Its own errors are taken away before it tries again.
+    again = ledger(tmp_path, 1, 2)
+    again.write([record(1, "of a run that was killed")])
+    again.repair()
+    assert again.own.read_text() == ""
+
+
+def test_what_is_written_while_files_are_put_together_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = ledger(tmp_path, 0, 2), ledger(tmp_path, 1, 2)
+    first.write([record(0)])
+    second.write([record(1)])
+
+    def write(path: Path, data: bytes) -> None:
+        write_file(path, data)
+        second.write([record(2)])
+
+    monkeypatch.setattr(ledger_module, "write_file", write)
+    assert first.merge([key(0), key(1)]) == [record(0), record(1)]
+    monkeypatch.undo()
+    assert first.merge([key(0), key(1), key(2)]) == [record(0), record(1), record(2)]
+    assert [path.name for path in tmp_path.iterdir()] == ["records.jsonl"]

@@ -160,6 +160,21 @@ def test_the_command_tells_by_its_status(
     assert "FAILED" in capsys.readouterr().out
 
 
+def test_the_command_loads_as_explain_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save("llava", tmp_path / "model")
+    processor = tmp_path / "processor"
+    processor.mkdir()
+    for file in folder.iterdir():
+        if file.name not in ("config.json", "model.safetensors", "generation_config.json"):
+            file.rename(processor / file.name)
+    command = ["check", str(folder), "--device", "cpu", "--dtype", "float32"]
+    assert main([*command, "--processor", str(processor)]) == 0
+    assert main(["check", str(folder), "--device", "nonsense"]) == 2
+    assert "expected auto or a device" in capsys.readouterr().err
+
+
 def test_an_unknown_family_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, processor = build("llava")
     model.config.model_type = "my_vl"
