@@ -58,7 +58,7 @@ class SharedMaps(TokenAttribution):
         return found._replace(maps=(found.maps[0][-len(query.answer_ids) :],))
 
     def _share(self, image: Tensor, query: Query) -> None:
-        """Let MSEA, which enlarges the image anew for each method, find the pass and its layouts."""
+        """Let MSEA find the pass and its layouts: it resizes the image anew for each method."""
         states = self.forward_func.recall(image, query)
         if states is not None:
             self.forward_func.keep(states, image, query, by_value=True)

@@ -85,6 +85,21 @@ COMBINATIONS: tuple[Method, ...] = (
     ),
 )
 
+#: Settings of ARC in the default, by their names in the table.
+ARC_SETTINGS: dict[str, dict[str, Any]] = {
+    "k5": {"top_k": 5},
+    "k10": {"top_k": 10},
+    "k20": {"top_k": 20},
+    "p0.5": {"persistence": 0.5},
+    "p0.7": {"persistence": 0.7},
+    "p0.98": {"persistence": 0.98},
+    "power0.5": {"power": 0.5},
+    "power2": {"power": 2.0},
+    "previous": {"reading": "previous"},
+    "relevant": {"suppress": "relevant"},
+    "activation": {"by_activation": True},
+}
+
 #: Those that are compared on few images.
 FURTHER: tuple[Method, ...] = (
     *(
@@ -101,6 +116,13 @@ FURTHER: tuple[Method, ...] = (
             every=1,
         )
         for strength in (0.5, 1.0)
+    ),
+    *(
+        _further(
+            f"arc-{name}-attended-lens-msea",
+            attribution(ATTENDED_LENS, partial(ARC, **options), DEFAULT_SCALES),
+        )
+        for name, options in ARC_SETTINGS.items()
     ),
     _further("centered-lens", attribution(_CENTERED), every=1, note=_CENTERED_NOTE),
     _further("arc-centered-lens-msea", attribution(_CENTERED, ARC, DEFAULT_SCALES), every=1),

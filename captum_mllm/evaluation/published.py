@@ -164,12 +164,4 @@ SWEEPS: tuple[Method, ...] = (
         "map",
         every=SWEPT,
     ),
-    *(
-        Method(f"arc-k{k}", attribution(LENS, partial(ARC, top_k=k)), "sweep", every=SWEPT)
-        for k in (5, 10, 20)
-    ),
-    *(
-        Method(f"arc-p{p:g}", attribution(LENS, partial(ARC, persistence=p)), "sweep", every=SWEPT)
-        for p in (0.5, 0.7, 0.98)
-    ),
 )

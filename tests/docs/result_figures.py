@@ -8,12 +8,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tests.docs.results import DOCS, MODELS, read, select, text_truth
+from tests.docs.results import ALL_MODELS, DOCS, MODELS, benchmark, read, select, text_truth
 
 IMAGES = DOCS / "images"
 COLORS = {"LogitLens": "#3b6fb6", "AttendedLens": "#5b3fa8"}
 CONTROL = "#b0b0b0"
-ALL_MODELS = {**MODELS, "demo/smolvlm": "SmolVLM"}
 
 
 def draw_scales() -> Figure:
@@ -53,6 +52,59 @@ def _draw_sweep(axis: Axes, model: str, base: str, score: str, color: str) -> No
     axis.axhline(float(mean["value"]), color=color, ls="--", label=f"{base}, mean of four scales")
 
 
+SETTINGS = {
+    "k5": "k = 5",
+    "k10": "k = 10",
+    "k20": "k = 20",
+    "p0.5": "p = 0.5",
+    "p0.7": "p = 0.7",
+    "p0.98": "p = 0.98",
+    "power0.5": "weights to the power of 0.5",
+    "power2": "weights squared",
+    "previous": "ranking before the earlier token",
+    "relevant": "relevant tokens suppressed",
+    "activation": "times the lens of the earlier token",
+    "strength0.5": "half of the interference",
+    "strength1": "all of the interference",
+}
+MARKERS = {"demo/qwen2-vl": "o", "demo/llava-1.5": "s", "demo/internvl": "^"}
+
+
+def draw_settings() -> Figure:
+    r"""By how much each setting of ARC is above or below the default, with intervals."""
+    scores = ("F1-IoU", "mass", "leakage")
+    figure = Figure(figsize=(8.4, 4.6), layout="constrained")
+    axes = figure.subplots(1, len(scores), sharey=True)
+    for axis, score in zip(axes, scores):
+        axis.axvline(0, color="black", lw=0.6)
+        for shift, (model, name) in zip((-0.25, 0.0, 0.25), MODELS.items()):
+            method = "arc-{}-attended-lens-msea".format
+            found = [benchmark(model, method(key), f"difference in {score}") for key in SETTINGS]
+            known = [(place, each) for place, each in enumerate(found) if each is not None]
+            spans = [
+                [each.value - each.low for _, each in known],
+                [each.high - each.value for _, each in known],
+            ]
+            axis.errorbar(
+                [each.value for _, each in known],
+                [place + shift for place, _ in known],
+                xerr=spans,
+                ls="",
+                marker=MARKERS[model],
+                ms=4,
+                lw=1,
+                label=name,
+            )
+        axis.set_title(score, fontsize=10)
+        axis.grid(axis="x", alpha=0.25)
+    figure.supxlabel("points above the default", fontsize=10)
+    axes[0].set_yticks(range(len(SETTINGS)), list(SETTINGS.values()), fontsize=9)
+    axes[0].invert_yaxis()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    return figure
+
+
 def draw_words() -> Figure:
     r"""The rank correlation of weights of earlier words with leaving each word out."""
     rows = read("text_truth")
@@ -63,7 +115,7 @@ def draw_words() -> Figure:
     axes = figure.subplots(1, len(models), sharey=True, sharex=True)
     for axis, model in zip(axes, models):
         for place, name in enumerate(names):
-            value, low, high, _ = text_truth(name)[model]
+            value, low, high = text_truth(name)[model]
             color = CONTROL if name in controls else COLORS["AttendedLens"]
             axis.barh(place, value, 0.7, color=color)
             axis.plot([low, high], [place, place], color="black", lw=1.2)
@@ -104,6 +156,7 @@ def draw_cost() -> Figure:
 
 FIGURES: dict[str, Callable[[], Figure]] = {
     "results-scales.png": draw_scales,
+    "results-settings.png": draw_settings,
     "results-words.png": draw_words,
     "results-cost.png": draw_cost,
 }

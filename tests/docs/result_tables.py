@@ -7,36 +7,39 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from tests.docs.results import DOCS, MODELS, Row, benchmark, default, read, select
+from tests.docs.results import ALL_MODELS, DEFAULT, DOCS, MODELS, benchmark, read, select
 
 PAGES = ("results.md", "cost.md", "method.md")
 MARK = re.compile(r"<!-- table ([\w -]+) -->\n.*?<!-- end of table -->", re.DOTALL)
 
 METHODS = (
     "true-mask",
+    "arc-attended-lens-msea",
     "attended-lens-msea",
     "attended-lens",
     "attended-lens-2x",
     "attended-lens-msea-squared",
+    "arc-msea",
+    "tam-msea",
     "msea",
     "msea-squared",
-    "lens-2x",
+    "arc",
+    "tam",
     "lens",
     "lens-squared",
-    "arc-msea",
-    "arc",
-    "tam-msea",
-    "tam",
+    "lens-2x",
     "attention",
     "attention-squared",
     "rollout",
     "grad-cam",
     "random",
 )
-SCORES = ("F1-IoU", "pointing", "mass", "leakage", "causal correlation")
+SCORES = ("F1-IoU", "pointing", "mass", "leakage", "causal correlation", "insertion - deletion")
 LOWER_IS_BETTER = ("leakage",)
 # Between the numbers of a cell, one for each model.
 BREAK = "<br>"
+# One that keeps a cell on its line.
+SPACE = "\u00a0"
 VARIANTS = {
     "arc-attended-lens-msea": "the default",
     "attended-lens-msea": "no suppression",
@@ -73,42 +76,40 @@ def variants() -> str:
     rows = []
     for method, note in VARIANTS.items():
         cells = [
-            BREAK.join(
-                f"{value:.1f}" + (f" ({change:+.1f})" if change is not None else "")
-                for value, change in default(method, score)
-            )
-            for score in scores
+            BREAK.join(_beside(model, method, score) for model in ALL_MODELS) for score in scores
         ]
         rows.append([f"`{method}`, {note}", *cells])
     return table(["method", *_titles(scores)], rows, numbers=False)
 
 
+def _beside(model: str, method: str, score: str) -> str:
+    """A score, and its difference from the default where the interval excludes 0."""
+    found = benchmark(model, method, score)
+    if found is None:
+        return "–"
+    change = benchmark(model, method, f"difference in {score}")
+    if change is None or not change.excludes_0:
+        return f"{found.value:.1f}"
+    return f"{found.value:.1f}{SPACE}({change.value:+.1f})".replace("-", "−")
+
+
 def methods(model: str) -> str:
-    """The scores of each method, against ``attended-lens-msea``."""
-    curves = {row["method"]: row for row in select("benchmark/curves", model=model)}
-    rows = []
-    for method in METHODS:
-        cells = [_score(model, method, score) for score in SCORES]
-        cells.append(_curve(curves.get(method)))
-        rows.append([f"`{method}`", *cells])
-    return table(["method", *_titles(SCORES), "insertion − deletion"], rows)
+    """The scores of each method, against the default."""
+    rows = [
+        [f"`{method}`", *(_score(model, method, each) for each in SCORES)] for method in METHODS
+    ]
+    return table(["method", *_titles(SCORES)], rows)
 
 
 def _score(model: str, method: str, score: str) -> str:
     found = benchmark(model, method, score)
-    assert found is not None
-    text = f"{found.value:.1f} ± {(found.high - found.low) / 2:.1f}"
-    change = benchmark(model, method, f"difference in {score}")
-    if change is not None and change.excludes_0:
-        text += " ▲" if (change.value > 0) != (score in LOWER_IS_BETTER) else " ▽"
-    return text
-
-
-def _curve(row: Row | None) -> str:
-    if row is None:
+    if found is None:
         return ""
-    text = f"{row['insertion - deletion']} ± {row['half width']}"
-    return text + {"better": " ▲", "worse": " ▽"}.get(row["against attended-lens-msea"], "")
+    text = f"{found.value:.1f}{SPACE}±{SPACE}{(found.high - found.low) / 2:.1f}"
+    change = benchmark(model, method, f"difference in {score}")
+    if method != DEFAULT and change is not None and change.excludes_0:
+        text += SPACE + ("▲" if (change.value > 0) != (score in LOWER_IS_BETTER) else "▽")
+    return text
 
 
 def prior() -> str:
@@ -163,14 +164,11 @@ def data_files() -> str:
 
 FILES = {
     **{
-        f"benchmark/{model.removeprefix('demo/')}.csv": f"all methods, scores and styles, {name}"
-        for model, name in MODELS.items()
+        f"benchmark/{model.removeprefix('demo/')}.csv": f"methods, scores and styles, {name}"
+        for model, name in ALL_MODELS.items()
     },
-    "benchmark/methods.csv": "what each method is, and which grey levels it has",
     "benchmark/scales.csv": "what the models say of the caption at other scales",
     "benchmark/agreement.csv": "how alike the maps of nouns are at different scales",
-    "benchmark/curves.csv": "insertion and deletion, in a run of their own",
-    "benchmark/default.csv": "the default beside its controls",
     "benchmark/strength.csv": "how much of the interference ARC takes, development scenes",
     "benchmark/prior.csv": "the language prior",
     "scale_sweep.csv": "single scales and means over scales",
@@ -236,6 +234,12 @@ def bundled() -> str:
     return table(["", "16 answer", "64 answer"], known)
 
 
+PARAMETERS = {
+    "tiny": "`demo/qwen2-vl`, half a million parameters",
+    "demo/smolvlm": "`demo/smolvlm`, 135 million",
+}
+
+
 def data_sets() -> str:
     """What `evaluate` takes beside its passes."""
     rows = []
@@ -254,7 +258,7 @@ def data_sets() -> str:
             }
             rows.append(
                 [
-                    "bundled, half a million" if shape == "tiny" else shape,
+                    PARAMETERS[shape],
                     method if method == "attended-lens" else f"{method}, four scales",
                     f"{cells['bare pass of an image']:,.0f}",
                     f"{cells[method]:.2f}",
@@ -297,11 +301,8 @@ def aims() -> str:
     after = {each: now(f"{each}, after the pass", "% of the pass")[0] for each in ("TAM", "ARC")}
     batches = now(own, "ratio") + now(given, "ratio")
     real, small = (
-        [now(each, shape=shape, run="evaluate")[0] for each in ("attended-lens", four)]
-        for shape, four in (
-            ("a language model of 135 million parameters", "msea"),
-            ("tiny", "the default"),
-        )
+        [now(each, shape=shape, run="evaluate")[0] for each in ("attended-lens", "the default")]
+        for shape in ("demo/smolvlm", "tiny")
     )
     rows = [
         ["LogitLens at most 1.05 x bare", _range(lens), _verdict(max(lens) <= 1.05, lens, 1.05)],
@@ -344,8 +345,8 @@ def aims() -> str:
         ],
         [
             "`evaluate` at most 1.15 x bare",
-            f"with a large model {_range(real, '.2f')}, bundled {_range(small, '.2f')}",
-            "met with passes of a second, missed on the bundled model",
+            f"`demo/smolvlm` {_range(real, '.2f')}, `demo/qwen2-vl` {_range(small, '.2f')}",
+            "met with passes of a second, missed with passes of 20 ms",
         ],
         ["a GPU", "none at hand", "not measured"],
     ]

@@ -14,6 +14,9 @@ MODELS = {
     "demo/llava-1.5": "LLaVA-1.5",
     "demo/internvl": "InternVL",
 }
+#: With the one around a pretrained language model.
+ALL_MODELS = {**MODELS, "demo/smolvlm": "SmolVLM"}
+DEFAULT = "arc-attended-lens-msea"
 
 Row = dict[str, str]
 
@@ -26,13 +29,16 @@ class Value(NamedTuple):
         value (float): the number.
         low (float): lower end of the interval.
         high (float): upper end.
-        excludes_0 (bool): of differences, whether the interval excludes 0. Default: False
     """
 
     value: float
     low: float
     high: float
-    excludes_0: bool = False
+
+    @property
+    def excludes_0(self) -> bool:
+        """Of differences, whether the interval excludes 0."""
+        return self.low > 0 or self.high < 0
 
 
 @cache
@@ -40,7 +46,7 @@ def read(name: str) -> tuple[Row, ...]:
     r"""The rows of a file.
 
     Args:
-        name (str): such as ``"cost"`` or ``"benchmark/default"``.
+        name (str): such as ``"cost"`` or ``"benchmark/internvl"``.
     """
     with (FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return tuple(csv.DictReader(file))
@@ -69,30 +75,27 @@ def benchmark(model: str, method: str, score: str, style: str = "all") -> Value 
     Args:
         model (str): one of ``MODELS``.
         method (str): its name in the benchmark.
-        score (str): its column; ``"difference in ..."`` is that from ``attended-lens-msea``.
+        score (str): its name; ``"difference in ..."`` is that from the default.
         style (str): of the captions. Default: all together
     """
-    (row,) = select(f"benchmark/{model.removeprefix('demo/')}", style=style, method=method)
-    if not row[score]:
-        return None
-    low, high = float(row[f"{score} low"]), float(row[f"{score} high"])
-    return Value(float(row[score]), low, high, row.get(f"{score} excludes 0") == "yes")
+    row = _benchmark(model).get((style, method, score))
+    return None if row is None else _value(row)
+
+
+@cache
+def _benchmark(model: str) -> dict[tuple[str, str, str], Row]:
+    rows = read(f"benchmark/{model.removeprefix('demo/')}")
+    return {(row["style"], row["method"], row["score"]): row for row in rows}
+
+
+def _value(row: Row) -> Value:
+    return Value(*(float(row[key]) for key in ("value", "low", "high")))
 
 
 def scores(method: str, score: str) -> list[float]:
     r"""A score of the benchmark on each of ``MODELS``, in percent."""
     found = [benchmark(model, method, score) for model in MODELS]
     return [each.value for each in found if each is not None]
-
-
-def default(method: str, score: str) -> list[tuple[float, float | None]]:
-    r"""On each model, a score of a variant of the default, and its difference from the default,
-    None where its interval holds 0."""
-    found = []
-    for model in MODELS:
-        (row,) = select("benchmark/default", model=model, method=method, metric=score)
-        found.append((float(row["value"]), float(row["difference"]) if row["difference"] else None))
-    return found
 
 
 def cost(what: str, quantity: str = "x bare", **wanted: object) -> list[float]:
@@ -104,7 +107,4 @@ def cost(what: str, quantity: str = "x bare", **wanted: object) -> list[float]:
 def text_truth(weights: str, score: str = "text correlation") -> dict[str, Value]:
     r"""How well weights of earlier words agree with leaving words out, by model."""
     rows = select("text_truth", weights=weights, score=score)
-    return {
-        row["model"]: Value(float(row["value"]), float(row["low"]), float(row["high"]))
-        for row in rows
-    }
+    return {row["model"]: _value(row) for row in rows}

@@ -114,10 +114,15 @@ def test_wrong_numbers_are_refused(tmp_path: Path, scenes: int, workers: int) ->
 
 
 def test_curves_are_drawn_for_some_images_and_not_for_sweeps(tmp_path: Path) -> None:
-    settings = Settings(methods=("lens", "arc-p0.5"), metrics=("curves",), steps=2, curves_every=2)
+    settings = Settings(
+        methods=("lens", "arc-p0.5-attended-lens-msea"),
+        metrics=("curves",),
+        steps=2,
+        curves_every=2,
+    )
     first, second = run_benchmark(settings, 2, tmp_path)
     assert set(first.methods["lens"]) == {"insertion", "deletion", "difference"}
-    assert first.methods["arc-p0.5"] == second.methods["lens"] == {}
+    assert first.methods["arc-p0.5-attended-lens-msea"] == second.methods["lens"] == {}
 
 
 def test_a_image_without_curves_is_not_explained_for_them(
