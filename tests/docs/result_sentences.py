@@ -85,9 +85,9 @@ def finer_pass() -> str:
     f1 = _differences("attended-lens-2x", "F1-IoU")
     assert [each.excludes_0 for each in f1] == [False, True, True]
     return (
-        f"The default is {_three(lost)} points ahead of one pass of the attended lens at scale 2 in "
-        f"pointing, and {_three([-each.value for each in f1])} in F1-IoU, of which the first may be "
-        "chance."
+        f"The default is {_three(lost)} points ahead of one pass of the attended lens at scale 2 "
+        f"in pointing, and {_three([-each.value for each in f1])} in F1-IoU, of which the first "
+        "may be chance."
     )
 
 
