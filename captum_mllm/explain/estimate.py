@@ -74,7 +74,7 @@ def estimate_reasons(mllm: MLLM, images: tuple[Tensor, ...], query: Query) -> Re
     The whole, :math:`\log p + \log V`, is divided by the attention to each group; the template gets
     nothing, since attention rests there whether it is used or not, and so the prior is 0. That is a
     weak estimate: where a word looks is not what it needs. On the bundled models its shares of
-    the image correlate with exact ones by 0.4 to 0.5, with a mean error of 0.3.
+    the image correlate with exact ones by 0.3 to 0.5, with a mean error of 0.3.
     :func:`exact_reasons` takes 8 rows of a batch.
 
     Args:

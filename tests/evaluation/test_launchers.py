@@ -63,7 +63,7 @@ def test_killed_launchers_leave_what_an_undisturbed_process_does(tmp_path: Path)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     undisturbed = launch("none", data, whole)
     memory: list[tuple[int, int]] = []
-    # The report, whose memory does not grow with the samples either, is not looked at.
+    # The report is not looked at: it holds the records of all samples.
     while undisturbed.poll() is None and (done := lines_in(whole)) < COUNT:
         memory.append((done, psutil.Process(undisturbed.pid).memory_info().rss))
         time.sleep(0.5)
