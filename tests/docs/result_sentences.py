@@ -133,6 +133,14 @@ def causal() -> str:
     )
 
 
+def curves() -> str:
+    lost = [each.value for each in _differences(BASE, "insertion - deletion")]
+    return (
+        f"Insertion less deletion is {_three(scores(DEFAULT, 'insertion - deletion'))} with it, "
+        f"{_three(lost)} points less than without."
+    )
+
+
 def settings() -> str:
     spans = [
         abs(each.value)
@@ -470,6 +478,7 @@ SENTENCES: dict[str, tuple[Callable[[], str], ...]] = {
         paper,
         squaring,
         causal,
+        curves,
         settings,
         reading,
         real_model,
