@@ -41,6 +41,8 @@ myst_dmath_double_inline = True
 
 # The tutorials are shown as they were run.
 nb_execution_mode = "off"
+# Tables of Markdown that a cell shows.
+nb_render_markdown_format = "myst"
 nb_merge_streams = True
 
 # References into this package have to hold; those to other packages are not looked up.
