@@ -144,10 +144,9 @@ class DataExample(Example):
         start = None
         # The answer that is explained may be another than the one in which the place counts.
         if region.start is not None and reference is not None:
-            start = find_phrase(self._answer, reference)
-        if start is not None and region.start is not None:
-            start += region.start
-        else:
+            place = find_phrase(self._answer, reference)
+            start = None if place is None else place + region.start
+        if start is None:
             start = find_phrase(self._answer, region.text)
         if start is None:
             return []

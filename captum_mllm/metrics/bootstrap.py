@@ -13,7 +13,7 @@ from captum_mllm.metrics.aligned_maps import in_double, safe_ratio
 from captum_mllm.metrics.token_iou import TokenIoU, harmonic_mean
 
 # Largest table of how often each image is drawn, in elements.
-_DRAWS = 1 << 20
+_DRAWS = 1 << 19
 
 
 class Interval(NamedTuple):
