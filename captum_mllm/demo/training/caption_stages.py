@@ -53,6 +53,7 @@ def caption_loss(
     vision: bool = True,
     zoom: float = 1.0,
     lens: bool = False,
+    answers_only: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
     r"""The loss of the answers to all questions about some images.
 
@@ -70,6 +71,8 @@ def caption_loss(
         lens (bool): Whether to add what polishes the logit lens: each object is due its own area
             instead of an average one, to which its rim comes closer than what is inside; tokens
             enter equally loud; and their logits in the end echo those on entering. Default: False
+        answers_only (bool): Whether to leave out all losses but that of the answers.
+            Default: False
 
     Returns:
         tuple[Tensor, dict[str, float]]: The loss, a scalar, and figures for the report.
@@ -79,6 +82,8 @@ def caption_loss(
         features = architecture.features(model, images, view)
     states = hidden_states(model, batch, features)
     loss, logits = answer_loss(model, batch, states)
+    if answers_only:
+        return loss, {"answer": loss.item(), **answer_accuracy(batch, logits)}
     scenes = [example.scene for example in examples]
     embeddings = model.lm_head.weight
     entering = group_logits(embeddings, features)
@@ -155,7 +160,15 @@ def train_captions(model: Any, course: Course, steps: int, checkpoint: Checkpoin
         count = images_per_step(architecture, view)
         examples = pools[phase].draw(generator, step, count)
         images = images_of(examples)
-        return caption_loss(model, architecture, examples, images, view, vision=phase.vision)
+        return caption_loss(
+            model,
+            architecture,
+            examples,
+            images,
+            view,
+            vision=phase.vision,
+            answers_only=course.answers_only,
+        )
 
     fit(model, model, step_loss, steps, 2e-3, checkpoint, _STAGE)
 
@@ -239,6 +252,15 @@ def polish(
         images = images_of(examples)
         if zoom != 1:
             images = frame(images, [example.scene for example in examples], zoom, generator)
-        return caption_loss(model, architecture, examples, images, view, zoom=zoom, lens=lens)
+        return caption_loss(
+            model,
+            architecture,
+            examples,
+            images,
+            view,
+            zoom=zoom,
+            lens=lens,
+            answers_only=course.answers_only,
+        )
 
     fit(model, model, step_loss, steps, 7e-4, checkpoint, stage)

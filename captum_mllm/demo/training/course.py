@@ -105,12 +105,15 @@ class Course:
             learns from, in 0 to 1. Default: 0.3
         contact (float): Share of the scenes, of two or three objects, in which two objects touch,
             in 0 to 1. Default: 0.25
+        answers_only (bool): Whether the loss of captions is that of the answers alone, without
+            losses on what image tokens say. Default: False
     """
 
     architecture: Architecture
     seed: int = 0
     prior: float = 0.3
     contact: float = 0.25
+    answers_only: bool = False
 
     def captioned(self, stream: int, large: bool = True, objects: int | None = None) -> ScenePool:
         r"""

@@ -94,7 +94,8 @@ def train_language(model: Any, course: Course, steps: int, checkpoint: Checkpoin
         cell_loss = torch.stack(
             [F.cross_entropy(g.flatten(0, 1), t.flatten()) for g, t in zip(said, truth)]
         ).sum()
-        return loss + _CELL_LOSS * cell_loss, {
+        weight = 0.0 if course.answers_only else _CELL_LOSS
+        return loss + weight * cell_loss, {
             "answer": loss.item(),
             "cells": cell_loss.item(),
             **answer_accuracy(batch, logits),

@@ -34,22 +34,23 @@ _STEPS = {
 }
 
 
-def _stages(architecture: Architecture) -> dict[str, Stage]:
-    zooms: dict[str, Stage] = {}
-    if len(architecture.zooms) > 1:
-        zooms["zooms"] = partial(polish, lens=False)
-    return {
-        "language": train_language,
-        "vision": train_vision,
-        "grounding": ground_vision,
-        "captions": train_captions,
-        **zooms,
-        "polish": polish,
-    }
+def _stages(course: Course) -> dict[str, Stage]:
+    stages: dict[str, Stage] = {"language": train_language, "vision": train_vision}
+    if not course.answers_only:
+        stages["grounding"] = ground_vision
+    stages["captions"] = train_captions
+    if len(course.architecture.zooms) > 1:
+        stages["zooms"] = partial(polish, lens=False)
+    stages["polish"] = polish
+    return stages
 
 
 def train(
-    output: Path, architecture: str = "qwen2-vl", seed: int = 0, fraction: float = 1.0
+    output: Path,
+    architecture: str = "qwen2-vl",
+    seed: int = 0,
+    fraction: float = 1.0,
+    answers_only: bool = False,
 ) -> Any:
     r"""Train a demo model and save it, with its processor, in the formats of transformers.
 
@@ -61,6 +62,8 @@ def train(
         seed (int): Seeds weights, scenes and their order. Default: 0
         fraction (float): How much of the full schedule to run, in (0, 1]; a hundredth is a smoke
             test. Default: 1.0
+        answers_only (bool): Whether to leave out the losses on what each image token says, and
+            with them the stage that has no other. Default: False
 
     Returns:
         transformers.PreTrainedModel: The trained model.
@@ -78,15 +81,20 @@ def train(
     facts = ARCHITECTURES[architecture]
     checkpoints = output / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    run = {"architecture": architecture, "seed": seed, "fraction": fraction}
+    run = {
+        "architecture": architecture,
+        "seed": seed,
+        "fraction": fraction,
+        "answers_only": answers_only,
+    }
     _check_same_run(checkpoints / "run.json", run)
     model = facts.build_model(seed)
     initialize_vision(model, facts, seed)
     facts.prepare(model)
     use_float32_attention(model)
-    course = Course(facts, seed)
+    course = Course(facts, seed, answers_only=answers_only)
     all_steps = {**_STEPS, "polish": facts.polish_steps}
-    for label, stage in _stages(facts).items():
+    for label, stage in _stages(course).items():
         done = checkpoints / f"{label}.done.pt"
         if done.exists():
             model.load_state_dict(torch.load(done, weights_only=True))
@@ -142,8 +150,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--fraction", type=float, default=1.0, help="share of the schedule, for a smoke test"
     )
+    parser.add_argument(
+        "--answers-only",
+        action="store_true",
+        help="leave out the losses on what each image token says",
+    )
     options = parser.parse_args(arguments)
-    train(options.output, options.architecture, options.seed, options.fraction)
+    train(
+        options.output,
+        options.architecture,
+        options.seed,
+        options.fraction,
+        options.answers_only,
+    )
 
 
 if __name__ == "__main__":

@@ -168,6 +168,24 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
         assert torch.equal(found[name], value), name
 
 
+def test_a_start_from_nothing_says_nothing_and_is_as_loud(
+    language_model: Path, tmp_path: Path
+) -> None:
+    words = _trainer(tmp_path / "words").model
+    nothing = _trainer(tmp_path / "nothing", SMALL._replace(start="nothing")).model
+    images = pixels(draw_scenes(np.random.default_rng(0), 2)[1], SIDE)
+    with torch.no_grad():
+        said, unsaid = image_features(words, images), image_features(nothing, images)
+    norms = said.norm(dim=-1).mean() / unsaid.norm(dim=-1).mean()
+    assert 0.5 < norms < 2
+    ours, theirs = adapter_state(words), adapter_state(nothing)
+    # The projector and the used layers of the tower share no weight but norms and biases.
+    tower = "model.vision_tower.encoder.layers.0.mlp.fc1.weight"
+    assert not torch.equal(ours[tower], theirs[tower])
+    again = _trainer(tmp_path / "again", SMALL._replace(start="nothing")).model
+    assert all(torch.equal(value, theirs[name]) for name, value in adapter_state(again).items())
+
+
 def test_a_run_with_other_settings_does_not_go_on(language_model: Path, tmp_path: Path) -> None:
     first = _trainer(tmp_path / "run")
     first.save()
@@ -233,7 +251,8 @@ def test_measures_count_what_they_say(language_model: Path, tmp_path: Path) -> N
         counts = evaluate(model, processor, scenes)
     assert len(counts["caption", "answers"]) == len(counts["Yes", "first"]) == 3
     objects = sum(len(scene.objects) for scene in scenes)
-    assert len(counts["lens", "shape"]) == len(counts["lens", "color"]) == objects
+    for lens in ("lens", "centred lens"):
+        assert len(counts[lens, "shape"]) == len(counts[lens, "color"]) == objects
     # Every object of a caption is named with its shape and its colour, of one token or more.
     assert len(counts["caption", "shape"]) >= objects
     assert "| caption | " in table(counts)

@@ -219,6 +219,25 @@ def test_polishing_lowers_its_loss(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("short_steps")
+def test_answers_alone_are_trained_if_nothing_else_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    architecture = ARCHITECTURES["llava-1.5"]
+    model = _prepared(architecture)
+    examples = ScenePool(99, architecture.image_size, 1, 8).draw(np.random.default_rng(0), 0, 2)
+    arguments = model, architecture, examples, images_of(examples), architecture.native_view
+    alone, figures = caption_stages.caption_loss(*arguments, answers_only=True)
+    together, parts = caption_stages.caption_loss(*arguments)
+    assert alone.item() == figures["answer"] == pytest.approx(parts["answer"])
+    assert together.item() > alone.item() and "image" not in figures
+    monkeypatch.setattr(train_module, "_STEPS", dict.fromkeys(train_module._STEPS, 1))
+    monkeypatch.setattr(type(architecture), "polish_steps", 1)
+    train_module.main(["--architecture", "llava-1.5", "--output", str(tmp_path), "--answers-only"])
+    done = {path.name.split(".")[0] for path in (tmp_path / "checkpoints").glob("*.done.pt")}
+    assert "captions" in done and "grounding" not in done
+
+
+@pytest.mark.usefixtures("short_steps")
 def test_vision_stages_leave_the_language_model_alone(tmp_path: Path) -> None:
     architecture = ARCHITECTURES["llava-1.5"]
     model = _prepared(architecture)

@@ -133,8 +133,8 @@ def evaluate(model: Any, processor: Any, scenes: Sequence[Scene], report: Any = 
                     chosen = content(texts, said, answer, group)
                     counts[name, group] += [r for r, c in zip(right, chosen) if c]
         for scene, image, grid in zip(chunk, images, states[:, : GRID**2]):
-            for group, hits in _pointing(model, texts, scene, image, grid).items():
-                counts["lens", group] += hits
+            for key, hits in _pointing(model, texts, scene, image, grid).items():
+                counts[key] += hits
         if report is not None:
             report(start + len(chunk), counts)
     return counts
@@ -142,20 +142,22 @@ def evaluate(model: Any, processor: Any, scenes: Sequence[Scene], report: Any = 
 
 def _pointing(
     model: Any, texts: Texts, scene: Scene, image: RenderedScene, states: Tensor
-) -> dict[str, list[bool]]:
-    """Whether each object's words have their highest logit in an object of that word."""
+) -> Counts:
+    """Whether each object's words have their highest logit in an object of that word: as it is,
+    and less the mean logit of the vocabulary."""
     centers = grid_centers(GRID)
-    hits: dict[str, list[bool]] = {}
+    hits: Counts = defaultdict(list)
+    mean = states @ model.lm_head.weight.mean(0)
     for group in _GROUPS:
         words = [getattr(thing, group) for thing in scene.objects]
         columns = torch.tensor([texts.encode(f" {word}")[0] for word in words])
-        peaks = centers[text_logits(model, states, columns).argmax(0).tolist()]
-        hits[group] = []
-        for word, peak in zip(words, peaks):
-            owners = tuple(index for index, other in enumerate(words) if other == word)
-            region = image.region(owners)
-            y, x = (peak * region.shape).astype(int)
-            hits[group].append(bool(region[y, x]))
+        logits = text_logits(model, states, columns)
+        for lens, read in (("lens", logits), ("centred lens", logits - mean[:, None])):
+            for word, peak in zip(words, centers[read.argmax(0).tolist()]):
+                owners = tuple(index for index, other in enumerate(words) if other == word)
+                region = image.region(owners)
+                y, x = (peak * region.shape).astype(int)
+                hits[lens, group].append(bool(region[y, x]))
     return hits
 
 
@@ -165,7 +167,7 @@ def table(counts: Counts) -> str:
         "| text | tokens | shape words | colour words | whole answers | n |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name in dict.fromkeys(name for name, _ in counts if name != "lens"):
+    for name in dict.fromkeys(name for name, _ in counts if "lens" not in name):
         cells = [
             f"{np.mean(counts[name, measure]):.3f}" if counts[name, measure] else ""
             for measure in ("words", "shape", "color", "answers")
@@ -173,8 +175,11 @@ def table(counts: Counts) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} | {len(counts[name, 'answers'])} |")
     yes, no = (np.mean(counts[name, "first"]) for name in ("Yes", "No"))
     lines.append(f"\nYes {yes:.3f}, no {no:.3f}, balanced {(yes + no) / 2:.3f}.")
-    shapes, colors = (np.mean(counts["lens", group]) for group in _GROUPS)
-    lines.append(f"The lens points right for {shapes:.3f} of shapes, {colors:.3f} of colours.")
+    for lens in ("lens", "centred lens"):
+        shapes, colors = (np.mean(counts[lens, group]) for group in _GROUPS)
+        lines.append(
+            f"The {lens} points right for {shapes:.3f} of shapes, {colors:.3f} of colours."
+        )
     return "\n".join(lines)
 
 

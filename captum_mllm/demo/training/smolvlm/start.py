@@ -1,4 +1,4 @@
-r"""Where training starts: a tower that knows the words, and a projector that says them.
+r"""Where training starts: a tower that knows the words and a projector that says them, or nothing.
 
 The tower is that of ``demo/llava-1.5``, which was trained with losses on what its image tokens say.
 The projector is a ridge regression from the tower's states onto the word embeddings of the language
@@ -18,7 +18,7 @@ from captum_mllm.datasets import render, sample_scene
 from captum_mllm.demo import demo_folder
 from captum_mllm.demo.training.architecture import grid_centers, pixels
 from captum_mllm.demo.training.image_words import WORD_GROUPS, group_logits
-from captum_mllm.demo.training.smolvlm.architecture import GRID, SIDE
+from captum_mllm.demo.training.smolvlm.architecture import GRID, SIDE, image_features
 from captum_mllm.demo.training.smolvlm.texts import Texts
 
 #: How many scenes the regression is fitted to.
@@ -92,3 +92,29 @@ def start_from_words(model: Any, texts: Texts, seed: int = 0) -> dict[str, float
         new.linear_2.weight.copy_(scale * solved.T)
         new.linear_2.bias.copy_(scale * (mean_out - mean_in @ solved))
     return {"explained variance": float(explained)}
+
+
+@torch.no_grad()
+def start_from_nothing(model: Any, seed: int = 0) -> None:
+    r"""Draw the weights of the tower and the projector of a model, in place.
+
+    They are scaled by their fan-in, and the projector's output to the size of the word embeddings:
+    how the start from words differs is what they say, not how loud they are.
+
+    Args:
+        model (transformers.LlavaForConditionalGeneration): The model.
+        seed (int): Seeds the weights. Default: 0
+    """
+    random = torch.Generator().manual_seed(seed)
+    projector = model.model.multi_modal_projector
+    for part in (model.model.vision_tower, projector):
+        for module in part.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                deviation = module.weight[0].numel() ** -0.5
+                nn.init.normal_(module.weight, std=deviation, generator=random)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    images = [render(sample_scene(np.random.default_rng([seed, 1, k])), SIDE).image for k in (0, 1)]
+    loud = image_features(model, pixels(np.stack(images), SIDE)).norm(dim=-1).mean()
+    rows = model.get_input_embeddings().weight
+    projector.linear_2.weight.mul_(rows.norm(dim=1).mean() / loud)

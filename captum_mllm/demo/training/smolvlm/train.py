@@ -36,7 +36,7 @@ from captum_mllm.demo.training.smolvlm.architecture import (
     with_image_token,
 )
 from captum_mllm.demo.training.smolvlm.export import as_trained
-from captum_mllm.demo.training.smolvlm.start import start_from_words
+from captum_mllm.demo.training.smolvlm.start import start_from_nothing, start_from_words
 from captum_mllm.demo.training.smolvlm.texts import IGNORED, Texts, pack, sequence
 
 # Odds of the zooms: side of the drawn image over that of its canvas.
@@ -44,6 +44,9 @@ _ZOOMS = {1.0: 0.7, 0.5: 0.04, 0.65: 0.05, 0.8: 0.06, 0.9: 0.05, 1.25: 0.04, 1.5
 _PRIORS = {0.0: 0.5, 0.5: 0.35, 1.0: 0.15}
 _WARM_UP = 20
 _NEGATIVES = 4096
+
+#: What training may start from, beside the file of an adapter.
+STARTS = ("words", "nothing")
 
 #: How many scenes tell which tokens answers are made of.
 ANSWERS_OF = 400
@@ -65,7 +68,8 @@ class Settings(NamedTuple):
         lora_rate (float): Learning rate of these changes, before the decay.
         projector_rate (float): Learning rate of the projector.
         tower_rate (float): Learning rate of the tower.
-        start (str): The file of an exported adapter to start from. If empty, the start from words.
+        start (str): "words", a tower and a projector that say words; "nothing", random ones; or
+            the file of an exported adapter.
     """
 
     steps: int
@@ -79,7 +83,7 @@ class Settings(NamedTuple):
     lora_rate: float = 1e-3
     projector_rate: float = 1e-3
     tower_rate: float = 2e-4
-    start: str = ""
+    start: str = "words"
 
 
 def learning_rate(step: int, settings: Settings) -> float:
@@ -130,7 +134,10 @@ class Trainer:
         self.settings, self.folder, self.model, self.texts = settings, folder, model, texts
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
-        start_from_words(model, texts, settings.seed)
+        if settings.start == "words":
+            start_from_words(model, texts, settings.seed)
+        else:
+            start_from_nothing(model, settings.seed)
         add_lora(model, settings.rank)
         model.requires_grad_(False)
         changes = [m for m in model.modules() if isinstance(m, LoRA)]
@@ -151,7 +158,7 @@ class Trainer:
             ),
             "changes": ([p for m in changes for p in (m.A, m.B)], settings.lora_rate),
         }
-        if settings.start:
+        if settings.start not in STARTS:
             load_adapter(model, as_trained(load_file(settings.start)))
         self.parameters = [p for group, _ in groups.values() for p in group]
         for parameter in self.parameters:
@@ -290,7 +297,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rates")
     parser.add_argument("--batch", type=int, default=4, help="images in a step")
     parser.add_argument("--budget", type=int, default=210, help="tokens of text behind an image")
-    parser.add_argument("--start", default="", help="adapter of a model to go on from")
+    parser.add_argument(
+        "--start",
+        default="words",
+        metavar="{words,nothing,FILE}",
+        help="a tower that says words, a random one, or the adapter of a model to go on from",
+    )
     parser.add_argument("--compile", action="store_true", help="fuse what is not a product")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
