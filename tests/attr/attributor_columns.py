@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from captum.attr import Attribution
 from PIL import Image
@@ -109,6 +110,9 @@ BUNDLED = {
     "bundled_internvl": lambda: _bundled("InternVL", "demo/internvl"),
 }
 MULTIMODAL = ("qwen2_vl", "llava", "internvl")
+
+#: The bundled models as parameters of a test: as the tiny ones, but larger, and so long tests.
+LARGER = [pytest.param(name, marks=pytest.mark.slow) for name in BUNDLED]
 
 
 @cache

@@ -22,16 +22,16 @@ from captum.attr import (
 )
 from torch import Tensor
 
-from tests.attr.attributor_columns import BUNDLED, COLUMNS, Column, column
+from tests.attr.attributor_columns import BUNDLED, COLUMNS, LARGER, Column, column
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Input Tensor .* did not already require gradients",
     "ignore:Setting (forward, )?backward hooks",
     "ignore:images have values outside",
 )
-everywhere = pytest.mark.parametrize("name", [*COLUMNS, *BUNDLED])
+everywhere = pytest.mark.parametrize("name", [*COLUMNS, *LARGER])
 # Their non-linearities are no modules that a method has a rule for.
-without_rules = pytest.mark.parametrize("name", [*list(COLUMNS)[1:], *BUNDLED])
+without_rules = pytest.mark.parametrize("name", [*list(COLUMNS)[1:], *LARGER])
 
 
 def gradient(where: Column, images: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ from captum.attr import (
 )
 from torch import Tensor
 
-from tests.attr.attributor_columns import BUNDLED, COLUMNS, Column, column, quadrants
+from tests.attr.attributor_columns import COLUMNS, LARGER, Column, column, quadrants
 from tests.attr.attributor_rows import LeastSquares, kernel_shap, swap
 
-everywhere = pytest.mark.parametrize("name", [*COLUMNS, *BUNDLED])
+everywhere = pytest.mark.parametrize("name", [*COLUMNS, *LARGER])
 
 
 def with_segments(where: Column, kept: tuple[bool, ...]) -> Tensor:
@@ -109,9 +109,7 @@ def shapley_values(scores: dict[tuple[bool, ...], float]) -> Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    "name", [*COLUMNS, *(pytest.param(name, marks=pytest.mark.slow) for name in BUNDLED)]
-)
+@everywhere
 def test_shapley_values_equal_the_formula_and_sum_to_the_difference(name: str) -> None:
     where = column(name)
     scores = game(where)

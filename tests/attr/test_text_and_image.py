@@ -22,12 +22,12 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_mllm import MLLM, MSEA
-from tests.attr.attributor_columns import BUNDLED, MULTIMODAL, Column, column, quadrants
+from tests.attr.attributor_columns import LARGER, MULTIMODAL, Column, column, quadrants
 from tests.attr.attributor_rows import LeastSquares, kernel_shap
 from tests.attr.test_attributor_perturbations import closeness, every_coalition, shapley_values
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor .* did not already require gradients")
-everywhere = pytest.mark.parametrize("name", [*MULTIMODAL, *BUNDLED])
+everywhere = pytest.mark.parametrize("name", [*MULTIMODAL, *LARGER])
 
 
 class Both:
@@ -97,9 +97,7 @@ def test_ablation_of_image_and_words_equals_ablation_by_hand(name: str, at_once:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", [*MULTIMODAL, *(pytest.param(name, marks=pytest.mark.slow) for name in BUNDLED)]
-)
+@everywhere
 def test_shapley_values_of_image_and_words_sum_to_the_difference(name: str) -> None:
     both = Both(name)
     game = both.game()

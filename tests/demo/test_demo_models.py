@@ -51,6 +51,7 @@ def _styles(processor: Any) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_fresh_scenes_are_captioned(demo: tuple[Any, Any]) -> None:
     styles = _styles(demo[1])
     assert "caption" in styles
