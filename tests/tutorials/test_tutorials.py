@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from nbformat import NotebookNode
 
+from tests.demo.test_adapted_model import is_installed
 from tests.docs.result_sentences import whole_models
 from tests.tutorials.execute import FOLDER, NOTEBOOKS, execute, read
 
@@ -23,9 +24,12 @@ NAMES = [
     "09_families_and_check",
     "10_why_this_word",
     "11_real_photos",
+    "12_pretrained_language_model",
 ]
 # Explains a classifier.
 NO_MLLM = ("11_real_photos",)
+# Needs the language model of demo/smolvlm.
+PRETRAINED = ("12_pretrained_language_model",)
 REAL_MODELS = (
     "Qwen/Qwen2-VL-2B-Instruct",
     "llava-hf/llava-1.5-7b-hf",
@@ -39,6 +43,7 @@ GIVEN = {
     "04_with_captum": {"24"},  # orders of four
     "05_trust": {"95", "7.5"},  # squares of four scales, summed
     "07_your_own": {"150,000"},  # a usual vocabulary
+    "12_pretrained_language_model": {"95"},
 }
 # Folders of people and of systems, and addresses of objects in memory.
 MACHINE = re.compile(
@@ -157,6 +162,8 @@ def test_numbers_in_the_text_are_those_of_the_cells(path: Path) -> None:
 @pytest.mark.slow
 @each_notebook
 def test_notebook_says_the_same_from_an_empty_kernel(path: Path) -> None:
+    if path.stem in PRETRAINED and not is_installed():
+        pytest.skip("the language model of demo/smolvlm is not installed")
     found = execute(read(path))
     assert output_kinds(found) == output_kinds(read(path))
     assert not numbers_without_a_cell(found, path.stem)

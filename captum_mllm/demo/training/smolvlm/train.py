@@ -297,6 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rates")
     parser.add_argument("--batch", type=int, default=4, help="images in a step")
     parser.add_argument("--budget", type=int, default=210, help="tokens of text behind an image")
+    parser.add_argument("--whole", type=int, default=100, help="last steps with all image tokens")
     parser.add_argument(
         "--start",
         default="words",
@@ -314,6 +315,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.decay,
         batch=options.batch,
         budget=options.budget,
+        whole=options.whole,
         seed=options.seed,
         lora_rate=1e-3 * options.rate,
         projector_rate=1e-3 * options.rate,
