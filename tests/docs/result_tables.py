@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from tests.docs.results import ALL_MODELS, DEFAULT, DOCS, MODELS, benchmark, read, select
+from tests.docs.results import ALL_MODELS, DEFAULT, DOCS, MODELS, Row, benchmark, read, select
 
 PAGES = ("results.md", "cost.md", "method.md")
 MARK = re.compile(r"<!-- table ([\w -]+) -->\n.*?<!-- end of table -->", re.DOTALL)
@@ -36,6 +36,8 @@ METHODS = (
 )
 SCORES = ("F1-IoU", "pointing", "mass", "leakage", "causal correlation", "insertion - deletion")
 LOWER_IS_BETTER = ("leakage",)
+# Of fewer pairs that a model says right, nothing is told.
+FEWEST_PAIRS = 5
 # Between the numbers of a cell, one for each model.
 BREAK = "<br>"
 # One that keeps a cell on its line.
@@ -153,6 +155,34 @@ def strength() -> str:
     return table(["strength", *_titles(("IoU", "mass", "leakage"))], rows, numbers=False)
 
 
+def references() -> str:
+    """How often the largest weight is on the word that decides a later one."""
+    rows = [row for row in read("reference_words") if row["words"]]
+    columns = {
+        "a colour, directly before": ("color", "all"),
+        "a shape, three words before": ("repeat", "all"),
+        "the same, among all but the last word": ("repeat", "all but the last"),
+    }
+    names = dict.fromkeys(row["weights"] for row in rows)
+    lines = []
+    for name in names:
+        cells = [
+            BREAK.join(_pointing(rows, model, kind, words, name) for model in ALL_MODELS)
+            for kind, words in columns.values()
+        ]
+        lines.append([name, *cells])
+    return table(["weights", *columns], lines, numbers=False)
+
+
+def _pointing(rows: list[Row], model: str, kind: str, words: str, weights: str) -> str:
+    wanted = {"model": model, "kind": kind, "words": words, "weights": weights}
+    for row in rows:
+        enough = int(row["pairs"]) >= FEWEST_PAIRS
+        if enough and all(row[key] == value for key, value in wanted.items()):
+            return f"{float(row['value']):.2f}"
+    return "–"
+
+
 def data_files() -> str:
     """What each file of the data holds."""
     rows = [
@@ -173,6 +203,7 @@ FILES = {
     "benchmark/prior.csv": "the language prior",
     "scale_sweep.csv": "single scales and means over scales",
     "text_truth.csv": "weights of earlier words against leaving words out",
+    "reference_words.csv": "weights of earlier words where one word decides another",
     "cost.csv": "time and memory",
     "full_size.csv": "parameters and operations of whole models",
 }
@@ -411,6 +442,7 @@ TABLES: dict[str, Callable[[], str]] = {
     },
     "prior": prior,
     "strength": strength,
+    "references": references,
     "files": data_files,
     "quiet": quiet,
     "lengths": lengths,

@@ -9,16 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from captum.attr import InputXGradient
 from torch import Tensor
 
 from captum_mllm import ARC, MLLM, TAM, AttendedLens, LogitLens
 from captum_mllm.attr import AttentionMaps
+from captum_mllm.attr.features import Features, to_earlier
 from captum_mllm.attr.text_attribution import text_attribution
+from captum_mllm.attr.token_maps import token_maps
 from captum_mllm.evaluation.examples import sample_examples
 from captum_mllm.evaluation.method import Case
 from captum_mllm.evaluation.summary import TEXT, estimate
 from captum_mllm.evaluation.text_truth import TextTruth
 from captum_mllm.metrics import random_weights, recency_weights, uniform_weights
+from captum_mllm.models import Query
 
 DATA = Path(__file__).parents[2] / "docs" / "results" / "text_truth.csv"
 HEAD = ("model", "scenes", "weights", "role", "score", "value", "low", "high")
@@ -30,25 +34,30 @@ METHODS: dict[str, Callable[[MLLM], object]] = {
     "ARC with text_floor=0.2": lambda mllm: ARC(AttendedLens(mllm), text_floor=0.2),
     "TAM: how strongly a state says the word": lambda mllm: TAM(LogitLens(mllm)),
 }
+GRADIENTS = "gradients times embeddings"
+_DRAWN = torch.Generator().manual_seed(0)
 CONTROLS: dict[str, Callable[[Tensor], Tensor]] = {
     "1 over the distance": recency_weights,
     "equal": uniform_weights,
-    "random": lambda valid: random_weights(valid, torch.Generator().manual_seed(0)),
+    "random": lambda valid: random_weights(valid, _DRAWN),
 }
 
 
-def weigh(case: Case) -> dict[str, Tensor]:
+def weigh(mllm: MLLM, image: Tensor, query: Query) -> dict[str, Tensor]:
     r"""The weights of each method and control, (T, P + T).
 
     Args:
-        case (Case): a model and a captioned image.
+        mllm (MLLM): a model.
+        image (Tensor): an image, (1, 3, H, W) in [0, 1].
+        query (Query): a question and its answer.
     """
-    images = (case.image,)
-    found = {
-        name: text_attribution(make(case.mllm), images, case.query)
-        for name, make in METHODS.items()
-    }
+    images = (image,)
+    found = {name: text_attribution(make(mllm), images, query) for name, make in METHODS.items()}
     rows, columns = next(iter(found.values())).shape
+    features = Features(words="earlier")
+    gradients = token_maps(InputXGradient(mllm), images, query, features=features).text
+    assert gradients is not None
+    found[GRADIENTS] = to_earlier(gradients.abs().cpu(), columns)
     is_earlier = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows - 1)
     return found | {name: make(is_earlier) for name, make in CONTROLS.items()}
 
@@ -69,11 +78,12 @@ def measure(model: str, scenes: int, split: str, spelling: str) -> list[list[str
         case = Case(mllm, example)
         with case.sharing():
             truth = TextTruth(case)
-            images.append({name: truth.scores(each) for name, each in weigh(case).items()})
+            weights = weigh(mllm, case.image, case.query)
+            images.append({name: truth.scores(each) for name, each in weights.items()})
     rows = []
     for column in TEXT:
         for name, found in estimate(images, column).items():
-            role = "method" if name in METHODS else "control"
+            role = "control" if name in CONTROLS else "method"
             numbers = [f"{each:.3f}" for each in found[:3]]
             rows.append([model, str(scenes), name, role, column.title, *numbers])
     return rows
