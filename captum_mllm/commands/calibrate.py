@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
     from captum_mllm.commands.setup import choose_device, load_model
     from captum_mllm.evaluation.diagnosis_trial import diagnosis_report
     from captum_mllm.evaluation.labelled_words import of_file, of_scenes, read_words
+    from captum_mllm.evaluation.progress import Progress
     from captum_mllm.evaluation.temptation import leading_questions, tempted_captions
     from captum_mllm.explain import Calibration
     from captum_mllm.models.loading import model_name
@@ -93,7 +94,8 @@ def run(options: argparse.Namespace) -> int:
                 tempting += leading_questions(tempting)
             parts.append(list(of_scenes(tempting)))
         data = f"{count} scenes"
-    fitted_on, tested_on = (read_words(mllm, part) for part in parts)
+    watch = Progress("answers", sum(map(len, parts)))
+    fitted_on, tested_on = (read_words(mllm, part, watch) for part in parts)
     name = model_name(mllm.model.config)
     calibration = Calibration.fit(fitted_on.signals, fitted_on.absent, name, data)
     calibration.save(options.output)

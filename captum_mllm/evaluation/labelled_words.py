@@ -4,7 +4,7 @@ with the signals by which a diagnosis judges them."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -106,13 +106,19 @@ def of_file(path: str | Path) -> Iterator[LabelledAnswer]:
 
 
 @torch.no_grad()
-def read_words(mllm: MLLM, answers: Iterable[LabelledAnswer]) -> LabelledWords:
+def read_words(
+    mllm: MLLM,
+    answers: Iterable[LabelledAnswer],
+    watch: Callable[[int], None] | None = None,
+) -> LabelledWords:
     r"""
     The signals of all labelled words, each at the token where the model was least sure.
 
     Args:
         mllm (MLLM): the model.
         answers (Iterable[LabelledAnswer]): the answers, in turn.
+        watch (Callable, optional): told 1 after each answer, such as a
+            :class:`~captum_mllm.evaluation.progress.Progress`. Default: None
 
     Raises:
         ValueError: if no answer has a labelled word.
@@ -135,6 +141,8 @@ def read_words(mllm: MLLM, answers: Iterable[LabelledAnswer]) -> LabelledWords:
             contextual.append(cosines[token])
             absent.append(not shown)
             groups.append(answer.group)
+        if watch is not None:
+            watch(1)
     if not rows:
         raise ValueError("no answer has a labelled word")
     return LabelledWords(torch.stack(rows), torch.tensor(absent), groups, torch.stack(contextual))

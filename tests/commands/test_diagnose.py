@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,10 @@ def test_a_calibration_makes_probabilities_of_risks(
 ) -> None:
     file, page = tmp_path / "calibration.json", tmp_path / "page.html"
     assert main(["calibrate", "--scenes", "2", "--output", str(file)]) == 0
-    assert "word probability" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "word probability" in printed.out
+    # A line of progress at the end at least.
+    assert re.search(r"(\d+) of \1 answers", printed.err)
     assert Calibration.load(file).model == "qwen2-vl"
     options = ["--calibration", str(file), "--json", "--output", str(page)]
     assert main(["diagnose", "--answer", ANSWER, *options]) == 0

@@ -179,8 +179,8 @@ def real_model() -> str:
         f"attended lens from {of(BASE, 'F1-IoU')} to {of(DEFAULT, 'F1-IoU')} and its mass from "
         f"{of(BASE, 'mass')} to {of(DEFAULT, 'mass')}, and leakage falls from "
         f"{of(BASE, 'leakage')} to {of(DEFAULT, 'leakage')}. Pointing changes from "
-        f"{of(BASE, 'pointing')} to {of(DEFAULT, 'pointing')}, which may be chance. Around the plain lens F1-IoU rises from {of('msea', 'F1-IoU')} to "
-        f"{of('arc-msea', 'F1-IoU')}."
+        f"{of(BASE, 'pointing')} to {of(DEFAULT, 'pointing')}, which may be chance. Around the "
+        f"plain lens F1-IoU rises from {of('msea', 'F1-IoU')} to {of('arc-msea', 'F1-IoU')}."
     )
 
 

@@ -167,7 +167,7 @@ def references() -> str:
     lines = []
     for name in names:
         cells = [
-            BREAK.join(_pointing(rows, model, kind, words, name) for model in ALL_MODELS)
+            BREAK.join(_pointing(rows, model, kind, words, name) for model in MODELS)
             for kind, words in columns.values()
         ]
         lines.append([name, *cells])
