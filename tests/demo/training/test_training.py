@@ -290,7 +290,8 @@ def test_a_short_run_learns_to_speak_and_to_see(
 ) -> None:
     # The same on every processor.
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    steps = {"language": 40, "vision": 80, "grounding": 80, "captions": 160}
+    # With fewer steps of grounding, rounding decides whether the lens has found the colours yet.
+    steps = {"language": 40, "vision": 80, "grounding": 160, "captions": 160}
     monkeypatch.setattr(train_module, "_STEPS", steps)
     monkeypatch.setattr(type(ARCHITECTURES["qwen2-vl"]), "polish_steps", 20)
     # The vision tower alone is cheap, and needs many crops to tell what they show.
