@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 KINDS = {"qwen2_vl", "llava", "internvl", "idefics3", "llava_next", "gemma3"}
 
 
+@pytest.hookimpl(tryfirst=True)  # Before -m chooses.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from tests.models import tiny_families, tiny_models
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.utils import logging
 
 from captum_mllm import ARC, MLLM, MSEA, ImageTextInput, LogitLens, MLLMAttribution
 from captum_mllm.demo import ADAPTED_MODELS, DEMO_PROMPTS, demo_folder, demo_image
-from captum_mllm.demo.language_model import ADAPTER_FILE, find_language_model
+from captum_mllm.demo.language_model import ADAPTER_FILE, find_language_model, load_language_model
 from captum_mllm.demo.training.evaluate import evaluation_scenes
 from captum_mllm.demo.training.smolvlm.evaluate import evaluate
 
@@ -38,6 +39,19 @@ def test_each_adapter_is_complete_and_at_most_10_megabytes() -> None:
 @pytest.fixture(scope="module")
 def mllm() -> MLLM:
     return MLLM.from_pretrained("demo/smolvlm")
+
+
+@needs_language_model
+@pytest.mark.slow
+def test_no_bar_is_shown_where_bars_are_off(capsys: pytest.CaptureFixture[str]) -> None:
+    logging.disable_progress_bar()
+    try:
+        load_language_model()
+        assert capsys.readouterr().err == ""
+    finally:
+        logging.enable_progress_bar()
+    load_language_model()
+    assert "100%" in capsys.readouterr().err
 
 
 @needs_language_model

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import torch
@@ -15,10 +14,10 @@ from captum_mllm import MLLM, ImageTextInput
 from captum_mllm.datasets import render
 from captum_mllm.datasets.references import REFERENCE_KINDS, Reference, sample_references
 from captum_mllm.demo import DEMO_PROMPTS
-from captum_mllm.metrics import earlier_tokens, leave_one_out, without_last, word_pointing
+from captum_mllm.evaluation.text_truth import leave_words_out
+from captum_mllm.metrics import without_last, word_pointing
 from captum_mllm.metrics.bootstrap import bootstrap_mean
-from captum_mllm.models.word_embeddings import word_baseline
-from tests.docs.text_truth import weigh
+from tests.docs.text_truth import replace_rows, weigh
 
 DATA = Path(__file__).parents[2] / "docs" / "results" / "reference_words.csv"
 HEAD = ("model", "kind", "pairs", "words", "weights", "value", "low", "high")
@@ -61,7 +60,9 @@ class Spoken:
         starts = [sum(map(len, tokens[:place])) for place in range(len(tokens))]
         inp = ImageTextInput(Image.fromarray(render(reference.scene).image), DEMO_PROMPTS[style])
         self.image, self.query = mllm.prepare(inp, target=ids)
-        self.row, self.is_far = starts[reference.place], reference.distance > 1
+        if len(tokens[-1]) > 1:
+            raise ValueError(f"{reference.words[-1]!r} has {len(tokens[-1])} tokens, expected one")
+        self.is_far = reference.distance > 1
         self.causes = [
             starts[place] + offset
             for place in reference.causes
@@ -70,45 +71,26 @@ class Spoken:
 
     def is_right(self) -> bool:
         r"""Whether the decided word is the most probable one."""
-        ranking = self.mllm.states(self.image, self.query).predicting
-        best = self.mllm.vocabulary.rankings(ranking[0], k=1)[-len(self.query.answer_ids) :]
-        return int(best[self.row, 0]) == self.query.answer_ids[self.row]
+        last = self.mllm.states(self.image, self.query).predicting[0, -1:]
+        return int(self.mllm.vocabulary.rankings(last, k=1)) == self.query.answer_ids[-1]
 
     def points(self) -> dict[tuple[str, str], Tensor]:
         r"""For each method and control, and for leaving words out, whether the largest weight is
         that of a deciding word, (1,): among all words, and, where the deciding one is further
         away, without the word directly before."""
-        mllm, query = self.mllm, self.query
-        weights = weigh(mllm, self.image, query)
-        embeddings = mllm.word_embeddings(query, answer=True)
-        mask = mllm.word_mask(query, answer=True)
-        drops = leave_one_out(
-            mllm,
-            (self.image, embeddings),
-            word_baseline(mllm.model, mllm.tokenizer, embeddings, "mean"),
-            (query,),
-            query.answer_ids,
-            mask,
-        ).cpu()
-        # A word is one token here, so both count the same.
-        words = mask.flatten().cpu()
-        earlier = earlier_tokens(len(query.answer_ids), embeddings.shape[1], mask).cpu()
-        # The last token has no later one, and so no embedding among the words.
-        rows = {name: each.float().cpu()[:, : len(words)] for name, each in weights.items()}
-        prompt = next(iter(weights.values())).shape[1] - len(query.answer_ids)
-        causes = torch.zeros(1, drops.shape[1], dtype=torch.bool)
-        causes[0, words[[prompt + cause for cause in self.causes]]] = True
-        found = {
-            name: torch.zeros(len(each), drops.shape[1]).index_add(1, words, each)
-            for name, each in rows.items()
-        }
-        found[TRUTH] = drops.abs()
-        at = slice(self.row, self.row + 1)
-        among = {"all": earlier[at]}
+        truth = leave_words_out(self.mllm, self.image, self.query)
+        weights = weigh(self.mllm, self.image, self.query, last=True)
+        prompt = next(iter(weights.values())).shape[1] - len(self.query.answer_ids)
+        earlier = truth.earlier[-1:]
+        causes = torch.zeros_like(earlier)
+        causes[:, truth.words[[prompt + cause for cause in self.causes]]] = True
+        found = {name: truth.of_words(each) for name, each in weights.items()}
+        found[TRUTH] = truth.drops[-1:].abs()
+        among = {"all": earlier}
         if self.is_far:
-            among["all but the last"] = without_last(earlier)[at]
+            among["all but the last"] = without_last(earlier)
         return {
-            (words, name): word_pointing(each[at], causes, valid)
+            (words, name): word_pointing(each, causes, valid)
             for words, valid in among.items()
             for name, each in found.items()
         }
@@ -155,12 +137,7 @@ def main() -> None:
     rows: list[list[str]] = []
     for kind in options.kinds:
         rows += measure(mllm, options.model, kind, options.pairs, options.spelling == "natural")
-    known: list[list[str]] = []
-    if DATA.exists():
-        with DATA.open(encoding="utf-8", newline="") as file:
-            known = [row for row in list(csv.reader(file))[1:] if row[0] != options.model]
-    with DATA.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([HEAD, *known, *rows])
+    replace_rows(DATA, HEAD, options.model, rows)
 
 
 if __name__ == "__main__":

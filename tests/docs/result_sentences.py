@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tests.docs.result_tables import FEWEST_PAIRS, RATE, now
+from tests.docs.result_tables import RATE, now
 from tests.docs.results import (
     DEFAULT,
     MODELS,
@@ -12,6 +12,7 @@ from tests.docs.results import (
     benchmark,
     cost,
     read,
+    reference_words,
     scores,
     select,
     text_truth,
@@ -185,16 +186,13 @@ def real_model() -> str:
 
 
 def half_of_it() -> str:
-    half = "arc-strength0.5-attended-lens-msea"
-    found = {score: benchmark(REAL, half, score) for score in ("pointing", "mass")}
-    own = {score: benchmark(REAL, DEFAULT, score) for score in found}
-    changes = [benchmark(REAL, half, f"difference in {score}") for score in found]
-    assert all(change is not None and change.excludes_0 for change in changes)
-    told = [
-        f"{half_value.value:.1f} against {value.value:.1f}"
-        for half_value, value in zip(found.values(), own.values())
-        if half_value is not None and value is not None
-    ]
+    half, told = "arc-strength0.5-attended-lens-msea", []
+    for score in ("pointing", "mass"):
+        found, own = benchmark(REAL, half, score), benchmark(REAL, DEFAULT, score)
+        change = benchmark(REAL, half, f"difference in {score}")
+        assert found is not None and own is not None
+        assert change is not None and change.excludes_0
+        told.append(f"{found.value:.1f} against {own.value:.1f}")
     return f"On the SmolVLM half of it points better, {told[0]}, and has less mass, {told[1]}."
 
 
@@ -208,8 +206,7 @@ def words() -> str:
 
 
 def _pointing(weights: str, kind: str, words: str) -> list[float]:
-    rows = select("reference_words", weights=weights, kind=kind, words=words)
-    return [float(row["value"]) for row in rows if int(row["pairs"]) >= FEWEST_PAIRS]
+    return [each.value for each in reference_words(weights, kind, words).values()]
 
 
 def _shares(values: Sequence[float]) -> str:

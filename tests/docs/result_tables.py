@@ -7,7 +7,16 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from tests.docs.results import ALL_MODELS, DEFAULT, DOCS, MODELS, Row, benchmark, read, select
+from tests.docs.results import (
+    ALL_MODELS,
+    DEFAULT,
+    DOCS,
+    MODELS,
+    benchmark,
+    read,
+    reference_words,
+    select,
+)
 
 PAGES = ("results.md", "cost.md", "method.md")
 MARK = re.compile(r"<!-- table ([\w -]+) -->\n.*?<!-- end of table -->", re.DOTALL)
@@ -36,8 +45,6 @@ METHODS = (
 )
 SCORES = ("F1-IoU", "pointing", "mass", "leakage", "causal correlation", "insertion - deletion")
 LOWER_IS_BETTER = ("leakage",)
-# Of fewer pairs that a model says right, nothing is told.
-FEWEST_PAIRS = 5
 # Between the numbers of a cell, one for each model.
 BREAK = "<br>"
 # One that keeps a cell on its line.
@@ -157,30 +164,19 @@ def strength() -> str:
 
 def references() -> str:
     """How often the largest weight is on the word that decides a later one."""
-    rows = [row for row in read("reference_words") if row["words"]]
     columns = {
         "a colour, directly before": ("color", "all"),
         "a shape, three words before": ("repeat", "all"),
         "the same, among all but the last word": ("repeat", "all but the last"),
     }
-    names = dict.fromkeys(row["weights"] for row in rows)
     lines = []
-    for name in names:
-        cells = [
-            BREAK.join(_pointing(rows, model, kind, words, name) for model in MODELS)
-            for kind, words in columns.values()
-        ]
+    for name in dict.fromkeys(row["weights"] for row in read("reference_words") if row["words"]):
+        cells = []
+        for kind, words in columns.values():
+            found = reference_words(name, kind, words)
+            cells.append(BREAK.join(f"{found[m].value:.2f}" if m in found else "–" for m in MODELS))
         lines.append([name, *cells])
     return table(["weights", *columns], lines, numbers=False)
-
-
-def _pointing(rows: list[Row], model: str, kind: str, words: str, weights: str) -> str:
-    wanted = {"model": model, "kind": kind, "words": words, "weights": weights}
-    for row in rows:
-        enough = int(row["pairs"]) >= FEWEST_PAIRS
-        if enough and all(row[key] == value for key, value in wanted.items()):
-            return f"{float(row['value']):.2f}"
-    return "–"
 
 
 def data_files() -> str:

@@ -19,6 +19,8 @@ ALL_MODELS = {**MODELS, "demo/smolvlm": "SmolVLM"}
 DEFAULT = "arc-attended-lens-msea"
 
 Row = dict[str, str]
+#: Of fewer pairs that a model says right, nothing is told.
+FEWEST_PAIRS = 5
 
 
 class Value(NamedTuple):
@@ -108,3 +110,10 @@ def text_truth(weights: str, score: str = "text correlation") -> dict[str, Value
     r"""How well weights of earlier words agree with leaving words out, by model."""
     rows = select("text_truth", weights=weights, score=score)
     return {row["model"]: _value(row) for row in rows}
+
+
+def reference_words(weights: str, kind: str, words: str) -> dict[str, Value]:
+    r"""How often the largest weight is on the word that decides, by model; not of a model that says
+    fewer than ``FEWEST_PAIRS`` pairs right."""
+    rows = select("reference_words", weights=weights, kind=kind, words=words)
+    return {row["model"]: _value(row) for row in rows if int(row["pairs"]) >= FEWEST_PAIRS}

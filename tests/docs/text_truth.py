@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -43,23 +43,26 @@ CONTROLS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def weigh(mllm: MLLM, image: Tensor, query: Query) -> dict[str, Tensor]:
+def weigh(mllm: MLLM, image: Tensor, query: Query, last: bool = False) -> dict[str, Tensor]:
     r"""The weights of each method and control, (T, P + T).
 
     Args:
         mllm (MLLM): a model.
         image (Tensor): an image, (1, 3, H, W) in [0, 1].
         query (Query): a question and its answer.
+        last (bool): of the last token alone, (1, P + T). Default: False
     """
     images = (image,)
     found = {name: text_attribution(make(mllm), images, query) for name, make in METHODS.items()}
     rows, columns = next(iter(found.values())).shape
     features = Features(words="earlier")
-    gradients = token_maps(InputXGradient(mllm), images, query, features=features).text
+    target = (len(query.answer_ids) - 1, query.answer_ids[-1]) if last else None
+    gradients = token_maps(InputXGradient(mllm), images, query, target, features).text
     assert gradients is not None
     found[GRADIENTS] = to_earlier(gradients.abs().cpu(), columns)
     is_earlier = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows - 1)
-    return found | {name: make(is_earlier) for name, make in CONTROLS.items()}
+    found |= {name: make(is_earlier) for name, make in CONTROLS.items()}
+    return {name: each[-1:] for name, each in found.items()} if last else found
 
 
 def measure(model: str, scenes: int, split: str, spelling: str) -> list[list[str]]:
@@ -89,6 +92,25 @@ def measure(model: str, scenes: int, split: str, spelling: str) -> list[list[str
     return rows
 
 
+def replace_rows(
+    path: Path, head: Sequence[str], model: str, rows: Sequence[Sequence[str]]
+) -> None:
+    r"""Write the rows of a model into a file of data, in the place of those that it has.
+
+    Args:
+        path (Path): the file, which may be new.
+        head (Sequence[str]): its columns, of which the first is the model.
+        model (str): its name.
+        rows (Sequence[Sequence[str]]): what was measured.
+    """
+    known: list[list[str]] = []
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            known = [row for row in list(csv.reader(file))[1:] if row[0] != model]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([head, *known, *rows])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
@@ -96,13 +118,8 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=["development", "test"])
     parser.add_argument("--spelling", default="words", choices=["words", "natural"])
     options = parser.parse_args()
-    known: list[list[str]] = []
     rows = measure(options.model, options.scenes, options.split, options.spelling)
-    if DATA.exists():
-        with DATA.open(encoding="utf-8", newline="") as file:
-            known = [row for row in list(csv.reader(file))[1:] if row[0] != options.model]
-    with DATA.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([HEAD, *known, *rows])
+    replace_rows(DATA, HEAD, options.model, rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from captum_mllm import ARC, MLLM, ImageTextInput, LogitLens, MLLMAttribution
 from captum_mllm.evaluation import METHODS
 from captum_mllm.evaluation.method import Case
-from captum_mllm.evaluation.text_truth import TextTruth
+from captum_mllm.evaluation.text_truth import TextTruth, leave_words_out
 
 
 def test_the_truth_itself_has_the_best_scores(case: Case) -> None:
@@ -28,17 +28,18 @@ def test_the_truth_itself_has_the_best_scores(case: Case) -> None:
             removed = torch.where((mask == word)[:, None], mean, own)
             after = mllm(case.image, removed, query)[0].log_softmax(-1).gather(1, ids)[:, 0]
             drops.append(before - after)
-    found, earlier, rows, _ = truth._truth
+    found = leave_words_out(mllm, case.image, query)
     expected = torch.stack(drops, 1)
-    torch.testing.assert_close(found, expected[rows], rtol=1e-3, atol=1e-4)
-    assert set(rows.tolist()) == set((expected.abs().amax(1) >= 0.05).nonzero()[:, 0].tolist())
+    torch.testing.assert_close(found.drops, expected, rtol=1e-3, atol=1e-4)
     # A word's weight may lie on any of its tokens.
     weights = torch.zeros(len(ids), length)
-    for word in range(found.shape[1]):
-        weights[rows, int((mask == word).nonzero()[-1, 0])] = found[:, word].abs()
+    for word in range(expected.shape[1]):
+        weights[:, int((mask == word).nonzero()[-1, 0])] = found.drops[:, word].abs()
+    torch.testing.assert_close(found.of_words(weights), found.drops.abs())
     scores = truth.scores(weights)
-    count = len(rows)
-    assert count and earlier.shape == found.shape
+    # Tokens that no word matters to are not scored.
+    count = int((expected.abs().amax(1) >= 0.05).sum())
+    assert 0 < count < len(expected) and found.earlier.shape == expected.shape
     assert scores["text_correlation"] == pytest.approx((count, count))
     assert scores["text_hit"] == (count, count)
     assert truth.scores(torch.ones_like(weights))["text_hit"].total < 0.6 * count

@@ -46,23 +46,22 @@ def images_per_step(architecture: Architecture, view: int) -> int:
 
 def caption_loss(
     model: Any,
-    architecture: Architecture,
+    course: Course,
     examples: list[Example],
     images: npt.NDArray[np.uint8],
     view: int,
     vision: bool = True,
     zoom: float = 1.0,
     lens: bool = False,
-    answers_only: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
     r"""The loss of the answers to all questions about some images.
 
     Losses on what the image tokens say (:mod:`.image_words`) go with that of the answers,
-    which does not reach the last states of the image tokens.
+    which does not reach the last states of the image tokens, unless the course is for answers only.
 
     Args:
         model (transformers.PreTrainedModel): The model.
-        architecture (Architecture): Its architecture.
+        course (Course): The training run.
         examples (list[Example]): B scenes and their captions.
         images (numpy.ndarray): (B, S, S, 3), uint8: their images as the model sees them.
         view (int): How finely it sees them.
@@ -71,18 +70,17 @@ def caption_loss(
         lens (bool): Whether to add what polishes the logit lens: each object is due its own area
             instead of an average one, to which its rim comes closer than what is inside; tokens
             enter equally loud; and their logits in the end echo those on entering. Default: False
-        answers_only (bool): Whether to leave out all losses but that of the answers.
-            Default: False
 
     Returns:
         tuple[Tensor, dict[str, float]]: The loss, a scalar, and figures for the report.
     """
+    architecture = course.architecture
     batch = text_batch([example.captions for example in examples], architecture, view)
     with torch.set_grad_enabled(vision):
         features = architecture.features(model, images, view)
     states = hidden_states(model, batch, features)
     loss, logits = answer_loss(model, batch, states)
-    if answers_only:
+    if course.answers_only:
         return loss, {"answer": loss.item(), **answer_accuracy(batch, logits)}
     scenes = [example.scene for example in examples]
     embeddings = model.lm_head.weight
@@ -160,15 +158,7 @@ def train_captions(model: Any, course: Course, steps: int, checkpoint: Checkpoin
         count = images_per_step(architecture, view)
         examples = pools[phase].draw(generator, step, count)
         images = images_of(examples)
-        return caption_loss(
-            model,
-            architecture,
-            examples,
-            images,
-            view,
-            vision=phase.vision,
-            answers_only=course.answers_only,
-        )
+        return caption_loss(model, course, examples, images, view, vision=phase.vision)
 
     fit(model, model, step_loss, steps, 2e-3, checkpoint, _STAGE)
 
@@ -252,15 +242,6 @@ def polish(
         images = images_of(examples)
         if zoom != 1:
             images = frame(images, [example.scene for example in examples], zoom, generator)
-        return caption_loss(
-            model,
-            architecture,
-            examples,
-            images,
-            view,
-            zoom=zoom,
-            lens=lens,
-            answers_only=course.answers_only,
-        )
+        return caption_loss(model, course, examples, images, view, zoom=zoom, lens=lens)
 
     fit(model, model, step_loss, steps, 7e-4, checkpoint, stage)

@@ -209,7 +209,7 @@ def test_polishing_lowers_its_loss(name: str, tmp_path: Path) -> None:
         with torch.no_grad():
             images = images_of(examples)
             return caption_stages.caption_loss(
-                model, architecture, examples, images, view, lens=True
+                model, Course(architecture), examples, images, view, lens=True
             )[0].item()
 
     before = loss()
@@ -225,9 +225,13 @@ def test_answers_alone_are_trained_if_nothing_else_is_asked_for(
     architecture = ARCHITECTURES["llava-1.5"]
     model = _prepared(architecture)
     examples = ScenePool(99, architecture.image_size, 1, 8).draw(np.random.default_rng(0), 0, 2)
-    arguments = model, architecture, examples, images_of(examples), architecture.native_view
-    alone, figures = caption_stages.caption_loss(*arguments, answers_only=True)
-    together, parts = caption_stages.caption_loss(*arguments)
+    images, view = images_of(examples), architecture.native_view
+    (alone, figures), (together, parts) = (
+        caption_stages.caption_loss(
+            model, Course(architecture, answers_only=only), examples, images, view
+        )
+        for only in (True, False)
+    )
     assert alone.item() == figures["answer"] == pytest.approx(parts["answer"])
     assert together.item() > alone.item() and "image" not in figures
     monkeypatch.setattr(train_module, "_STEPS", dict.fromkeys(train_module._STEPS, 1))
