@@ -51,8 +51,9 @@ class ARC(ContextSuppression):
             it, or "previous", from which it was drawn. Default: "next"
         power (float): exponent q of the weights, above 0. Default: 1.0
         strength (float, optional): how much of the interference's least-squares share is taken
-            out, in [0, 1]. Default: None, the cosine of the map and its interference: nearly all
-            where a map is nearly all interference, as with a lens that is bright everywhere
+            out, in [0, 1]. If None, the cosine of the map and its interference: nearly all where a
+            map is nearly all interference, as with a plain lens that is bright everywhere.
+            Default: 0.5
         by_activation (bool): also weigh the interference of a token by how strongly its state says
             token t, :math:`\mathrm{relu}(h_j^\top w_t)`, as TAM does. Default: False
         text_floor (float, optional): what :math:`a` adds to the correlation that weighs text, at
@@ -91,7 +92,7 @@ class ARC(ContextSuppression):
         suppress: Suppress | None = "irrelevant",
         reading: Reading = "next",
         power: float = 1.0,
-        strength: float | None = None,
+        strength: float | None = 0.5,
         by_activation: bool = False,
         text_floor: float | None = None,
         image_agreement: bool = False,

@@ -42,7 +42,7 @@ class ContextSuppression(TokenWrapper):
     Wrapper that cleans each word's map of the interference of the words before it.
 
     The tokens of the prompt and the earlier tokens of the answer tempt a model to activate where
-    *they* lie in the image. This removes their share from each map with
+    *they* lie in the image. This removes a part of their share from each map with
     :func:`suppress_context`; subclasses weigh the tokens.
 
     Several images are one map in parts: the share is fitted to all of them together, as for the
@@ -59,7 +59,7 @@ class ContextSuppression(TokenWrapper):
         filter_size (int, optional): side of the window of :func:`rank_gaussian_filter`.
             Default: None, no filter.
         strength (float, optional): how much of the interference's share is taken out, in [0, 1].
-            Default: None, the cosine of the map and its interference
+            If None, the cosine of the map and its interference. Default: 0.5
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ContextSuppression(TokenWrapper):
         attribution_method: Attribution,
         normalize: bool = False,
         filter_size: int | None = None,
-        strength: float | None = None,
+        strength: float | None = 0.5,
     ) -> None:
         check_attribution(attribution_method)
         super().__init__(attribution_method)

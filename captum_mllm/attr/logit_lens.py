@@ -35,14 +35,15 @@ class LogitLens(TokenAttribution):
     every word. It is the base attribution of TAM (arXiv 2506.23270) and of MSEA and ARC
     (arXiv 2509.22415).
 
-    In contrast to another word c' (see :meth:`captum_mllm.MLLM.contrast`) it is the smaller of two,
-    what the token says of the word beyond the mean of the image, if that is above 0, and how much
-    more it says it than the other word,
+    In contrast to another word c' (see :meth:`captum_mllm.MLLM.contrast`) two levels are
+    subtracted, half of each where it is positive: the score of the other word there, and the mean
+    :math:`\overline{A}(c)` of the word's own over all image tokens,
 
     .. math::
-        \min\big(A_i(c) - \max(\overline{A}(c), 0),\; A_i(c) - A_i(c')\big)
+        A_i(c) - \tfrac{1}{2} \max(0, A_i(c')) - \tfrac{1}{2} \max(0, \overline{A}(c))
 
-    where that is above 0. The difference alone is large wherever the other word is unlikely.
+    The whole difference of two scores is large wherever the other word is unlikely, also where
+    neither is said.
 
     Args:
         forward_func (MLLM): the multimodal model.
@@ -106,8 +107,8 @@ class LogitLens(TokenAttribution):
             own = torch.cat(scores, 1)
             said = torch.cat([mllm.vocabulary.scores(image[0], others) for image in states.image])
             # What the image as a whole says of the word is no evidence of a place.
-            centred = own[rows] - own[rows].mean(1, keepdim=True).relu()
-            evidence = torch.minimum(centred, own[rows] - said.mT).relu()
+            overall = own[rows].mean(1, keepdim=True)
+            evidence = own[rows] - (said.mT.relu() + overall.relu()) / 2
             own = own.index_copy(0, rows, evidence)
             scores = list(own.split([part.shape[1] for part in scores], dim=1))
         maps = (layout.paint(part).unsqueeze(1) for part, layout in zip(scores, states.layouts))
@@ -117,8 +118,9 @@ class LogitLens(TokenAttribution):
         self, inputs: Tensor | tuple[Tensor, ...], additional_forward_args: Any = None
     ) -> Tensor:
         r"""How strongly the state of each earlier token says the explained one, in logits, at least
-        0. That is read off the states of any pass, and tells little about which tokens the model
-        uses; attention tells more. See :meth:`TokenAttribution.attribute_text`."""
+        0; in contrast to another word, less what it says of that. It is read off the states of any
+        pass, and tells little about which tokens the model uses; attention tells more. See
+        :meth:`TokenAttribution.attribute_text`."""
         query = only_query(additional_forward_args)
         mllm = self.forward_func
         states = mllm.states(*format_tensor_into_tuples(inputs), query)

@@ -85,7 +85,12 @@ COMBINATIONS: tuple[Method, ...] = (
     ),
 )
 
-#: Settings of ARC in the default, by their names in the table.
+#: Values of ARC's ``strength`` in the default, by what their rows are called.
+ARC_STRENGTHS: dict[str, dict[str, Any]] = {
+    "strength1": {"strength": 1.0},
+    "cosine": {"strength": None},
+}
+#: Its other options likewise.
 ARC_SETTINGS: dict[str, dict[str, Any]] = {
     "k5": {"top_k": 5},
     "k10": {"top_k": 10},
@@ -111,11 +116,11 @@ FURTHER: tuple[Method, ...] = (
     ),
     *(
         _further(
-            f"arc-strength{strength:g}-attended-lens-msea",
-            attribution(ATTENDED_LENS, partial(ARC, strength=strength), DEFAULT_SCALES),
+            f"arc-{name}-attended-lens-msea",
+            attribution(ATTENDED_LENS, partial(ARC, **options), DEFAULT_SCALES),
             every=1,
         )
-        for strength in (0.5, 1.0)
+        for name, options in ARC_STRENGTHS.items()
     ),
     *(
         _further(
@@ -123,6 +128,18 @@ FURTHER: tuple[Method, ...] = (
             attribution(ATTENDED_LENS, partial(ARC, **options), DEFAULT_SCALES),
         )
         for name, options in ARC_SETTINGS.items()
+    ),
+    _further(
+        "arc-cosine-msea",
+        attribution(LENS, partial(ARC, strength=None), DEFAULT_SCALES),
+        every=1,
+        note="the strength is the cosine",
+    ),
+    _further(
+        "lens-filtered",
+        attribution(LENS, partial(ARC, suppress=None, filter_size=3)),
+        every=1,
+        note="TAM's rank filter alone",
     ),
     _further("centered-lens", attribution(_CENTERED), every=1, note=_CENTERED_NOTE),
     _further("arc-centered-lens-msea", attribution(_CENTERED, ARC, DEFAULT_SCALES), every=1),

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from captum.attr import Attribution, FeatureAblation, InputXGradient, Saliency
+from captum.attr import Attribution, FeatureAblation, GradientAttribution, InputXGradient, Saliency
 from torch import Tensor
 
-from captum_mllm import AttendedLens, LogitDecomposition, LogitLens
+from captum_mllm import ARC, MSEA, AttendedLens, LogitDecomposition, LogitLens
 from captum_mllm.attr.features import Features
 from captum_mllm.attr.segments import image_segments
 from captum_mllm.attr.token_maps import token_maps
@@ -25,6 +25,7 @@ from captum_mllm.models import MLLM
 METHODS: dict[str, Callable[[MLLM], Attribution]] = {
     "LogitLens": LogitLens,
     "AttendedLens": AttendedLens,
+    "ARC(MSEA(AttendedLens))": lambda mllm: ARC(MSEA(AttendedLens(mllm))),
     "LogitDecomposition": LogitDecomposition,
     "Saliency": Saliency,
     "InputXGradient": InputXGradient,
@@ -113,11 +114,13 @@ def _maps(method: Attribution, case: Case, query: Any, pairs: Sequence[Pair]) ->
         options: dict[str, Any] = {"baselines": "mean", "perturbations_per_eval": 16}
         found = token_maps(method, (case.image,), query, None, features, **options)
         return found.maps[0][steps, 0].relu()
+    if not isinstance(method, GradientAttribution):
+        return token_maps(method, (case.image,), query).maps[0][steps, 0].relu()
+    # A backward pass for each of them, and for no other token.
     targets = [(step, query.answer_ids[step]) for step in steps]
-    found_maps = [
-        token_maps(method, (case.image,), query, target).maps[0][:, 0] for target in targets
-    ]
-    return torch.cat(found_maps).relu()
+    return torch.cat(
+        [token_maps(method, (case.image,), query, target).maps[0][:, 0] for target in targets]
+    ).relu()
 
 
 def table(found: dict[tuple[str, str], Tensor]) -> list[dict[str, Any]]:

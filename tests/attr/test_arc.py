@@ -93,7 +93,10 @@ def test_the_token_just_before_never_interferes(mllm: ToyMLLM) -> None:
 
 
 def test_relevant_tokens_interfere_instead(mllm: ToyMLLM) -> None:
-    assert not maps(mllm, suppress="relevant")[2].any()
+    plain = LogitLens(mllm).attribute(IMAGE, None, (mllm.query(),))[2, 0]
+    assert not maps(mllm, suppress="relevant", strength=1.0)[2].any()
+    assert not maps(mllm, suppress="relevant", strength=None)[2].any()
+    torch.testing.assert_close(maps(mllm, suppress="relevant")[2], plain / 2)
 
 
 def test_of_another_reading_dog_interferes(mllm: ToyMLLM) -> None:

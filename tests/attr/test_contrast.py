@@ -78,26 +78,30 @@ def test_linear_methods_give_the_difference_of_two_maps(name: str, mllm: MLLM) -
         assert not torch.allclose(maps, wrapped.attribute(image, target=(t, token), **call))
 
 
-def test_the_lens_takes_the_smaller_of_own_evidence_and_difference(mllm: MLLM) -> None:
+def test_the_lens_takes_off_the_other_word_and_what_the_whole_image_says(mllm: MLLM) -> None:
     image, query, t, token = asked(mllm)
     call = {"additional_forward_args": (query,)}
-    states = mllm.states(image, query)
     words = mllm.model.get_output_embeddings().weight.detach()
-    says = [float(words[token] @ state) for state in states.image[0][0]]
-    others = [float(words[OTHER] @ state) for state in states.image[0][0]]
-    mean = max(sum(says) / len(says), 0.0)
-    pairs = zip(says, others)
-    expected = [max(0.0, min(own - mean, own - other)) for own, other in pairs]
-    lens = LogitLens(mllm)
+    states = mllm.states(image, query).image[0][0]
+    others = [float(words[OTHER] @ state) for state in states]
+    assert min(others) < 0 < max(others)
+    lens, means = LogitLens(mllm), []
+    for word in (token, *range(OTHER + 1, OTHER + 10)):
+        says = [float(words[word] @ state) for state in states]
+        means.append(sum(says) / len(says))
+        level = max(means[-1], 0.0) / 2
+        expected = [own - max(0.0, other) / 2 - level for own, other in zip(says, others)]
+        maps = lens.attribute(image, target=(t, word, OTHER), **call)
+        torch.testing.assert_close(maps.flatten(), torch.tensor(expected), atol=1e-6, rtol=1e-4)
+    assert min(means) < 0 < max(means)
     found = lens.attribute(image, target=(t, token, OTHER), **call)
-    torch.testing.assert_close(found[0, 0].flatten(), torch.tensor(expected), atol=1e-6, rtol=1e-4)
     every = lens.attribute(image, additional_forward_args=(mllm.contrast(query, t, OTHER),))
     torch.testing.assert_close(every[t], found[0])
     plain = lens.attribute(image, **call)
     torch.testing.assert_close(every[[0, 2]], plain[[0, 2]])
     attended = AttendedLens(mllm).attribute(image, target=(t, token, OTHER), **call)
     looks = AttentionMaps(mllm, "raw", relative=True).attribute(image, target=(t, token), **call)
-    torch.testing.assert_close(attended, found * looks**0.75)
+    torch.testing.assert_close(attended, found.relu() * looks**0.75)
 
 
 def test_parts_of_a_contrast_sum_to_the_difference(mllm: MLLM) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -206,7 +207,7 @@ def slow_suppression(
     weights: Tensor,
     rows: Sequence[int],
     units: Sequence[float],
-    by_cosine: bool = False,
+    strength: float | None = 1.0,
 ) -> list[Tensor]:
     """Row by row, image by image and cell by cell in float64."""
     cleaned = [torch.zeros(len(rows), *each.shape[1:], dtype=torch.float64) for each in maps]
@@ -222,7 +223,9 @@ def slow_suppression(
                 energy += unit / other.numel() * against * against
                 own_energy += unit / other.numel() * value * value
         share = max(shared_value / energy, 0.0) if energy else 0.0
-        if by_cosine and energy and own_energy:
+        if strength is not None:
+            share *= strength
+        elif energy and own_energy:
             share *= shared_value / (energy * own_energy) ** 0.5
         for image, (each, other) in enumerate(zip(maps, interference)):
             cleaned[image][place] = (each[row].double() - share * other).clamp(min=0)
@@ -254,8 +257,12 @@ def explained_weights(method: ARC | TAM, mllm: MLLM, images: Any, query: Query) 
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "deepseek_vl"])
-@pytest.mark.parametrize("wrap", [ARC, TAM])
-def test_context_suppression_of_several_images_equals_its_slow_twin(wrap: Any, family: str) -> None:
+@pytest.mark.parametrize(
+    ("wrap", "strength"), [(ARC, 0.5), (partial(ARC, strength=None), None), (TAM, 1.0)]
+)
+def test_context_suppression_of_several_images_equals_its_slow_twin(
+    wrap: Any, strength: float | None, family: str
+) -> None:
     mllm = MLLM(*tiny_families.shared(family))
     images, query = opened(mllm, pictures(3))
     lens = LogitLens(mllm)
@@ -266,7 +273,7 @@ def test_context_suppression_of_several_images_equals_its_slow_twin(wrap: Any, f
     weights = explained_weights(method, mllm, images, query)
     units = image_units(lens, images, mllm.layouts(*images, query))
     rows = range(len(every[0]) - len(ANSWER), len(every[0]))
-    twin = slow_suppression([each.relu() for each in every], weights, rows, units, wrap is ARC)
+    twin = slow_suppression([each.relu() for each in every], weights, rows, units, strength)
     for one, other in zip(found, twin):
         torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-4)
 

@@ -64,7 +64,7 @@ SETTINGS = {
     "previous": "ranking before the earlier token",
     "relevant": "relevant tokens suppressed",
     "activation": "times the lens of the earlier token",
-    "strength0.5": "half of the interference",
+    "cosine": "as much interference as the cosine",
     "strength1": "all of the interference",
 }
 MARKERS = {"demo/qwen2-vl": "o", "demo/llava-1.5": "s", "demo/internvl": "^"}

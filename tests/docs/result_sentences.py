@@ -11,7 +11,6 @@ from tests.docs.results import (
     Value,
     benchmark,
     cost,
-    read,
     reference_words,
     scores,
     select,
@@ -93,10 +92,14 @@ def finer_pass() -> str:
 
 
 def best_row() -> str:
-    for method in ("lens", "arc", "tam", "tam-msea", "attention", "rollout", "attended-lens"):
+    for method in ("lens", "arc", "tam", "tam-msea", "attention", "rollout"):
         assert all(_is_behind(method, "F1-IoU")) and all(_is_behind(method, "pointing")), method
-    assert all(_is_behind("arc-msea", "F1-IoU"))
-    return "All intervals of these differences exclude 0."
+    assert all(_is_behind("attended-lens", "F1-IoU")) and all(_is_behind("arc-msea", "F1-IoU"))
+    assert _is_behind("attended-lens", "pointing") == [True, False, True]
+    return (
+        "All intervals of these differences exclude 0, but for that of the attended lens's "
+        "pointing on the LLaVA-1.5."
+    )
 
 
 def chance() -> str:
@@ -156,14 +159,17 @@ def settings() -> str:
 
 
 def reading() -> str:
-    relevant, before, activation = (
+    relevant, before = (
         [-change for change in _changes(f"arc-{key}-attended-lens-msea", "F1-IoU")]
-        for key in ("relevant", "previous", "activation")
+        for key in ("relevant", "previous")
     )
+    activation = _differences("arc-activation-attended-lens-msea", "F1-IoU")
+    assert [each.excludes_0 for each in activation] == [False, True, True]
     return (
-        f"Suppressing the relevant tokens instead costs {_three(relevant)} points of F1-IoU, "
-        f"reading the ranking before the earlier token {_three(before)}, and the product with the "
-        f"lens {_three(activation)}."
+        f"Suppressing the relevant tokens instead costs {_three(relevant)} points of F1-IoU, and "
+        f"reading the ranking before the earlier token {_three(before)}. The product with the "
+        f"lens changes it by {_three([each.value for each in activation], '+.1f')}, of which the "
+        "first may be chance."
     )
 
 
@@ -181,19 +187,35 @@ def real_model() -> str:
         f"{of(BASE, 'mass')} to {of(DEFAULT, 'mass')}, and leakage falls from "
         f"{of(BASE, 'leakage')} to {of(DEFAULT, 'leakage')}. Pointing changes from "
         f"{of(BASE, 'pointing')} to {of(DEFAULT, 'pointing')}, which may be chance. Around the "
-        f"plain lens F1-IoU rises from {of('msea', 'F1-IoU')} to {of('arc-msea', 'F1-IoU')}."
+        f"plain lens F1-IoU rises from {of('msea', 'F1-IoU')} to {of('arc-msea', 'F1-IoU')}, and "
+        f"to {of('arc-cosine-msea', 'F1-IoU')} with `strength=None`, the cosine."
     )
 
 
-def half_of_it() -> str:
-    half, told = "arc-strength0.5-attended-lens-msea", []
-    for score in ("pointing", "mass"):
-        found, own = benchmark(REAL, half, score), benchmark(REAL, DEFAULT, score)
-        change = benchmark(REAL, half, f"difference in {score}")
+def cosine_of_a_real_model() -> str:
+    cosine, told = "arc-cosine-attended-lens-msea", []
+    for score in ("mass", "pointing"):
+        found, own = benchmark(REAL, cosine, score), benchmark(REAL, DEFAULT, score)
+        change = benchmark(REAL, cosine, f"difference in {score}")
         assert found is not None and own is not None
         assert change is not None and change.excludes_0
         told.append(f"{found.value:.1f} against {own.value:.1f}")
-    return f"On the SmolVLM half of it points better, {told[0]}, and has less mass, {told[1]}."
+    return f"On the SmolVLM the cosine has more mass, {told[0]}, and points worse, {told[1]}."
+
+
+def centred_of_a_real_model() -> str:
+    method, told = "arc-centered-attended-lens-msea", []
+    for score in ("F1-IoU", "mass"):
+        found, change = (
+            benchmark(REAL, method, score),
+            benchmark(REAL, method, f"difference in {score}"),
+        )
+        assert found is not None and change is not None and change.low > 0
+        told.append(f"{found.value:.1f}")
+    return (
+        f"There the default around the centred lens is ahead, with an F1-IoU of {told[0]} and a "
+        f"mass of {told[1]}."
+    )
 
 
 def _correlations(weights: str) -> list[float]:
@@ -428,12 +450,11 @@ def answering() -> str:
 
 def plain_lens_of_a_real_model() -> str:
     row = {
-        each["strength"]: f"{float(each['value']):.3f}".lstrip("0")
-        for each in read("benchmark/strength")
-        if each["base"] == "MSEA(LogitLens)"
+        each["strength"]: f"{float(each['value']):.1f}"
+        for each in select("benchmark/strength", model=REAL, base="MSEA(LogitLens)", score="F1-IoU")
     }
     return (
-        f"whose IoU is {row['0, no suppression']} without suppression, half of the share leaves "
+        f"whose F1-IoU is {row['0, no suppression']} without suppression, half of the share leaves "
         f"{row['0.5']}, the cosine {row['the cosine']}, the whole {row['1']}."
     )
 
@@ -528,7 +549,8 @@ SENTENCES: dict[str, tuple[Callable[[], str], ...]] = {
         settings,
         reading,
         real_model,
-        half_of_it,
+        cosine_of_a_real_model,
+        centred_of_a_real_model,
     ),
     "cost.md": (
         one_pass,

@@ -29,6 +29,7 @@ METHODS = (
     "attended-lens-2x",
     "attended-lens-msea-squared",
     "arc-msea",
+    "arc-cosine-msea",
     "tam-msea",
     "msea",
     "msea-squared",
@@ -36,6 +37,7 @@ METHODS = (
     "tam",
     "lens",
     "lens-squared",
+    "lens-filtered",
     "lens-2x",
     "attention",
     "attention-squared",
@@ -53,12 +55,13 @@ VARIANTS = {
     "arc-attended-lens-msea": "the default",
     "attended-lens-msea": "no suppression",
     "attended-lens-msea-plain": "no balance of scales either",
-    "arc-strength0.5-attended-lens-msea": "half of the interference",
-    "arc-strength1-attended-lens-msea": "all of it",
+    "arc-cosine-attended-lens-msea": "as much as the cosine",
+    "arc-strength1-attended-lens-msea": "all of the interference",
     "equal-attended-lens-msea": "equal weights",
     "tam-attended-lens-msea": "TAM's weights",
     "attended-lens-msea-squared": "squared instead",
-    "attended-lens-msea-centered": "the lens less its mean",
+    "arc-centered-attended-lens-msea": "around the lens with `centered=True`",
+    "attended-lens-msea-centered": "the lens less its mean over the image",
     "attended-probability-msea": "softmax of the lens",
 }
 
@@ -103,11 +106,16 @@ def _beside(model: str, method: str, score: str) -> str:
 
 
 def methods(model: str) -> str:
-    """The scores of each method, against the default."""
+    """The scores of each method that was measured, against the default."""
     rows = [
         [f"`{method}`", *(_score(model, method, each) for each in SCORES)] for method in METHODS
     ]
-    return table(["method", *_titles(SCORES)], rows)
+    rows = [row for row in rows if any(row[1:])]
+    measured = [place for place in range(len(SCORES) + 1) if any(row[place] for row in rows)]
+    header = ["method", *_titles(SCORES)]
+    return table(
+        [header[place] for place in measured], [[row[place] for place in measured] for row in rows]
+    )
 
 
 def _score(model: str, method: str, score: str) -> str:
@@ -147,19 +155,20 @@ def prior() -> str:
 
 def strength() -> str:
     """Scores of maps by how much of the interference ARC takes."""
-    rows = []
+    rows, scores = [], ("F1-IoU", "pointing", "mass", "leakage")
     known = [row for row in read("benchmark/strength") if row["base"] == "MSEA(AttendedLens)"]
     for each in dict.fromkeys(row["strength"] for row in known):
         cells = [
             BREAK.join(
-                f"{float(row['value']):.3f}".lstrip("0")
+                f"{float(row['value']):.1f}"
+                for model in ALL_MODELS
                 for row in known
-                if row["strength"] == each and row["metric"] == metric
+                if (row["model"], row["strength"], row["score"]) == (model, each, score)
             )
-            for metric in ("IoU", "mass", "leakage")
+            for score in scores
         ]
         rows.append([each, *cells])
-    return table(["strength", *_titles(("IoU", "mass", "leakage"))], rows, numbers=False)
+    return table(["strength", *_titles(scores)], rows, numbers=False)
 
 
 def references() -> str:
@@ -174,7 +183,9 @@ def references() -> str:
         cells = []
         for kind, words in columns.values():
             found = reference_words(name, kind, words)
-            cells.append(BREAK.join(f"{found[m].value:.2f}" if m in found else "–" for m in MODELS))
+            cells.append(
+                BREAK.join(f"{found[m].value:.2f}" if m in found else "–" for m in ALL_MODELS)
+            )
         lines.append([name, *cells])
     return table(["weights", *columns], lines, numbers=False)
 
@@ -434,7 +445,7 @@ TABLES: dict[str, Callable[[], str]] = {
         f"methods {model.removeprefix('demo/').replace('.', '-')}": lambda model=model: methods(
             model
         )
-        for model in MODELS
+        for model in ALL_MODELS
     },
     "prior": prior,
     "strength": strength,

@@ -71,7 +71,7 @@ def test_equal_weights_suppress_all_other_words_before_alike(case: Case) -> None
     ids = case.mllm.states(case.image, case.query).ids
     weights = (ids[:, None] != ids).float().tril(-1)
     maps = every[:, 0].relu()
-    expected = suppress_context(maps, maps, weights, None)[-len(case.query.answer_ids) :]
+    expected = suppress_context(maps, maps, weights, 0.5)[-len(case.query.answer_ids) :]
     torch.testing.assert_close(case.maps(EqualWeights(lens)), expected)
 
 

@@ -157,9 +157,13 @@ def test_the_page_has_them_beside_the_predictions(
     assert found is not None
     shown = data["alternatives"]
     assert shown["ranks"] == found.ranks.tolist()
-    largest = found.image_attrs[0].flatten(0, 1).flatten(1).amax(1)
+    maps = found.image_attrs[0].flatten(0, 1).flatten(1)
+    high, low = maps.amax(1).clamp(min=0), maps.amin(1).clamp(max=0)
+    # The lens says what speaks against a word too; the page shows both signs.
+    assert bool((low < 0).any()) == (make is LogitLens)
+    counts = torch.where((low < 0) & (high > 0), 254, 255)
     steps = torch.tensor(shown["maps"][0]["steps"])
-    torch.testing.assert_close(255 * steps, largest.clamp(min=0), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(counts * steps, high - low, atol=1e-6, rtol=1e-5)
     # Attention does not know the word.
     assert (shown["weights"] is None) == (make is AttendedLens)
     entries = result.to_dict(maps=False)["words"][-1]["alternatives"]
