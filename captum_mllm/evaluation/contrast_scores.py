@@ -108,14 +108,15 @@ def compare(
 
 def _maps(method: Attribution, case: Case, query: Any, pairs: Sequence[Pair]) -> Tensor:
     """A map for each word, (P, h, w), at least 0."""
-    steps = [pair.step for pair in pairs]
+    features = None
+    options: dict[str, Any] = {}
     if isinstance(method, FeatureAblation):
         features = Features(segments=(image_segments((GRID, GRID), case.image),))
-        options: dict[str, Any] = {"baselines": "mean", "perturbations_per_eval": 16}
+        options = {"baselines": "mean", "perturbations_per_eval": 16}
+    steps = [pair.step for pair in pairs]
+    if not isinstance(method, GradientAttribution):
         found = token_maps(method, (case.image,), query, None, features, **options)
         return found.maps[0][steps, 0].relu()
-    if not isinstance(method, GradientAttribution):
-        return token_maps(method, (case.image,), query).maps[0][steps, 0].relu()
     # A backward pass for each of them, and for no other token.
     targets = [(step, query.answer_ids[step]) for step in steps]
     return torch.cat(
