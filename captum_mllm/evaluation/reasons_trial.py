@@ -1,20 +1,26 @@
-"""``compare_reasons``: how near estimated reasons of words come to exact ones."""
+"""``compare_reasons``: how near reasons of words that are read from one pass come to exact ones."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from captum_mllm.attr.logit_decomposition import LogitDecomposition
 from captum_mllm.evaluation.examples import sample_examples, trial_parser
 from captum_mllm.explain.ablation import exact_reasons
-from captum_mllm.explain.estimate import estimate_reasons
+from captum_mllm.explain.estimate import attention_masses, estimate_reasons
 from captum_mllm.explain.reasons import PRIOR, Reasons
-from captum_mllm.models import MLLM, ImageTextInput
+from captum_mllm.explain.signals import lens_evidence
+from captum_mllm.models import MLLM, ImageTextInput, Query
+
+GROUPS = ("image", "question", "answer")
 
 
 class Agreement(NamedTuple):
@@ -93,11 +99,65 @@ def _correlation(first: Tensor, second: Tensor) -> float:
     return float(np.corrcoef(first.numpy(), second.numpy())[0, 1])
 
 
+def contribution_reasons(mllm: MLLM, images: tuple[Tensor, ...], query: Query) -> Reasons:
+    r"""
+    The direct contributions to each token's logit from the tokens of each group that speak for it.
+
+    Args:
+        mllm (MLLM): the model.
+        images (tuple[Tensor]): one image, (1, 3, H, W).
+        query (Query): the question and the answer.
+
+    Returns:
+        Reasons: in logits; the prior is 0.
+    """
+    method = LogitDecomposition(mllm)
+    parts = method.decompose(images, additional_forward_args=(query,))
+    n_prompt = parts.text.shape[1] - len(parts.text)
+    earlier = parts.text.tril(n_prompt - 1).clamp(min=0)
+    image = parts.image[0].clamp(min=0).sum(1)
+    values = torch.stack(
+        [image, earlier[:, :n_prompt].sum(1), earlier[:, n_prompt:].sum(1), torch.zeros_like(image)]
+    )
+    return Reasons(GROUPS, values.T.detach().cpu(), "contributions")
+
+
+def lens_reasons(mllm: MLLM, images: tuple[Tensor, ...], query: Query) -> Reasons:
+    r"""
+    The largest probability of a token at an image token is the image's share; attention divides
+    what is left between the texts.
+
+    Args:
+        mllm (MLLM): the model.
+        images (tuple[Tensor]): one image, (1, 3, H, W).
+        query (Query): the question and the answer.
+
+    Returns:
+        Reasons: with a sum of 1; the prior is 0.
+    """
+    states = mllm.states(*images, query)
+    ids = states.ids[0 if query.with_prompt else states.n_prompt :]
+    confidence, _ = lens_evidence(mllm.vocabulary, states, ids)
+    image = confidence.exp()[:, None]
+    texts = F.normalize(attention_masses(mllm, images, query)[:, 1:3], p=1, dim=1)
+    values = torch.cat([image, (1 - image) * texts, torch.zeros_like(image)], dim=1)
+    return Reasons(GROUPS, values.float(), "lens")
+
+
+#: Ways to read shares from one pass; the first is what ``reasons="estimate"`` shows.
+ESTIMATES: dict[str, Callable[[MLLM, tuple[Tensor, ...], Query], Reasons]] = {
+    "attention": estimate_reasons,
+    "contributions": contribution_reasons,
+    "lens": lens_reasons,
+}
+
+
 def main() -> None:
     r"""``python -m captum_mllm.evaluation.reasons_trial demo/qwen2-vl --scenes 300``."""
     given = trial_parser(__doc__, scenes=300).parse_args()
     mllm = MLLM.from_pretrained(given.model, dtype="float32")
-    exact, estimates = [], []
+    exact: list[Reasons] = []
+    estimates: dict[str, list[Reasons]] = defaultdict(list)
     # With a prior, so that words tell something of each other.
     for example in sample_examples(
         range(given.scenes), given.split, spelling=given.spelling, prior=0.5
@@ -105,9 +165,12 @@ def main() -> None:
         inp = ImageTextInput(example.image, example.prompt)
         image, query = mllm.prepare(inp, target=example.answer)
         exact.append(exact_reasons(mllm, (image,), query))
-        estimates.append(estimate_reasons(mllm, (image,), query))
-    for agreement in compare_reasons(exact, estimates):
-        print(json.dumps(agreement._asdict()))
+        with mllm.remember():
+            for name, estimate in ESTIMATES.items():
+                estimates[name].append(estimate(mllm, (image,), query))
+    for name, found in estimates.items():
+        for agreement in compare_reasons(exact, found):
+            print(json.dumps({"estimate": name, **agreement._asdict()}))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ from captum_mllm.evaluation.labelled_words import (
     of_scenes,
     read_words,
 )
-from captum_mllm.evaluation.reasons_trial import compare_reasons
 from captum_mllm.evaluation.temptation import leading_questions, tempted_captions
-from captum_mllm.explain import Calibration, Reasons
+from captum_mllm.explain import Calibration
 from captum_mllm.explain.signals import SIGNALS
 from tests.models.test_mllm import random_image
 from tests.models.tiny_models import shared
@@ -184,21 +183,3 @@ def test_a_report_finds_the_signal_that_tells() -> None:
     width = scores["diagnosis"].high - scores["diagnosis"].low
     assert 0 < report.lead.high - report.lead.low < width
     assert "diagnosis above image gain" in str(report)
-
-
-def test_shares_are_compared_token_by_token() -> None:
-    names = ("image", "question", "answer")
-    exact = Reasons(names, torch.tensor([[1.0, 0, 1, 0], [0, 0, 2, 0], [3, 0, 1, 0]]), "shapley")
-    same = compare_reasons([exact, exact], [exact, exact])
-    assert [each.group for each in same] == [*names, "prior"]
-    assert same[0].correlation == pytest.approx(1) and same[0].mean_error == 0
-    assert same[0].n_tokens == 6 and same[0].mean_share == pytest.approx(1.25 / 3)
-    assert same[1].correlation == 0
-    other = Reasons(names, torch.tensor([[0.0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 1, 0]]), "?")
-    found = compare_reasons([exact], [other])
-    assert found[0].mean_error == pytest.approx((0.5 + 1 + 0.75) / 3)
-    assert found[0].correlation < 0
-    with pytest.raises(ValueError, match="no answers"):
-        compare_reasons([], [])
-    with pytest.raises(ValueError, match="groups"):
-        compare_reasons([exact], [Reasons(("image",), torch.zeros(3, 2), "?")])
