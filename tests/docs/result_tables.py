@@ -4,7 +4,7 @@ their pages, between ``<!-- table NAME -->`` and ``<!-- end of table -->``."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tests.docs.results import (
@@ -12,6 +12,8 @@ from tests.docs.results import (
     DEFAULT,
     DOCS,
     MODELS,
+    REAL,
+    TWIN,
     benchmark,
     read,
     reference_words,
@@ -65,6 +67,17 @@ VARIANTS = {
     "attended-probability-msea": "softmax of the lens",
 }
 
+CAUSES = (
+    "arc-attended-lens-msea",
+    "attended-lens-msea",
+    "attended-lens",
+    "arc-msea",
+    "msea",
+    "tam",
+    "lens",
+    "random",
+)
+
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> str:
     r"""A table of Markdown.
@@ -84,14 +97,22 @@ def _titles(scores: Sequence[str]) -> list[str]:
 
 def variants() -> str:
     """The default beside its controls, a number for each model."""
+    return _by_model({f"`{each}`, {note}": each for each, note in VARIANTS.items()}, ALL_MODELS)
+
+
+def causes() -> str:
+    """A model, the same without losses on its image tokens, and the pretrained language model."""
+    return _by_model({f"`{each}`": each for each in CAUSES}, ("demo/llava-1.5", TWIN, REAL))
+
+
+def _by_model(rows: Mapping[str, str], models: Iterable[str]) -> str:
+    """Scores of methods, each under a title, a number for each model."""
     scores = ("F1-IoU", "pointing", "mass", "leakage")
-    rows = []
-    for method, note in VARIANTS.items():
-        cells = [
-            BREAK.join(_beside(model, method, score) for model in ALL_MODELS) for score in scores
-        ]
-        rows.append([f"`{method}`, {note}", *cells])
-    return table(["method", *_titles(scores)], rows, numbers=False)
+    lines = [
+        [title, *(BREAK.join(_beside(model, each, score) for model in models) for score in scores)]
+        for title, each in rows.items()
+    ]
+    return table(["method", *_titles(scores)], lines, numbers=False)
 
 
 def _beside(model: str, method: str, score: str) -> str:
@@ -204,6 +225,7 @@ FILES = {
         f"benchmark/{model.removeprefix('demo/')}.csv": f"methods, scores and styles, {name}"
         for model, name in ALL_MODELS.items()
     },
+    f"benchmark/{TWIN}.csv": "the same, LLaVA-1.5 without losses on its image tokens",
     "benchmark/scales.csv": "what the models say of the caption at other scales",
     "benchmark/agreement.csv": "how alike the maps of nouns are at different scales",
     "benchmark/strength.csv": "how much of the interference ARC takes, development scenes",
@@ -441,6 +463,7 @@ RATE = 100
 
 TABLES: dict[str, Callable[[], str]] = {
     "default": variants,
+    "causes": causes,
     **{
         f"methods {model.removeprefix('demo/').replace('.', '-')}": lambda model=model: methods(
             model

@@ -15,7 +15,10 @@ MODELS = {
     "demo/internvl": "InternVL",
 }
 #: With the one around a pretrained language model.
-ALL_MODELS = {**MODELS, "demo/smolvlm": "SmolVLM"}
+REAL = "demo/smolvlm"
+ALL_MODELS = {**MODELS, REAL: "SmolVLM"}
+#: The LLaVA-1.5, trained without losses on its image tokens; it does not ship.
+TWIN = "llava-1.5-answers-only"
 DEFAULT = "arc-attended-lens-msea"
 
 Row = dict[str, str]
