@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 from pathlib import Path
 
 from captum_mllm.commands.console import say, show
@@ -14,6 +15,8 @@ EXAMPLES = """examples:
 
 Each line of labels.jsonl is {"image": FILE, "prompt": TEXT, "answer": TEXT, "present": [WORDS],
 "absent": [WORDS]}. Of a question of yes or no, "yes" is absent where the right answer is no.
+Half of the images, drawn at random, are for the fit. Lines with the same "group" stay together,
+such as those of an image and its copy without an object.
 """
 
 
@@ -77,9 +80,13 @@ def run(options: argparse.Namespace) -> int:
     if options.labels:
         answers = list(of_file(options.labels))
         names = sorted({answer.group for answer in answers})
+        if len(names) < 2:
+            raise ValueError(
+                f"{options.labels} has answers about {len(names)} images or groups of them, "
+                "expected two or more"
+            )
+        random.Random(0).shuffle(names)
         held_out = set(names[1::2])
-        if not held_out:
-            raise ValueError(f"{options.labels} has answers about one image, expected two or more")
         parts = [
             [answer for answer in answers if (answer.group in held_out) == kept]
             for kept in (False, True)

@@ -81,7 +81,8 @@ def of_file(path: str | Path) -> Iterator[LabelledAnswer]:
 
     Each line is ``{"image": file, "prompt": text, "answer": text, "present": [words], "absent":
     [words]}``; images are named relative to the file. An answer to a question of yes or no, as in
-    POPE, has "yes" among the absent words where the right answer is no.
+    POPE, has "yes" among the absent words where the right answer is no. Answers about the same
+    image belong together, or those with the same ``"group"``, where lines have one.
 
     Raises:
         ValueError: for a line that lacks a part, and a word that the answer does not have.
@@ -102,7 +103,8 @@ def of_file(path: str | Path) -> Iterator[LabelledAnswer]:
                 raise ValueError(f"{row.source}: {answer!r} has no word {word!r}")
             spans.append((*match.span(), shown))
         with Image.open(path.parent / name) as image:
-            yield LabelledAnswer(name, image.convert("RGB"), prompt, answer, spans)
+            group = str(line.get("group", name))
+            yield LabelledAnswer(group, image.convert("RGB"), prompt, answer, spans)
 
 
 @torch.no_grad()

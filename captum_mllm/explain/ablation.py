@@ -11,8 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_mllm._captum import format_tensor_into_tuples
 from captum_mllm._options import is_integer
-from captum_mllm.explain.reasons import Division, Reasons
+from captum_mllm.attr.arguments import check_one_example
+from captum_mllm.explain.reasons import TEXTS, Division, Reasons
 from captum_mllm.metrics.image_baselines import ImageBaseline, image_baseline
 from captum_mllm.models.knockout import TakesNoMask, hidden_columns
 from captum_mllm.models.mllm import MLLM
@@ -32,7 +34,7 @@ def group_names(names: Sequence[str]) -> tuple[str, ...]:
         names = ["image"]
     elif len(names) > _MOST_IMAGES:
         names = ["images"]
-    return (*names, "question", "answer")
+    return (*names, *TEXTS)
 
 
 class Ablation:
@@ -68,6 +70,12 @@ class Ablation:
         self.images = tuple(query.all_images(images))
         self.query = replace(query, images=(None,) * count)
         self.encoding = mllm.encode(self.images, self.query)
+        if isinstance(absent_image, str) and absent_image == "knockout" and self.encoding.crosses:
+            raise TakesNoMask(
+                f"the decoder of a {mllm.model.config.model_type!r} looks at images by "
+                "cross-attention, so it has no image tokens that could be hidden; take "
+                "absent_image='mean'"
+            )
         self.words = mllm.word_embeddings(query, answer=True)
         self.mean = word_baseline(mllm.model, mllm.tokenizer, self.words, absent_word)
         self.groups = group_names(query.names)
@@ -121,7 +129,7 @@ class Ablation:
 
 def exact_reasons(
     mllm: MLLM,
-    images: tuple[Tensor, ...],
+    images: Tensor | tuple[Tensor, ...],
     query: Query,
     division: Division = "words first",
     absent_image: AbsentImage = "knockout",
@@ -137,12 +145,13 @@ def exact_reasons(
     By default an absent image is one at which no later token may look: a blank image would still
     tell how bright it is, and that it shows nothing. An absent word has the mean of all
     embeddings: to look away from it is not enough, since the last word is where the next one is
-    predicted. Where a layer of the model takes no mask by which an image could be hidden, the
-    absent image is its mean colour.
+    predicted. Where a layer of the model takes no mask by which an image could be hidden, or the
+    decoder looks at images by cross-attention, the absent image is its mean colour.
 
     Args:
         mllm (MLLM): the model.
-        images (tuple[Tensor, ...]): the images that the query leaves open, (1, 3, H, W) each.
+        images (Tensor or tuple[Tensor, ...]): the image, (1, 3, H, W), or the images that the query
+            leaves open.
         query (Query): the question and the answer.
         division (str): see :meth:`Reasons.divided`. Default: "words first"
         absent_image (str, Tensor or float): ``"knockout"``, or what is shown in its place as
@@ -157,7 +166,7 @@ def exact_reasons(
         Reasons: of the T explained tokens, on the CPU.
 
     Raises:
-        ValueError: for an option outside of its range.
+        ValueError: for an option outside of its range, and for a batch of several images.
 
     Examples::
         >>> from PIL import Image
@@ -167,7 +176,7 @@ def exact_reasons(
         >>> mllm = MLLM.from_pretrained("demo/qwen2-vl")
         >>> inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
         >>> image, query = mllm.prepare(inp, target="a red circle")
-        >>> reasons = exact_reasons(mllm, (image,), query)
+        >>> reasons = exact_reasons(mllm, image, query)
         >>> reasons.groups, reasons.values.shape
         (('image', 'question', 'answer'), torch.Size([3, 4]))
     """
@@ -175,8 +184,11 @@ def exact_reasons(
         raise ValueError(
             f"perturbations_per_eval={perturbations_per_eval!r}, expected an int of at least 1"
         )
+    shown = format_tensor_into_tuples(images)
+    for image in shown:
+        check_one_example(len(image))
     try:
-        ablation = Ablation(mllm, images, query, absent_image, absent_word)
+        ablation = Ablation(mllm, shown, query, absent_image, absent_word)
         groups = torch.arange(len(ablation.groups))
         present = (torch.arange(2 ** len(groups))[:, None] >> groups) % 2 == 1
         found = [

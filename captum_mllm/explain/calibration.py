@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_mllm.explain.result_file import write_file
-from captum_mllm.explain.signals import SIGNALS
+from captum_mllm.explain.signals import SIGNALS, check_signals
 
 _FORMAT = "captum_mllm calibration 1"
 # Weight of the squared weights of standardised signals, per example: it keeps few data from
@@ -112,7 +112,13 @@ class Calibration:
         )
 
     def risk(self, signals: Tensor) -> Tensor:
-        r"""The risk of each word, (N,) in [0, 1], float64, from its signals (N, len(SIGNALS))."""
+        r"""
+        The risk of each word, (N,) in [0, 1], float64, from its signals (N, len(SIGNALS)).
+
+        Raises:
+            ValueError: for signals of another shape, or numbers that are not finite.
+        """
+        check_signals(signals, len(signals))
         return (signals.double() @ self._vector(self.weights) + self.bias).sigmoid()
 
     def contributions(self, signals: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_mllm.explain.calibration import Calibration, default_calibration
 from captum_mllm.explain.result_values import ResultValues
 from captum_mllm.explain.selection import Selection
-from captum_mllm.explain.signals import SIGNALS
+from captum_mllm.explain.signals import BOUND, SIGNALS
 from captum_mllm.models.words import FUNCTION_WORDS
 
 # Log-odds that a signal adds before it is named.
@@ -21,7 +21,9 @@ _NO_THINGS = (
     "be am is are was were been being have has had having do does did not about above across "
     "against along among around as at before behind below beneath beside between beyond by for "
     "from in inside into near of off on onto out outside over past through to toward towards "
-    "under underneath up upon with within without"
+    "under underneath up upon with within without "
+    # What contractions with "not" leave.
+    "ai ca sha wo"
 )
 _NAMES_NOTHING = FUNCTION_WORDS | set(_NO_THINGS.split())
 
@@ -101,7 +103,7 @@ def diagnose(
                 risk=float(calibration.risk(signals)),
                 calibrated=bool(calibration.model) and calibration.model == result.model,
                 probability=float(result.output_probs[list(word)].double().prod()),
-                why=_why(signals[0], calibration.contributions(signals)[0]),
+                why=_why(signals[0], calibration, float(result.output_probs[token])),
             )
         )
     return found
@@ -109,32 +111,49 @@ def diagnose(
 
 def is_content(word: str) -> bool:
     r"""Whether a word may name something that an image shows: it has a letter, and is neither a
-    function word of English, nor a preposition, nor a form of be, have or do."""
-    return any(map(str.isalpha, word)) and word.lower().strip(".,;:!?'\"") not in _NAMES_NOTHING
+    function word of English, nor a preposition, nor a form of be, have or do, also where another
+    word is contracted with it, as in "isn't" and "it's"."""
+    bare = word.lower().replace("\u2019", "'").strip(".,;:!?'\"")
+    first = bare.removesuffix("n't").partition("'")[0]
+    return any(map(str.isalpha, word)) and not {bare, first} & _NAMES_NOTHING
 
 
-def _why(signals: Tensor, contributions: Tensor) -> tuple[str, ...]:
-    """What raises the risk of a word, in words."""
+def _why(signals: Tensor, calibration: Calibration, probability: float) -> tuple[str, ...]:
+    """What raises the risk of a word, in words: each is of a signal that is lower than usual."""
     values = dict(zip(SIGNALS, signals.tolist()))
-    order = contributions.argsort(descending=True).tolist()
-    return tuple(_sentence(SIGNALS[i], values) for i in order if contributions[i] > _NAMED)
+    added = dict(zip(SIGNALS, calibration.contributions(signals[None])[0].tolist()))
+    return tuple(
+        _sentence(name, values[name], probability)
+        for name in sorted(SIGNALS, key=lambda name: -added[name])
+        if added[name] > _NAMED and values[name] < calibration.typical[name]
+    )
 
 
-def _sentence(name: str, values: dict[str, float]) -> str:
-    probability = math.exp(values["probability"])
+def _sentence(name: str, value: float, probability: float) -> str:
     if name == "image gain":
-        alone = math.exp(min(values["probability"] - values["image gain"], 0.0))
-        return f"the words alone predict it with {alone:.0%}, the image adds little"
+        alone = _percent(min(probability * math.exp(-value), 1.0))
+        if value >= 0:
+            return f"the words alone predict it with {alone}, the image adds little"
+        if value <= -BOUND:
+            return f"the image speaks against it: {_percent(probability)} with it, far more without"
+        return (
+            f"the image speaks against it: {alone} without the image, "
+            f"{_percent(probability)} with it"
+        )
     if name == "lens confidence":
-        return f"no region of the image says it with more than {math.exp(values[name]):.0%}"
+        return f"no region of the image says it with more than {_percent(math.exp(value))}"
     if name == "lens peak":
-        return f"no region is above the others for it ({values[name]:.1f} standard deviations)"
+        return f"no region is above the others for it ({value:.1f} standard deviations)"
     if name == "image attention":
-        return f"little attention goes to the image ({math.exp(values[name]):.0%})"
+        return f"little attention goes to the image ({_percent(math.exp(value))})"
     if name == "without words":
-        alone = math.exp(values[name])
-        return f"without the words before it the image hardly says it ({alone:.0%})"
-    return f"the model gives it {probability:.0%}"
+        share = _percent(math.exp(value))
+        return f"without the words before it the image hardly says it ({share})"
+    return f"the model gives it {_percent(probability)}"
+
+
+def _percent(probability: float) -> str:
+    return "less than 1%" if 0 < probability < 0.005 else f"{probability:.0%}"
 
 
 def risk_table(risks: Sequence[WordRisk]) -> str:

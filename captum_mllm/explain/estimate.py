@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_mllm.attr.arguments import check_image_tokens
 from captum_mllm.attr.attention_maps import TEXT_RESIDUAL, AttentionMaps
 from captum_mllm.explain.ablation import exact_reasons, group_names
 from captum_mllm.explain.reasons import Reasons
@@ -55,7 +56,11 @@ def attention_masses(mllm: MLLM, images: tuple[Tensor, ...], query: Query) -> Te
         Tensor: for each image of the prompt, the question, the answer so far and the rest (the
         template and special tokens), of shape (T, images + 3), rows with a sum of 1. The residual
         connection of the last token counts as in ``AttentionMaps``.
+
+    Raises:
+        ValueError: for a model whose decoder looks at images by cross-attention.
     """
+    check_image_tokens(mllm, "the share of attention of each group")
     rows = AttentionMaps(mllm, mode="raw").rows(images, query)
     encoding = rows.encoding
     weights = rows.weights.unflatten(1, (encoding.windows, -1)).mean(1)
@@ -74,8 +79,8 @@ def estimate_reasons(mllm: MLLM, images: tuple[Tensor, ...], query: Query) -> Re
     The whole, :math:`\log p + \log V`, is divided by the attention to each group; the template gets
     nothing, since attention rests there whether it is used or not, and so the prior is 0. That is a
     weak estimate: where a word looks is not what it needs. On the bundled models its shares of
-    the image correlate with exact ones by 0.3 to 0.5, with a mean error of 0.3.
-    :func:`exact_reasons` takes 8 rows of a batch.
+    the image correlate with exact ones by 0.3 to 0.5. :func:`exact_reasons` takes 8 rows of a
+    batch.
 
     Args:
         mllm (MLLM): the model.

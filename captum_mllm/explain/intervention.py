@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mllm._options import check_choice, check_flag, check_number, check_whole
+from captum_mllm.attr.arguments import check_image_tokens
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.selection import Selection
 from captum_mllm.explain.word_changes import Hiding, WhatIf, WordChange
@@ -63,7 +64,8 @@ def what_if(
             Default: None, that of the result
         margin (float): by how much the region grows on each side, in cells of the map, since the
             rim of an object still shows its shape. Default: 2.0
-        answer (bool): also let the model answer anew. Default: True
+        answer (bool): also let the model answer anew; with ``"knockout"`` it never does.
+            Default: True
         seed (int): of the place of the other region. Default: 0
         image (int, optional): which image of the prompt, where several are explained.
             Default: None, the only one
@@ -73,8 +75,9 @@ def what_if(
 
     Raises:
         TypeError: for a result or an option of another type.
-        ValueError: for words that are not there, a flat map, a result without its input, a result
-            of another answer's tokens, or an option outside of its range.
+        ValueError: for words that are not there or are of the prompt, a flat map, a result without
+            its input or with that of another one, a result of another answer's tokens, or an option
+            outside of its range.
     """
     if not isinstance(result, MLLMAttributionResult):
         raise TypeError(
@@ -94,21 +97,27 @@ def what_if(
     query = replace(query, answer_ids=tuple(_answer_ids(mllm, result)))
     start = len(result.input_tokens) - len(result.output_tokens)
     tokens = result.tokens_of(remove)
+    skipped = result.n_prompt - start
+    words = [word for word in result.words if word[0] >= skipped]
+    chosen = [index for index, word in enumerate(words) if set(word) & set(tokens)]
+    texts = "".join(result.output_tokens[token] for token in tokens).strip()
+    if not chosen:
+        raise ValueError(
+            f"{texts!r} is of the prompt, which the model does not say; remove a word of its answer"
+        )
+    _check_images(result, opened)
     region = explained_region(result, tokens, margin, image)
     control = moved_elsewhere(region, seed)
     regions = torch.stack([torch.zeros_like(region), region, control]).to(mllm.device)
     place = 0 if image is None else result.explained.index(image)
     states, shown = _hidden_states(mllm, opened, place, query, regions, by)
-    texts = "".join(result.output_tokens[token] for token in tokens).strip()
-    skipped = result.n_prompt - start
-    words = [word for word in result.words if word[0] >= skipped]
+    _check_prompt(mllm, result, states)
     changes = _changes(mllm, states, result, [[t - skipped for t in word] for word in words])
     said = ""
     if answer and by != "knockout":
         hidden = tuple(each[1:2] for each in shown)
         ids = find_answer(mllm.backbone, hidden, replace(query, answer_ids=()), None, {})
         said = mllm.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
-    chosen = [index for index, word in enumerate(words) if set(word) & set(tokens)]
     return WhatIf(
         removed=texts,
         region=region.numpy(),
@@ -161,23 +170,29 @@ def explained_region(
 
 def moved_elsewhere(region: Tensor, seed: int = 0) -> Tensor:
     r"""
-    A region moved to a random place where it overlaps itself least; beyond an edge it goes on at
-    the other.
+    A region moved to a random place within the image where it does not overlap itself. If there is
+    none, it goes on at the opposite edge beyond an edge, and overlaps itself as little as it can.
 
     Args:
         region (Tensor): bool, (H, W).
         seed (int): which place. Default: 0
     """
     generator = torch.Generator().manual_seed(seed)
+    within = []
+    for axis, side in enumerate(region.shape):
+        filled_lines = region.any(1 - axis).nonzero()
+        within.append((-int(filled_lines.min()), side - int(filled_lines.max())))
+    anywhere = [(0, side) for side in region.shape]
     best, least = region, int(region.sum()) + 1
-    for _ in range(_TRIES):
-        shift = [int(torch.randint(side, (), generator=generator)) for side in region.shape]
-        moved = region.roll(shift, (0, 1))
-        overlap = int((moved & region).sum())
-        if overlap < least:
-            best, least = moved, overlap
-        if not overlap:
-            break
+    for spans in (within, anywhere):
+        for _ in range(_TRIES):
+            shift = [int(torch.randint(low, high, (), generator=generator)) for low, high in spans]
+            moved = region.roll(shift, (0, 1))
+            overlap = int((moved & region).sum())
+            if overlap < least:
+                best, least = moved, overlap
+            if not overlap:
+                return best
     return best
 
 
@@ -234,6 +249,7 @@ def _hidden_states(
     shown = tuple(batch)
     if by != "knockout":
         return mllm.backbone.new_states(shown, query)[None], shown
+    check_image_tokens(mllm, "by='knockout'")
     encoding = mllm.encode(images, query)
     if encoding.windows > 1:
         raise ValueError("by='knockout' takes images that are seen at once; take by='fill'")
@@ -258,6 +274,28 @@ def tokens_in(layout: Layout, region: Tensor) -> Tensor:
         cells = region[y.clamp(0, height - 1).to(region.device)][:, x.clamp(0, width - 1)]
         found.append((cells & inside.to(region.device)).flatten())
     return torch.cat(found)
+
+
+def _check_images(result: MLLMAttributionResult, opened: Sequence[Tensor]) -> None:
+    """Refuse images of other sizes than those of the result."""
+    found = [size_of(image)[::-1] for image in opened]
+    sizes = [result.images[index].size for index in result.explained]
+    if found != sizes:
+        raise ValueError(
+            f"the input has explained images of {found} pixels (width, height), the result of "
+            f"{sizes}; give the input that the result is of"
+        )
+
+
+def _check_prompt(mllm: MLLM, result: MLLMAttributionResult, states: States) -> None:
+    """Refuse another question than that of the result."""
+    found = token_texts(mllm.tokenizer, states.ids[: states.n_prompt].tolist())
+    expected = result.input_tokens[: result.n_prompt]
+    if found != expected:
+        raise ValueError(
+            f"the input asks {''.join(found)!r}, but the result is of {''.join(expected)!r}; give "
+            "the input that the result is of"
+        )
 
 
 def _changes(

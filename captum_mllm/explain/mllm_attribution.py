@@ -304,7 +304,7 @@ class MLLMAttribution(Attribution):
             result (MLLMAttributionResult): an explained answer of this model.
             remove (optional): the word or the phrase, as in :meth:`MLLMAttributionResult.map`.
             **options (Any): see :func:`~captum_mllm.explain.what_if`: ``by``, ``inp``, ``margin``,
-                ``answer`` and ``seed``.
+                ``answer``, ``seed`` and, where several images are explained, ``image``.
 
         Returns:
             WhatIf: the probabilities of all words before and after, also with a region of the same

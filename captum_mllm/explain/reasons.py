@@ -10,10 +10,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from captum_mllm._options import is_integer
+
 #: How what is gained by groups together is divided between them.
 Division = Literal["words first", "shapley"]
 
 PRIOR = "prior"
+#: The groups of words. All others are images, or the frames of a video by their times.
+TEXTS = ("question", "answer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +145,20 @@ class Reasons:
         Args:
             tokens (Sequence[int]): the tokens, whose parts are summed, as their probabilities
                 multiply to that of a word.
+
+        Raises:
+            ValueError: for what is not a sequence of such tokens.
         """
+        count = len(self.values)
+        if isinstance(tokens, str) or not isinstance(tokens, Sequence):
+            raise ValueError(
+                f"tokens={tokens!r}, expected a sequence of positions among the {count} explained "
+                "tokens, such as a word of result.words"
+            )
+        if outside := [each for each in tokens if not is_integer(each) or not 0 <= each < count]:
+            raise ValueError(
+                f"tokens have {outside[0]!r}, expected positions among the {count} explained tokens"
+            )
         sums = self.values[list(tokens)].double().sum(0).tolist()
         return dict(zip((*self.groups, PRIOR), sums))
 
@@ -166,7 +183,7 @@ def _divide(groups: tuple[str, ...], coalitions: Tensor, division: Division) -> 
     if division == "shapley":
         parts = _shapley(coalitions, list(range(len(groups))), 0)
     elif division == "words first":
-        texts = [index for index, name in enumerate(groups) if not name.startswith("image")]
+        texts = [index for index, name in enumerate(groups) if name in TEXTS]
         parts, there = torch.zeros(len(groups), coalitions.shape[1]), 0
         for index in texts:
             parts[index] = coalitions[there | 1 << index] - coalitions[there]

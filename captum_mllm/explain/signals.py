@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_mllm.explain.ablation import Ablation
 from captum_mllm.explain.estimate import attention_masses
-from captum_mllm.explain.reasons import Reasons
+from captum_mllm.explain.reasons import TEXTS, Reasons
 from captum_mllm.models.knockout import TakesNoMask
 from captum_mllm.models.mllm import MLLM
 from captum_mllm.models.query import Query
@@ -25,8 +25,8 @@ SIGNALS = (
     "lens peak",
     "image attention",
 )
-# Bounds of what is counted in nats, so that no single word decides a fit.
-_BOUND = 12.0
+#: Bound of what is counted in nats, so that no single word decides a fit.
+BOUND = 12.0
 
 
 def check_signals(signals: Tensor, n_tokens: int) -> None:
@@ -80,10 +80,10 @@ def token_signals(
     confidence, peak = lens_evidence(mllm.vocabulary, states, ids)
     n_images = masses.shape[1] - 3
     found = [
-        whole.clamp(min=-_BOUND),
-        (whole - without_image).clamp(-_BOUND, _BOUND),
-        without_words.clamp(min=-_BOUND),
-        confidence.clamp(min=-_BOUND),
+        whole.clamp(min=-BOUND),
+        (whole - without_image).clamp(-BOUND, BOUND),
+        without_words.clamp(min=-BOUND),
+        confidence.clamp(min=-BOUND),
         peak,
         masses[:, :n_images].sum(1).clamp(min=1e-6).log(),
     ]
@@ -109,9 +109,7 @@ def _without(
 ) -> tuple[Tensor, Tensor]:
     """The log-probability of each token without the images, and without the answer so far."""
     if reasons is not None and reasons.coalitions is not None:
-        of_texts = sum(
-            1 << index for index, name in enumerate(reasons.groups) if not name.startswith("image")
-        )
+        of_texts = sum(1 << index for index, name in enumerate(reasons.groups) if name in TEXTS)
         of_answer = 1 << reasons.groups.index("answer")
         rows = reasons.coalitions[[of_texts, len(reasons.coalitions) - 1 - of_answer]]
         whole = rows - math.log(mllm.vocabulary.size)
@@ -123,7 +121,7 @@ def _without(
 
 
 def _two_rows(ablation: Ablation) -> tuple[Tensor, Tensor]:
-    texts = [not name.startswith("image") for name in ablation.groups]
+    texts = [name in TEXTS for name in ablation.groups]
     others = [name != "answer" for name in ablation.groups]
     first, second = ablation.log_probability(torch.tensor([texts, others]))
     return first, second

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
+from captum_mllm import MLLM
 from captum_mllm.cli import main
+from captum_mllm.demo import demo_image
+from captum_mllm.evaluation.labelled_words import LabelledAnswer, LabelledWords, read_words
 from captum_mllm.explain import Calibration
 
 ANSWER = "a striped red cross is above a blue triangle"
@@ -43,3 +48,36 @@ def test_a_calibration_makes_probabilities_of_risks(
     assert "no calibration" not in printed.err
     # The page tells the same risks.
     assert '"calibrated":true' in page.read_text(encoding="utf-8").replace(" ", "")
+
+
+def test_images_and_their_twins_are_split_by_chance_or_by_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.open(demo_image())
+    lines = []
+    for number in range(6):
+        for name, word in ((f"{number}_original", "star"), (f"{number}_removed", "cross")):
+            image.save(tmp_path / f"{name}.png")
+            kind = "present" if word == "star" else "absent"
+            line = {"image": f"{name}.png", "prompt": "Describe the image.", kind: [word]}
+            lines.append({**line, "answer": f"a red {word}"})
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    read: list[list[str]] = []
+
+    def watched(mllm: MLLM, answers: list[LabelledAnswer], watch: Any) -> LabelledWords:
+        read.append([answer.group for answer in answers])
+        return read_words(mllm, answers, watch)
+
+    monkeypatch.setattr("captum_mllm.evaluation.labelled_words.read_words", watched)
+    command = ["calibrate", str(labels), "--output", str(tmp_path / "calibration.json")]
+    assert main(command) == 0
+    for part in read:
+        assert len(part) == 6 and len({name.split("_")[1] for name in part}) == 2
+    grouped = [{**line, "group": line["image"][0]} for line in lines]
+    labels.write_text("\n".join(map(json.dumps, grouped)), encoding="utf-8")
+    assert main(command) == 0
+    for part in read[2:]:
+        assert len(set(part)) == 3 and all(part.count(name) == 2 for name in part)
+    labels.write_text(json.dumps(lines[0]), encoding="utf-8")
+    assert main(command) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from captum_mllm import MLLM, AttendedLens, ImageTextInput, MLLMAttribution, MLLMAttributionResult
+from captum_mllm.attr.attention_maps import TEXT_RESIDUAL
 from captum_mllm.demo import demo_image
 from captum_mllm.explain import Calibration, calibration_error, exact_reasons
 from captum_mllm.explain.calibration import default_calibration
+from captum_mllm.explain.diagnosis import is_content
+from captum_mllm.explain.estimate import attention_masses
 from captum_mllm.explain.signals import SIGNALS, token_signals
+from captum_mllm.models import Query
 from tests.models.test_mllm import random_image
 from tests.models.tiny_models import shared
 
@@ -25,6 +31,26 @@ def result() -> MLLMAttributionResult:
     inp = ImageTextInput(Image.open(demo_image()), "Describe the image.")
     answer = "a striped red cross is above a blue triangle"
     return explainer.attribute(inp, target=answer, diagnosis=True)
+
+
+def slow_masses(mllm: MLLM, image: Tensor, query: Query) -> Tensor:
+    """Shares of attention of the image, the question, the answer and the rest, by definition."""
+    encoding = mllm.encode((image,), query)
+    implementation = mllm.model.config._attn_implementation
+    mllm.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        attentions = mllm.model(**encoding.inputs, output_attentions=True).attentions
+    mllm.model.set_attn_implementation(implementation)
+    weights = torch.stack(list(attentions)).double().mean((0, 1, 2))
+    groups = [encoding.image_positions[0], encoding.text_positions, encoding.answer_rows[1:]]
+    rows = []
+    for row in encoding.answer_rows.tolist():
+        looked = weights[row].clone()
+        looked[row] += TEXT_RESIDUAL
+        looked = looked / looked.sum()
+        parts = [float(looked[each].sum()) for each in groups]
+        rows.append([*parts, 1 - sum(parts)])
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
@@ -54,7 +80,9 @@ def test_signals_equal_their_slow_twin(family: str) -> None:
     }
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values.float(), atol=1e-3, rtol=1e-3)
-    assert (found["image attention"] < 0).all()
+    masses = slow_masses(mllm, image, query)
+    torch.testing.assert_close(attention_masses(mllm, (image,), query).double(), masses)
+    torch.testing.assert_close(found["image attention"].double(), masses[:, 0].log())
     # The same from exact reasons, without passes of their own.
     again = token_signals(mllm, (image,), query, reasons)
     torch.testing.assert_close(again, torch.stack(list(found.values()), 1), atol=1e-4, rtol=1e-4)
@@ -147,3 +175,64 @@ def test_separable_words_give_finite_weights() -> None:
     signals[absent] = 1.0
     fitted = Calibration.fit(signals, absent)
     assert (fitted.risk(signals) > 0.5).tolist() == absent.tolist()
+
+
+TYPICAL = dict.fromkeys(SIGNALS, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("gain", "probability", "expected"),
+    [
+        (1.0, 0.5, "the words alone predict it with 18%, the image adds little"),
+        (-1.0, 0.2, "the image speaks against it: 54% without the image, 20% with it"),
+        (
+            -12.0,
+            1e-6,
+            "the image speaks against it: less than 1% with it, far more without",
+        ),
+    ],
+)
+def test_what_words_alone_predict(
+    result: MLLMAttributionResult, gain: float, probability: float, expected: str
+) -> None:
+    only = Calibration({name: -float(name == "image gain") for name in SIGNALS}, 0.0, TYPICAL)
+    changed = copy.copy(result)
+    assert result.signals is not None
+    changed.signals = result.signals.clone()
+    changed.signals[0, 1] = gain
+    changed.output_probs = result.output_probs.clone()
+    changed.output_probs[0] = probability
+    assert changed.diagnosis(only, words=[0])[0].why == (expected,)
+
+
+def test_a_signal_that_is_high_is_no_reason(result: MLLMAttributionResult) -> None:
+    """A calibration may count a high signal as a risk; the sentences are about low ones."""
+    assert result.signals is not None
+    low = {name: float(value) - 5 for name, value in zip(SIGNALS, result.signals[0])}
+    odd = Calibration(dict.fromkeys(SIGNALS, 1.0), 0.0, low)
+    assert result.diagnosis(odd, words=[0])[0].why == ()
+    usual = Calibration(dict.fromkeys(SIGNALS, -1.0), 0.0, {name: low[name] + 10 for name in low})
+    assert len(result.diagnosis(usual, words=[0])[0].why) == len(SIGNALS)
+
+
+@pytest.mark.parametrize(
+    ("word", "content"),
+    [
+        ("dog", True),
+        ("dog's", True),
+        ("isn't", False),
+        ("isn\u2019t", False),
+        ("It's", False),
+        ("can't", False),
+        ("there's", False),
+        ("o'clock", True),
+        ("12", False),
+    ],
+)
+def test_content_words(word: str, content: bool) -> None:
+    assert is_content(word) == content
+
+
+def test_signals_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match="signals have shape"):
+        default_calibration().risk(torch.zeros(3))

@@ -98,6 +98,17 @@ def test_wrong_arguments_are_refused(explained: Explained) -> None:
     strange = other.attribute(ImageTextInput(random_image(), "?"), target="a cat")
     with pytest.raises(ValueError, match="tokens"):
         explainer.what_if(strange, 0)
+    image, question = Image.open(demo_image()), "Describe the image."
+    for inp, message in (
+        (ImageTextInput(image.resize((112, 112)), question), "112, 112.* pixels"),
+        (ImageTextInput(image, "How do the objects relate?"), "asks 'how do"),
+    ):
+        for by in ("fill", "knockout"):
+            with pytest.raises(ValueError, match=message):
+                explainer.what_if(result, "star", by=by, inp=inp)
+    whole = explainer.attribute(ImageTextInput(image, question), target=ANSWER, include_prompt=True)
+    with pytest.raises(ValueError, match="'image' is of the prompt"):
+        explainer.what_if(whole, "image")
 
 
 def test_a_flat_map_has_no_region(explained: Explained) -> None:
@@ -146,6 +157,13 @@ def test_a_region_elsewhere_has_the_same_area_and_overlaps_little() -> None:
     moved = moved_elsewhere(region)
     assert moved.sum() == region.sum() and not (moved & region).any()
     assert torch.equal(moved, moved_elsewhere(region))
+    # In one piece, where there is room for it.
+    for seed in range(50):
+        there = moved_elsewhere(region, seed)
+        rows, columns = there.any(1).nonzero(), there.any(0).nonzero()
+        assert rows.max() - rows.min() == 5 and columns.max() - columns.min() == 8
+    tall = region_of(4, 20, 0, 10)
+    assert not (moved_elsewhere(tall) & tall).any()
     large = region_of(0, 20, 0, 37)
     assert moved_elsewhere(large).sum() == large.sum()
 

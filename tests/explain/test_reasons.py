@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_mllm import MLLM, ImageTextInput
+from captum_mllm import MLLM, ImageTextInput, Video
+from captum_mllm._captum import format_tensor_into_tuples
 from captum_mllm.datasets import Scene, SceneObject, render
 from captum_mllm.explain import Reasons, exact_reasons
+from captum_mllm.explain.signals import token_signals
 from captum_mllm.models.knockout import TakesNoMask
 from captum_mllm.models.query import Query
 from tests.models.test_mllm import random_image
@@ -189,3 +191,38 @@ def test_wrong_options_are_refused(options: dict[str, object], message: str) -> 
         Reasons(("image",), torch.zeros(2, 3), "estimate")
     with pytest.raises(ValueError, match="finite"):
         Reasons(("image",), torch.full((2, 2), torch.nan), "estimate")
+
+
+def test_frames_of_a_video_are_images_not_words() -> None:
+    mllm = MLLM.from_pretrained("demo/qwen2-vl")
+    scene = Scene((SceneObject("star", "red", x=0.5, y=0.5, radius=0.2),), "dark")
+    frames = [render(scene).image, 255 - render(scene).image]
+    answers = {}
+    for given in (frames, Video(frames)):
+        inp = ImageTextInput(given, "Describe the image.")
+        images, query = mllm.prepare(inp, target="a red star")
+        reasons = exact_reasons(mllm, images, query)
+        assert reasons.groups[-2:] == ("question", "answer") and reasons.coalitions is not None
+        texts = 0b11 << len(reasons.groups) - 2
+        of_images = reasons.coalitions[-1] - reasons.coalitions[texts]
+        torch.testing.assert_close(reasons.values[:, :-3].sum(1), of_images, atol=1e-5, rtol=0)
+        gain = token_signals(mllm, format_tensor_into_tuples(images), query)[:, 1]
+        torch.testing.assert_close(gain, of_images.clamp(-12, 12), atol=1e-3, rtol=1e-3)
+        answers[type(given)] = reasons
+    # Shares of an image do not depend on what it is called.
+    named = answers[list]
+    assert named.coalitions is not None
+    timed = Reasons.of_coalitions(("0.0 s", "0.5 s", "question", "answer"), named.coalitions)
+    torch.testing.assert_close(timed.values, named.values)
+
+
+def test_arguments_are_checked() -> None:
+    mllm = MLLM(*shared("llava"))
+    image, query = prepared(mllm)
+    found = exact_reasons(mllm, image, query)
+    torch.testing.assert_close(found.values, exact_reasons(mllm, (image,), query).values)
+    with pytest.raises(ValueError, match="batch of 2"):
+        exact_reasons(mllm, image.repeat(2, 1, 1, 1), query)
+    for tokens, message in (("a", "sequence of positions"), (2, "sequence"), ([7], "have 7")):
+        with pytest.raises(ValueError, match=message):
+            found.parts(tokens)  # type: ignore[arg-type]

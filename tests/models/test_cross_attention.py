@@ -18,8 +18,19 @@ from captum.attr import (
 )
 from torch import Tensor, nn
 
-from captum_mllm import ARC, MLLM, MSEA, TAM, AttendedLens, ImageTextInput, LogitLens, TokenCam
+from captum_mllm import (
+    ARC,
+    MLLM,
+    MSEA,
+    TAM,
+    AttendedLens,
+    ImageTextInput,
+    LogitLens,
+    MLLMAttribution,
+    TokenCam,
+)
 from captum_mllm.attr.attention_maps import AttentionMaps
+from captum_mllm.explain import exact_reasons
 from captum_mllm.models import Query
 from captum_mllm.models.batches import batch_states
 from captum_mllm.models.locate import locate
@@ -197,3 +208,21 @@ def test_the_check_passes_and_says_what_there_is_not() -> None:
     assert report.passed, str(report)
     (attention,) = (verdict for verdict in report.verdicts if verdict.name == "attention")
     assert attention.passed is None and "[1, 3] of 4 look at the image" in attention.detail
+
+
+def test_reasons_take_a_mean_image_and_what_reads_image_tokens_is_refused() -> None:
+    mllm, image, query = opened((40, 52))
+    found = exact_reasons(mllm, image, query)
+    expected = exact_reasons(mllm, image, query, absent_image="mean")
+    torch.testing.assert_close(found.coalitions, expected.coalitions)
+    assert "absent image: 'mean'" in found.method
+    explainer = MLLMAttribution(Saliency(mllm))
+    inp = ImageTextInput(picture((40, 52)), "what is it ?")
+    for extras in ({"reasons": "estimate"}, {"diagnosis": True}):
+        with pytest.raises(ValueError, match="cross-attention"):
+            explainer.attribute(inp, target="a cat", **extras)
+    result = explainer.attribute(inp, target="a cat", reasons="exact")
+    assert result.reasons is not None and result.reasons.exact
+    with pytest.raises(ValueError, match="cross-attention"):
+        explainer.what_if(result, "cat", by="knockout")
+    assert explainer.what_if(result, "cat", answer=False).selected == [1]

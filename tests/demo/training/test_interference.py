@@ -52,3 +52,11 @@ def test_a_map_that_misses_its_object_counts_as_the_worst() -> None:
 def test_the_first_object_has_nothing_before_it() -> None:
     lens = np.random.default_rng(0).normal(size=(3, 4))
     assert word_measures(lens, WORDS[:3], OBJECTS[:3], MASKS) == []
+
+
+def test_an_object_without_a_token_of_its_own_has_no_ratio() -> None:
+    lens = np.random.default_rng(0).normal(size=(len(WORDS), 4))
+    masks = MASKS.copy()
+    masks[1] = 0
+    star = dict(zip(MEASURES, word_measures(lens, WORDS, OBJECTS, masks)[0]))
+    assert all(np.isnan(star[name]) for name in MEASURES if "own" in name)
