@@ -111,8 +111,8 @@ def main() -> None:
         range(given.scenes), given.split, spelling=given.spelling, prior=given.prior
     )
     found = removal_changes(ARC(MSEA(AttendedLens(mllm))), scenes)
-    for kind in ("shape", "color"):
-        chosen = [each for each in found if each.kind == kind]
+    for kind in ("shape", "color", "both"):
+        chosen = [each for each in found if kind in (each.kind, "both")]
         rates: dict[str, Any] = {
             name: [round(float(value), 3) for value in rate]
             for name, rate in zip(("changed", "changed elsewhere"), changed_rates(chosen))

@@ -116,12 +116,25 @@ def image_features(model: Any, pixel_values: Tensor) -> Tensor:
     Returns:
         Tensor: (B, N, D), one row for each image token.
     """
-    tower = model.model.vision_tower
-    states = tower.pre_layrnorm(tower.embeddings(pixel_values))
+    states = tower_states(model.model.vision_tower, pixel_values)
+    features: Tensor = model.model.multi_modal_projector(states)
+    return features
+
+
+def tower_states(tower: Any, pixel_values: Tensor) -> Tensor:
+    r"""What a CLIP tower says of images before its last layer, without the class token.
+
+    Args:
+        tower (transformers.CLIPVisionModel): The tower.
+        pixel_values (Tensor): (B, 3, S, S).
+
+    Returns:
+        Tensor: (B, N, D), one row for each image token.
+    """
+    states: Tensor = tower.pre_layrnorm(tower.embeddings(pixel_values))
     for layer in tower.encoder.layers[:-1]:
         states = layer(states, attention_mask=None)
-    features: Tensor = model.model.multi_modal_projector(states[:, 1:])
-    return features
+    return states[:, 1:]
 
 
 class LoRA(nn.Module):

@@ -18,7 +18,7 @@ from captum_mllm.datasets import render, sample_scene
 from captum_mllm.demo import demo_folder
 from captum_mllm.demo.training.architecture import grid_centers, pixels
 from captum_mllm.demo.training.image_words import WORD_GROUPS, group_logits
-from captum_mllm.demo.training.smolvlm.architecture import GRID, SIDE, image_features
+from captum_mllm.demo.training.smolvlm.architecture import GRID, SIDE, image_features, tower_states
 from captum_mllm.demo.training.smolvlm.texts import Texts
 
 #: How many scenes the regression is fitted to.
@@ -71,11 +71,7 @@ def start_from_words(model: Any, texts: Texts, seed: int = 0) -> dict[str, float
                 render(sample_scene(np.random.default_rng([seed, 1, first + k])), SIDE).image
                 for k in range(_BATCH_SIZE)
             ]
-            tower = model.model.vision_tower
-            states = tower.pre_layrnorm(tower.embeddings(pixels(np.stack(images), SIDE)))
-            for layer in tower.encoder.layers[:-1]:
-                states = layer(states, attention_mask=None)
-            states = states[:, 1:]
+            states = tower_states(model.model.vision_tower, pixels(np.stack(images), SIDE))
             logits = group_logits(teacher.lm_head.weight, old(states))
             target = place.expand(_BATCH_SIZE, -1, -1)
             for share, words, group in zip(_SHARES, WORD_GROUPS, logits):
