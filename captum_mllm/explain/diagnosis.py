@@ -141,7 +141,7 @@ def _sentence(name: str, value: float, probability: float) -> str:
             f"{_percent(probability)} with it"
         )
     if name == "lens confidence":
-        return f"no region of the image says it with more than {_percent(math.exp(value))}"
+        return f"no region of the image says it with more than {max(math.exp(value), 0.01):.0%}"
     if name == "lens peak":
         return f"no region is above the others for it ({value:.1f} standard deviations)"
     if name == "image attention":
