@@ -16,6 +16,8 @@ from captum_mllm.models.words import FUNCTION_WORDS
 
 # Log-odds that a signal adds before it is named.
 _NAMED = 0.5
+# The least risk that is not low.
+_SOME = 0.2
 # No region can say prepositions and auxiliary verbs, so that the lens would call each a risk.
 _NO_THINGS = (
     "be am is are was were been being have has had having do does did not about above across "
@@ -40,7 +42,7 @@ class WordRisk(NamedTuple):
             rank words.
         probability (float): the probability of the word, the product over its tokens.
         why (tuple[str, ...]): what makes the risk higher than that of a word that is shown, most
-            weighty first; empty where nothing does.
+            weighty first; empty for a low risk.
     """
 
     word: str
@@ -53,7 +55,7 @@ class WordRisk(NamedTuple):
     @property
     def level(self) -> Literal["low", "some", "high"]:
         """``"high"`` from 0.5 on, ``"some"`` from 0.2 on, else ``"low"``."""
-        return "high" if self.risk >= 0.5 else "some" if self.risk >= 0.2 else "low"
+        return "high" if self.risk >= 0.5 else "some" if self.risk >= _SOME else "low"
 
 
 def diagnose(
@@ -96,14 +98,16 @@ def diagnose(
         # The token at which the model was least sure is where it decided on the word.
         token = min(word, key=lambda token: float(result.output_probs[token]))
         signals = result.signals[token][None]
+        risk = float(calibration.risk(signals))
+        probability = float(result.output_probs[token])
         found.append(
             WordRisk(
                 word=text,
                 tokens=word,
-                risk=float(calibration.risk(signals)),
+                risk=risk,
                 calibrated=bool(calibration.model) and calibration.model == result.model,
                 probability=float(result.output_probs[list(word)].double().prod()),
-                why=_why(signals[0], calibration, float(result.output_probs[token])),
+                why=_why(signals[0], calibration, probability) if risk >= _SOME else (),
             )
         )
     return found

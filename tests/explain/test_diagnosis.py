@@ -209,10 +209,13 @@ def test_a_signal_that_is_high_is_no_reason(result: MLLMAttributionResult) -> No
     """A calibration may count a high signal as a risk; the sentences are about low ones."""
     assert result.signals is not None
     low = {name: float(value) - 5 for name, value in zip(SIGNALS, result.signals[0])}
-    odd = Calibration(dict.fromkeys(SIGNALS, 1.0), 0.0, low)
+    odd = Calibration(dict.fromkeys(SIGNALS, 1.0), 50.0, low)
     assert result.diagnosis(odd, words=[0])[0].why == ()
-    usual = Calibration(dict.fromkeys(SIGNALS, -1.0), 0.0, {name: low[name] + 10 for name in low})
+    typical = {name: low[name] + 10 for name in low}
+    usual = Calibration(dict.fromkeys(SIGNALS, -1.0), 50.0, typical)
     assert len(result.diagnosis(usual, words=[0])[0].why) == len(SIGNALS)
+    # A low risk needs no reason.
+    assert result.diagnosis(replace(usual, bias=-50.0), words=[0])[0].why == ()
 
 
 @pytest.mark.parametrize(
