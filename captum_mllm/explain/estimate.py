@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_mllm.attr.arguments import check_image_tokens
 from captum_mllm.attr.attention_maps import TEXT_RESIDUAL, AttentionMaps
 from captum_mllm.explain.ablation import exact_reasons, group_names
 from captum_mllm.explain.reasons import Reasons
@@ -60,7 +59,12 @@ def attention_masses(mllm: MLLM, images: tuple[Tensor, ...], query: Query) -> Te
     Raises:
         ValueError: for a model whose decoder looks at images by cross-attention.
     """
-    check_image_tokens(mllm, "the share of attention of each group")
+    if mllm.geometry.crosses:
+        raise ValueError(
+            f"an estimate and a diagnosis divide the attention to all tokens, but the decoder of a "
+            f"{mllm.model.config.model_type!r} looks at images by cross-attention; ask for "
+            "reasons='exact' alone"
+        )
     rows = AttentionMaps(mllm, mode="raw").rows(images, query)
     encoding = rows.encoding
     weights = rows.weights.unflatten(1, (encoding.windows, -1)).mean(1)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_mllm._options import check_choice, check_flag, check_number, check_whole
-from captum_mllm.attr.arguments import check_image_tokens
 from captum_mllm.explain.result import MLLMAttributionResult
 from captum_mllm.explain.selection import Selection
 from captum_mllm.explain.word_changes import Hiding, WhatIf, WordChange
@@ -178,10 +177,12 @@ def moved_elsewhere(region: Tensor, seed: int = 0) -> Tensor:
         seed (int): which place. Default: 0
     """
     generator = torch.Generator().manual_seed(seed)
+    if not region.any():
+        return region
     within = []
     for axis, side in enumerate(region.shape):
-        filled_lines = region.any(1 - axis).nonzero()
-        within.append((-int(filled_lines.min()), side - int(filled_lines.max())))
+        lines = region.any(1 - axis).nonzero()
+        within.append((-int(lines.min()), side - int(lines.max())))
     anywhere = [(0, side) for side in region.shape]
     best, least = region, int(region.sum()) + 1
     for spans in (within, anywhere):
@@ -249,8 +250,13 @@ def _hidden_states(
     shown = tuple(batch)
     if by != "knockout":
         return mllm.backbone.new_states(shown, query)[None], shown
-    check_image_tokens(mllm, "by='knockout'")
     encoding = mllm.encode(images, query)
+    if encoding.crosses:
+        raise ValueError(
+            f"by='knockout' hides image tokens, but the decoder of a "
+            f"{mllm.model.config.model_type!r} has none: it looks at images by cross-attention; "
+            "take by='fill'"
+        )
     if encoding.windows > 1:
         raise ValueError("by='knockout' takes images that are seen at once; take by='fill'")
     index = query.explained[place]

@@ -164,6 +164,8 @@ def test_a_region_elsewhere_has_the_same_area_and_overlaps_little() -> None:
         assert rows.max() - rows.min() == 5 and columns.max() - columns.min() == 8
     tall = region_of(4, 20, 0, 10)
     assert not (moved_elsewhere(tall) & tall).any()
+    nothing = torch.zeros(9, 9, dtype=torch.bool)
+    assert torch.equal(moved_elsewhere(nothing), nothing)
     large = region_of(0, 20, 0, 37)
     assert moved_elsewhere(large).sum() == large.sum()
 

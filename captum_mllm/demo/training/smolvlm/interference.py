@@ -87,6 +87,7 @@ def word_measures(
                 float((lens[at] > 0).mean()),
                 float((lens[telling] @ lens[at] / norms).mean()),
                 float(shared),
+                # NaN too where the own object covers the centre of no token.
                 *(other / density[0] if density[0] != 0 else np.inf for other in density[1:]),
             ]
         )
