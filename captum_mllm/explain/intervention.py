@@ -169,8 +169,8 @@ def explained_region(
 
 def moved_elsewhere(region: Tensor, seed: int = 0) -> Tensor:
     r"""
-    A region moved to a random place within the image where it does not overlap itself. If there is
-    none, it goes on at the opposite edge beyond an edge, and overlaps itself as little as it can.
+    A region moved to a random place within the image where it does not overlap itself. Where there
+    is no such place, it goes on at the opposite edge, and overlaps itself as little as it can.
 
     Args:
         region (Tensor): bool, (H, W).
