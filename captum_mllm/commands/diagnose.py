@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.description = (
         "Rank the content words of an answer by the risk that the image does not show what they\n"
-        "name, and say why. With a calibration for the model risks are probabilities."
+        "name, and say why. With a calibration for the model risks are probabilities. The weights\n"
+        "that come with the package know shapes and colours; sizes, sides and backgrounds often\n"
+        "have a high risk where they are right."
     )
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -74,7 +76,11 @@ def run(options: argparse.Namespace) -> int:
         show("".join(result.output_tokens).strip())
         show(risk_table(risks))
     if not all(each.calibrated for each in risks):
-        say("risks are a ranking: there is no calibration for this model (captum-mllm calibrate)")
+        if calibration is None:
+            why = "there is no calibration for this model"
+        else:
+            why = f"the calibration is of {calibration.model!r}, and this model is {result.model!r}"
+        say(f"risks are a ranking: {why} (captum-mllm calibrate)")
     if options.output:
         result.save_html(Path(options.output), calibration)
     return 0

@@ -53,6 +53,9 @@ class Ablation:
 
     Attributes:
         groups (tuple[str, ...]): their names.
+
+    Raises:
+        TakesNoMask: to hide an image from a decoder that looks at images by cross-attention.
     """
 
     def __init__(

@@ -46,6 +46,10 @@ def test_a_calibration_makes_probabilities_of_risks(
     risks = {each["word"]: each for each in json.loads(printed.out)}
     assert risks["cross"]["calibrated"] and risks["cross"]["risk"] > risks["triangle"]["risk"]
     assert "no calibration" not in printed.err
+    Calibration.load(file).save(other := tmp_path / "other.json")
+    other.write_text(other.read_text(encoding="utf-8").replace('"qwen2-vl"', '"a-bus"'))
+    assert main(["diagnose", "--answer", ANSWER, "--calibration", str(other)]) == 0
+    assert "is of 'a-bus', and this model is 'qwen2-vl'" in capsys.readouterr().err
     # The page tells the same risks.
     assert '"calibrated":true' in page.read_text(encoding="utf-8").replace(" ", "")
 

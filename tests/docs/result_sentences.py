@@ -173,14 +173,25 @@ def reading() -> str:
     )
 
 
+def _of(model: str, method: str, score: str) -> Value:
+    """A score that has been measured."""
+    found = benchmark(model, method, score)
+    assert found is not None, (model, method, score)
+    return found
+
+
+def _change(model: str, method: str, score: str) -> Value:
+    """Its difference from the default, which has to exclude 0."""
+    found = _of(model, method, f"difference in {score}")
+    assert found.excludes_0, (model, method, score, found)
+    return found
+
+
 def real_model() -> str:
     def of(method: str, score: str) -> str:
-        found = benchmark(REAL, method, score)
-        assert found is not None
-        return f"{found.value:.1f}"
+        return f"{_of(REAL, method, score).value:.1f}"
 
-    change = benchmark(REAL, BASE, "difference in pointing")
-    assert change is not None and not change.excludes_0
+    assert not _of(REAL, BASE, "difference in pointing").excludes_0
     return (
         "On `demo/smolvlm`, around a pretrained language model, ARC raises the F1-IoU of the "
         f"attended lens from {of(BASE, 'F1-IoU')} to {of(DEFAULT, 'F1-IoU')} and its mass from "
@@ -193,41 +204,33 @@ def real_model() -> str:
 
 
 def suppression_of_the_twin() -> str:
-    lost = {
-        score: benchmark(TWIN, BASE, f"difference in {score}")
-        for score in ("F1-IoU", "pointing", "mass", "leakage")
-    }
-    changes = [each for each in lost.values() if each is not None and each.excludes_0]
-    f1, points, mass, leakage = (each.value for each in changes)
-    lens = benchmark(TWIN, "lens", "pointing")
-    assert lens is not None and f1 > 0 and points > 0 and mass < 0
+    f1, points, mass, leakage = (
+        _change(TWIN, BASE, score).value for score in ("F1-IoU", "pointing", "mass", "leakage")
+    )
+    assert f1 > 0 and points > 0 and mass < 0 and leakage > 0
     return (
         "On a LLaVA-1.5 that was trained without losses on its image tokens, whose lens points at "
-        f"the object of a noun in {lens.value:.1f} of 100 cases, it costs {f1:.1f} points of "
-        f"F1-IoU and {points:.1f} of pointing, for {-mass:.1f} points of mass and {leakage:.1f} "
-        "of leakage."
+        f"the object of a noun in {_of(TWIN, 'lens', 'pointing').value:.1f} of 100 cases, it costs "
+        f"{f1:.1f} points of F1-IoU and {points:.1f} of pointing, for {-mass:.1f} points of mass "
+        f"and {leakage:.1f} of leakage."
     )
 
 
 def parts_of_the_twin() -> str:
-    def of(method: str, score: str) -> str:
-        found = benchmark(TWIN, method, score)
-        assert found is not None
-        return f"{found.value:.1f}"
-
-    steps = ("lens", "attended-lens", BASE)
-    f1, points = ([of(each, score) for each in steps] for score in ("F1-IoU", "pointing"))
+    f1, points = (
+        [f"{_of(TWIN, each, score).value:.1f}" for each in ("lens", "attended-lens", BASE)]
+        for score in ("F1-IoU", "pointing")
+    )
     return (
-        f"There the product with attention raises the F1-IoU of the lens from {f1[0]} to {f1[1]} "
-        f"and its pointing from {points[0]} to {points[1]}, and four scales raise them to {f1[2]} "
-        f"and {points[2]}."
+        "On this model the product with attention raises the F1-IoU of the lens from "
+        f"{f1[0]} to {f1[1]} and its pointing from {points[0]} to {points[1]}, and four scales "
+        f"raise them to {f1[2]} and {points[2]}."
     )
 
 
 def strength_of_the_twin() -> str:
     methods = (BASE, DEFAULT, "arc-cosine-attended-lens-msea", "arc-strength1-attended-lens-msea")
-    found = [benchmark(TWIN, each, "F1-IoU") for each in methods]
-    none, half, cosine, whole = (each.value for each in found if each is not None)
+    none, half, cosine, whole = (_of(TWIN, each, "F1-IoU").value for each in methods)
     assert none > half > cosine > whole
     return (
         f"The more of it ARC takes, the lower is the F1-IoU: {none:.1f} with none of it, "
@@ -238,26 +241,19 @@ def strength_of_the_twin() -> str:
 def cosine_of_a_real_model() -> str:
     cosine, told = "arc-cosine-attended-lens-msea", []
     for score in ("mass", "pointing"):
-        found, own = benchmark(REAL, cosine, score), benchmark(REAL, DEFAULT, score)
-        change = benchmark(REAL, cosine, f"difference in {score}")
-        assert found is not None and own is not None
-        assert change is not None and change.excludes_0
+        _change(REAL, cosine, score)
+        found, own = _of(REAL, cosine, score), _of(REAL, DEFAULT, score)
         told.append(f"{found.value:.1f} against {own.value:.1f}")
     return f"On the SmolVLM the cosine has more mass, {told[0]}, and points worse, {told[1]}."
 
 
 def centred_of_a_real_model() -> str:
-    method, told = "arc-centered-attended-lens-msea", []
-    for score in ("F1-IoU", "mass"):
-        found, change = (
-            benchmark(REAL, method, score),
-            benchmark(REAL, method, f"difference in {score}"),
-        )
-        assert found is not None and change is not None and change.low > 0
-        told.append(f"{found.value:.1f}")
+    method = "arc-centered-attended-lens-msea"
+    assert all(_change(REAL, method, score).low > 0 for score in ("F1-IoU", "mass"))
+    f1, mass = (_of(REAL, method, score).value for score in ("F1-IoU", "mass"))
     return (
-        f"There the default around the centred lens is ahead, with an F1-IoU of {told[0]} and a "
-        f"mass of {told[1]}."
+        f"There the default around the centred lens is ahead, with an F1-IoU of {f1:.1f} and a "
+        f"mass of {mass:.1f}."
     )
 
 

@@ -197,7 +197,7 @@ def test_frames_of_a_video_are_images_not_words() -> None:
     mllm = MLLM.from_pretrained("demo/qwen2-vl")
     scene = Scene((SceneObject("star", "red", x=0.5, y=0.5, radius=0.2),), "dark")
     frames = [render(scene).image, 255 - render(scene).image]
-    answers = {}
+    found = {}
     for given in (frames, Video(frames)):
         inp = ImageTextInput(given, "Describe the image.")
         images, query = mllm.prepare(inp, target="a red star")
@@ -208,9 +208,9 @@ def test_frames_of_a_video_are_images_not_words() -> None:
         torch.testing.assert_close(reasons.values[:, :-3].sum(1), of_images, atol=1e-5, rtol=0)
         gain = token_signals(mllm, format_tensor_into_tuples(images), query)[:, 1]
         torch.testing.assert_close(gain, of_images.clamp(-12, 12), atol=1e-3, rtol=1e-3)
-        answers[type(given)] = reasons
+        found[type(given)] = reasons
     # Shares of an image do not depend on what it is called.
-    named = answers[list]
+    named = found[list]
     assert named.coalitions is not None
     timed = Reasons.of_coalitions(("0.0 s", "0.5 s", "question", "answer"), named.coalitions)
     torch.testing.assert_close(timed.values, named.values)
